@@ -1,0 +1,80 @@
+# One-word developer commands. Needs Python 3.11 or newer with pip, and make; everything else lands in .venv.
+PYTHON ?= python3
+PIP_INSTALL = $(BIN)/python -m pip install --quiet -c constraints.txt
+BIN := .venv/bin
+DEV := .venv/.installed
+RUNTIME := .venv-runtime/.installed
+WHEEL := dist/.built
+SOURCES := $(shell find titans_core export runtime tools/titans_cli -name '*.py')
+
+# Two test processes on two cores: one thread each, unless the caller says otherwise.
+TEST_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: setup demo bench test cover lint format docs wheel wheel-check extras-check help clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(DEV)  ## make .venv with everything a developer needs
+
+demo: $(DEV) $(RUNTIME)  ## train, export, verify and run on real text, the last part without torch
+	$(BIN)/python tools/demo/demo.py
+
+bench: $(DEV)  ## runtime against eager PyTorch and the machine's roofline; last line is JSON
+	$(BIN)/python tools/bench/bench.py
+
+test: $(DEV)  ## run the test suite
+	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n 2
+
+cover: $(DEV)  ## run the test suite and report coverage
+	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-report=html
+
+lint: $(DEV)  ## ruff, format check, mypy --strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(DEV)  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(DEV)  ## regenerate the parts of docs/ that come from code
+	$(BIN)/python tools/docs/generate_cli.py docs/cli.md
+
+wheel: $(WHEEL)  ## build the wheel into dist/
+
+wheel-check: $(DEV) $(WHEEL)  ## install the wheel in an empty venv without torch and run a bundle there
+	bash .ci/wheel_check.sh
+
+extras-check: $(DEV) $(WHEEL)  ## install each provider's extra in an empty venv and hold `titans doctor` to its word
+	$(BIN)/titans train --task text --data titans_core/*.py --variant lmm --preset tiny --steps 2 --out dist/tiny
+	$(BIN)/titans export dist/tiny --out dist/tiny.titans --overwrite --verify-tokens 64
+	$(PYTHON) tools/ci/extras_check.py "$$(echo $(CURDIR)/dist/titans_deploy-*.whl)" dist/tiny.titans
+
+clean:  ## remove environments, wheels and caches
+	rm -rf .venv .venv-runtime dist demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache htmlcov .coverage
+
+# A distribution's own Python may come without ensurepip; pip itself can then fill an empty venv.
+define make_venv
+	rm -rf $(1)
+	$(PYTHON) -m venv $(1) 2>/dev/null || { rm -rf $(1); $(PYTHON) -m venv --without-pip $(1) \
+	  && $(PYTHON) -m pip --python $(1)/bin/python install --quiet pip; }
+endef
+
+$(DEV): pyproject.toml constraints.txt
+	$(call make_venv,.venv)
+	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(WHEEL): $(DEV) README.md LICENSE $(SOURCES)
+	rm -rf dist
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null
+	@touch $@
+
+# What a user without PyTorch has: the wheel with the [cpu] extra and nothing else.
+$(RUNTIME): $(WHEEL)
+	$(call make_venv,.venv-runtime)
+	.venv-runtime/bin/python -m pip install --quiet -c constraints.txt "$$(echo $(CURDIR)/dist/titans_deploy-*.whl)[cpu]"
+	@touch $@

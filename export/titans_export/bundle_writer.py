@@ -1,0 +1,200 @@
+"""Writing a bundle: everything into a temporary directory beside the target, then one rename.
+
+Knows the files of a bundle and their order. Does not know how graphs are made (`onnx_model`) or verified.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor
+
+from titans_export.errors import ExportError
+from titans_export.onnx_model import OPSET, ExportedGraph, check, export_graph, refer_to_weights, state_table
+from titans_export.precision import precision
+from titans_export.quantise import quantise
+from titans_export.steppable import SteppableModel
+from titans_export.weights import write_tensors
+from titans_export.widen import is_half, widened
+from titans_runtime.manifest import MANIFEST_FILE, DataFile, GraphSpec, Manifest, ModelInfo, TokenizerInfo
+
+WEIGHTS_FILE = "weights.safetensors"
+INITIAL_STATE_FILE = "initial_state.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+
+Progress = Callable[[int, int], None]  # (done, total)
+
+
+@contextmanager
+def staged(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A directory that becomes `out` if the block succeeds, and is removed if it does not.
+
+    Raises:
+        ExportError: `out` exists and `overwrite` is off, or cannot be written, or the disk is full.
+    """
+    if out.exists() and not overwrite:
+        raise ExportError(f"{out} exists; choose another --out, or allow it to be replaced with --overwrite")
+    if out.exists() and not (out / MANIFEST_FILE).is_file():
+        raise ExportError(f"{out} is not a bundle and is left alone; choose another --out")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise ExportError(f"cannot write {out} ({error.strerror}); choose a directory you can write to") from error
+    try:
+        stage.chmod(0o755)  # mkdtemp's is private to the user
+        yield stage
+        if out.exists():
+            old = stage.with_name(stage.name + ".old")
+            out.rename(old)
+            stage.rename(out)
+            shutil.rmtree(old)
+        else:
+            stage.rename(out)
+    except OSError as error:
+        raise ExportError(f"could not write {out} ({error}); free some space or check the permissions") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def write_bundle(
+    model: SteppableModel,
+    directory: Path,
+    *,
+    dtype: str,
+    tokenizer_json: str | None,
+    provenance: dict[str, str],
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write every file of a bundle into an empty directory.
+
+    Args:
+        model: what to export, at its precision already.
+        directory: exists and is empty.
+        dtype: name of that precision; integers are made of the weights here.
+        tokenizer_json: a `tokenizer.json` document, or None.
+        provenance: where the model came from.
+        progress: called with (steps done, steps in all).
+
+    Returns:
+        The manifest, as written.
+
+    Raises:
+        TraceError, ExportError: the model cannot be exported.
+    """
+    wanted = precision(dtype)
+    graphs = model.graphs()
+    total = len(graphs) + 2
+    exported = []
+    for done, graph in enumerate(graphs):
+        exported.append(export_graph(model, graph))
+        if progress is not None:
+            progress(done + 1, total)
+    own = dict(model.module.named_parameters())
+    used: dict[str, Tensor] = {name: own[name] for graph in exported for name in graph.parameters}
+    if wanted.quantised:
+        used = quantise((graph.model for graph in exported), used)
+    places = write_tensors(directory / WEIGHTS_FILE, used)
+    specs = [_write_graph(graph, directory, places) for graph in exported]
+    learned = {
+        spec.name: model.initial_tensor(spec).detach() for spec in model.state_specs() if isinstance(spec.initial, str)
+    }
+    if learned:
+        write_tensors(directory / INITIAL_STATE_FILE, learned)
+    manifest = Manifest(
+        model=ModelInfo(
+            name=model.name,
+            variant=model.variant,
+            parameters=sum(parameter.numel() for parameter in model.module.parameters()),
+            config=model.config,
+        ),
+        dtype=wanted.name,
+        opset=OPSET,
+        inputs=model.inputs,
+        chunk=model.chunk,
+        tokenizer=_tokenizer(model, directory, tokenizer_json),
+        states=state_table(model),
+        graphs=tuple(specs),
+        schedule=tuple(model.schedule),
+        weights=data_file(directory / WEIGHTS_FILE),
+        initial_state=data_file(directory / INITIAL_STATE_FILE) if learned else None,
+        provenance=provenance | versions(),
+        providers=wanted.providers,
+    )
+    write_manifest(directory, manifest)
+    if progress is not None:
+        progress(total, total)
+    return manifest
+
+
+def _write_graph(graph: ExportedGraph, directory: Path, places: dict[str, tuple[int, int]]) -> GraphSpec:
+    """Write a graph, and beside a half-precision one its twin for CPUs."""
+    refer_to_weights(graph.model, WEIGHTS_FILE, places)
+    path = _save(graph.model, directory / f"{graph.source.name}.onnx")
+    twin = None
+    if is_half(graph.model):
+        twin = data_file(_save(widened(graph.model, set(places)), directory / f"{graph.source.name}.cpu.onnx"))
+    return replace(graph.spec(path.name, sha256(path)), cpu=twin)
+
+
+def _save(model: onnx.ModelProto, path: Path) -> Path:
+    onnx.save_model(model, str(path))
+    check(str(path))
+    return path
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write (or replace) the manifest of a bundle, atomically.
+
+    Raises:
+        BundleError: no runtime would read this manifest.
+    """
+    text = manifest.to_json()
+    Manifest.from_json(text)
+    temporary = directory / f".{MANIFEST_FILE}"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(directory / MANIFEST_FILE)
+
+
+def _tokenizer(model: SteppableModel, directory: Path, tokenizer_json: str | None) -> TokenizerInfo | None:
+    if tokenizer_json is not None:
+        path = directory / TOKENIZER_FILE
+        path.write_text(tokenizer_json, encoding="utf-8")
+        return TokenizerInfo(kind="tokenizers", file=data_file(path))
+    if getattr(model.inputs, "vocab_size", None) == 256:  # one id per byte, the only vocabulary of that size we make
+        return TokenizerInfo(kind="byte")
+    return None
+
+
+def data_file(path: Path) -> DataFile:
+    """A file's manifest entry."""
+    return DataFile(file=path.name, sha256=sha256(path), bytes=path.stat().st_size)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """What made the bundle."""
+    return {
+        "titans_deploy": metadata.version("titans-deploy"),
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+    }
+
+
+def with_verification(manifest: Manifest, report: dict[str, object]) -> Manifest:
+    """The manifest with a verification report in it."""
+    return replace(manifest, verification=report)  # type: ignore[arg-type]

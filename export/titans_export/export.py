@@ -1,0 +1,88 @@
+"""The export: a checkpoint in, a verified bundle out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from titans_core.model import TitansModel
+from titans_core.training.checkpoint import load_model
+from titans_export.bundle_writer import Progress, staged, with_verification, write_bundle, write_manifest
+from titans_export.errors import VerificationError
+from titans_export.precision import at_precision, precision
+from titans_export.verify import compare
+from titans_runtime.manifest import Manifest
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    out: Path,
+    *,
+    dtype: str = "fp32",
+    verify_tokens: int = 2048,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Export a checkpoint directory; see `export_model`. Raises `CheckpointError` too."""
+    model, loaded = load_model(checkpoint)
+    provenance = {key: str(value) for key, value in loaded.provenance.items()}
+    return export_model(
+        model,
+        out,
+        dtype=dtype,
+        tokenizer_json=loaded.tokenizer_json,
+        provenance=provenance,
+        verify_tokens=verify_tokens,
+        progress=progress,
+        overwrite=overwrite,
+    )
+
+
+def export_model(
+    model: TitansModel,
+    out: Path,
+    *,
+    dtype: str = "fp32",
+    tokenizer_json: str | None = None,
+    provenance: dict[str, str] | None = None,
+    verify_tokens: int = 2048,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Write a bundle and prove that it computes what the model computes.
+
+    Args:
+        model: the trained model, in fp32; put into evaluation mode, its parameters no longer require gradients.
+        out: the bundle directory to make; it appears only when complete and verified.
+        dtype: fp32, fp16, bf16 or int8; see `precision`.
+        tokenizer_json: a `tokenizer.json` document to carry along.
+        provenance: where the model came from.
+        verify_tokens: length of the stream it is verified on; 0 skips verification.
+        progress: called with (done, total).
+        overwrite: replace a bundle that is there.
+
+    Returns:
+        The manifest, verification report included.
+
+    Raises:
+        ExportError: unknown dtype, or the bundle cannot be written.
+        TraceError: the model computes something that has no ONNX form.
+        VerificationError: the bundle disagrees with the model; nothing is left at `out`.
+    """
+    wanted = precision(dtype)
+    model.eval().requires_grad_(False)
+    with staged(out, overwrite) as stage:
+        manifest = write_bundle(
+            at_precision(model, wanted),
+            stage,
+            dtype=dtype,
+            tokenizer_json=tokenizer_json,
+            provenance=provenance or {},
+            progress=None if verify_tokens else progress,
+        )
+        if verify_tokens:
+            report = compare(stage, model, tokens=verify_tokens, progress=progress)
+            if not report.ok:
+                raise VerificationError(report.explain())
+            manifest = with_verification(manifest, report.to_json_dict())
+            write_manifest(stage, manifest)
+    return manifest

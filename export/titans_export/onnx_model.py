@@ -1,0 +1,195 @@
+"""A steppable model's graphs as ONNX models: named inputs and outputs, metadata, weights by reference.
+
+Knows how state names become ONNX names and what the metadata says. Does not know the bundle's other files.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor
+
+from titans_core.state import StateSpec as CoreStateSpec
+from titans_export.errors import ExportError, TraceError
+from titans_export.lower import lower
+from titans_export.steppable import DATA_INPUTS, Feeds, StepGraph, SteppableModel, initial_state
+from titans_export.trace import trace
+from titans_runtime.manifest import (
+    BATCH,
+    FORMAT_VERSION,
+    ContinuousInputs,
+    DType,
+    GraphSpec,
+    Initial,
+    Shape,
+    StateSpec,
+    TensorSpec,
+    TokenInputs,
+    due_object,
+)
+
+OPSET = 20  # the first with Gelu; TensorRT 10 and ONNX Runtime 1.23 take it
+IR_VERSION = 10
+
+DTYPES: dict[torch.dtype, DType] = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.float64: "float64",
+    torch.int64: "int64",
+}
+_ONNX_DTYPES: dict[int, DType] = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.DOUBLE: "float64",
+    TensorProto.INT64: "int64",
+}
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """One graph: the ONNX model without weight data, and the parameters it uses."""
+
+    source: StepGraph
+    model: onnx.ModelProto
+    parameters: tuple[str, ...]
+
+    def spec(self, file: str, sha256: str) -> GraphSpec:
+        """Its manifest entry, once it is written to `file`."""
+        graph = self.model.graph
+        return GraphSpec(
+            name=self.source.name,
+            kind=self.source.kind,
+            file=file,
+            sha256=sha256,
+            tokens=self.source.tokens,
+            inputs=tuple(_tensor_spec(value) for value in graph.input),
+            outputs=tuple(_tensor_spec(value) for value in graph.output),
+        )
+
+
+def past(name: str) -> str:
+    """The graph input of state `name`, in the naming of the ONNX language-model ecosystem."""
+    return f"past_key_values.{name}"
+
+
+def present(name: str) -> str:
+    """The graph output of state `name`."""
+    return f"present.{name}"
+
+
+def state_table(model: SteppableModel) -> tuple[StateSpec, ...]:
+    """The manifest's state table of a model."""
+    return tuple(_state(spec, model.initial_tensor(spec)) for spec in model.state_specs())
+
+
+def _state(spec: CoreStateSpec, start: Tensor) -> StateSpec:
+    shape: Shape = (spec.shape[0], BATCH, *spec.shape[1:]) if spec.kind == "rows" else (BATCH, *spec.shape)
+    if isinstance(spec.initial, str):
+        initial = Initial(kind="learned", tensor=spec.name)
+    elif spec.initial == 0.0:
+        initial = Initial()
+    else:
+        initial = Initial(kind="constant", value=spec.initial)
+    return StateSpec(
+        name=spec.name,
+        kind=spec.kind,
+        dtype=DTYPES[start.dtype],
+        shape=shape,
+        initial=initial,
+        input=past(spec.name),
+        output=present(spec.name),
+    )
+
+
+def example_feeds(model: SteppableModel, graph: StepGraph, batch: int) -> Feeds:
+    """Feeds of the right shapes for a graph; their values do not matter to a trace."""
+    feeds: Feeds = {"position": torch.zeros(batch, dtype=torch.int64)}
+    if graph.tokens:
+        if isinstance(model.inputs, ContinuousInputs):
+            feeds["inputs"] = torch.zeros(batch, graph.tokens, model.inputs.features)
+        else:
+            feeds["input_ids"] = torch.zeros(batch, graph.tokens, dtype=torch.int64)
+        if graph.kind == "extend":
+            feeds["length"] = torch.ones(batch, dtype=torch.int64)
+    return feeds | initial_state(model, batch)
+
+
+def export_graph(model: SteppableModel, graph: StepGraph) -> ExportedGraph:
+    """Trace and lower one graph, and have ONNX check it.
+
+    Raises:
+        TraceError: the computation cannot be written as a graph.
+        ExportError: ONNX refuses the result.
+    """
+    states = {spec.name for spec in model.state_specs()}
+
+    def run(feeds: Feeds) -> Feeds:
+        results = graph.run({name.removeprefix(past("")): value for name, value in feeds.items()})
+        return {present(name) if name in states else name: value for name, value in results.items()}
+
+    def example(batch: int) -> Feeds:
+        feeds = example_feeds(model, graph, batch)
+        return {name if name in DATA_INPUTS else past(name): value for name, value in feeds.items()}
+
+    try:
+        proto = lower(trace(run, model.module, example), graph.name)
+    except TraceError as error:
+        raise TraceError(f"graph {graph.name}: {error}") from error
+    parameters = tuple(tensor.name for tensor in proto.initializer if not tensor.HasField("raw_data"))
+    onnx_model = helper.make_model(
+        proto, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="titans-deploy"
+    )
+    helper.set_model_props(onnx_model, _metadata(model, graph))
+    return ExportedGraph(graph, onnx_model, parameters)
+
+
+def refer_to_weights(model: onnx.ModelProto, file: str, places: dict[str, tuple[int, int]]) -> None:
+    """Point every parameter at its bytes in the shared weight file; `places` are offsets and lengths by name."""
+    for tensor in model.graph.initializer:
+        if tensor.name in places:
+            offset, length = places[tensor.name]
+            tensor.data_location = TensorProto.EXTERNAL
+            del tensor.external_data[:]
+            for key, value in (("location", file), ("offset", str(offset)), ("length", str(length))):
+                tensor.external_data.add(key=key, value=value)
+
+
+def check(path: str) -> None:
+    """ONNX's checker with strict shape inference, on the written file. Raises `ExportError`."""
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"ONNX refuses {path} ({error}); this is a defect of the export, please report it") from error
+
+
+def _metadata(model: SteppableModel, graph: StepGraph) -> dict[str, str]:
+    table = [
+        {"name": s.name, "kind": s.kind, "dtype": s.dtype, "shape": s.shape, "input": s.input, "output": s.output}
+        for s in state_table(model)
+    ]
+    inputs: dict[str, Any]
+    if isinstance(model.inputs, TokenInputs):
+        inputs = {"kind": "tokens", "vocab_size": model.inputs.vocab_size}
+    else:
+        inputs = {"kind": "continuous", "features": model.inputs.features, "targets": model.inputs.targets}
+    return {
+        "titans.format_version": str(FORMAT_VERSION),
+        "titans.model": model.name,
+        "titans.graph": graph.kind,
+        "titans.tokens": str(graph.tokens),
+        "titans.chunk": str(model.chunk),
+        "titans.inputs": json.dumps(inputs),
+        "titans.states": json.dumps(table),
+        "titans.schedule": json.dumps([due_object(due) for due in model.schedule]),
+    }
+
+
+def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    shape = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
+    return TensorSpec(name=value.name, dtype=_ONNX_DTYPES[tensor.elem_type], shape=shape)

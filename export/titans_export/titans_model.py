@@ -1,0 +1,73 @@
+"""Our own models as steppable models: which forms of `TitansModel` become which graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from titans_core.model import Outputs, TitansModel
+from titans_core.state import StateSpec
+from titans_export.steppable import Feeds, StepGraph
+from titans_runtime.manifest import ContinuousInputs, Due, TokenInputs
+
+
+class TitansSteppable:
+    """A `SteppableModel` over a `TitansModel`, which it uses in place."""
+
+    def __init__(self, model: TitansModel) -> None:
+        self.module = model
+        self.variant = str(model.config.variant)
+        self.name = f"titans-{self.variant}"
+        self.chunk = model.config.chunk
+        self.schedule: Sequence[Due] = (Due(graph="commit", period=self.chunk),)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The `TitansConfig`."""
+        return self.module.config.to_dict()
+
+    @property
+    def inputs(self) -> TokenInputs | ContinuousInputs:
+        """Token ids or vectors."""
+        config = self.module.config
+        if config.vocab_size is not None:
+            return TokenInputs(vocab_size=config.vocab_size)
+        return ContinuousInputs(features=config.features or 0, targets=config.outputs)
+
+    def state_specs(self) -> Sequence[StateSpec]:
+        """The model's."""
+        return self.module.state_specs()
+
+    def initial_tensor(self, spec: StateSpec) -> Tensor:
+        """The model's."""
+        return self.module.initial_tensor(spec)
+
+    def graphs(self) -> Sequence[StepGraph]:
+        """prefill, extend, step and commit; no commit where nothing is ever committed."""
+        return [
+            StepGraph("prefill", "prefill", self.chunk, self._prefill),
+            StepGraph("extend", "extend", self.chunk, self._extend),
+            StepGraph("step", "step", 1, self._step),
+            StepGraph("commit", "commit", 0, self.module.commit),
+        ]
+
+    def _tokens(self, feeds: Feeds) -> Tensor:
+        return feeds["input_ids" if "input_ids" in feeds else "inputs"]
+
+    def _named(self, outputs: Outputs) -> Feeds:
+        head, surprise, changed = outputs
+        named = {"logits" if self.module.config.vocab_size is not None else "predictions": head}
+        if surprise is not None:
+            named["surprise"] = surprise
+        return named | changed
+
+    def _prefill(self, feeds: Feeds) -> Feeds:
+        return self._named(self.module.prefill(self._tokens(feeds), feeds["position"], feeds))
+
+    def _extend(self, feeds: Feeds) -> Feeds:
+        return self._named(self.module.extend(self._tokens(feeds), feeds["position"], feeds["length"], feeds))
+
+    def _step(self, feeds: Feeds) -> Feeds:
+        return self._named(self.module.extend(self._tokens(feeds), feeds["position"], None, feeds))

@@ -1,0 +1,1 @@
+"""titans-pytorch models as steppable models: its `NeuralMemory` and its `MemoryAsContextTransformer`, streamed."""

@@ -1,0 +1,81 @@
+"""`titans import titans-pytorch`: a state dict and its configuration in, a verified bundle out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from titans_export.bundle_writer import Progress, staged, with_verification, write_bundle, write_manifest
+from titans_export.titans_pytorch.arguments import ConfigError
+from titans_export.titans_pytorch.options import read_options
+from titans_export.titans_pytorch.parameters import read_state_dict
+from titans_export.titans_pytorch.parity import compare
+from titans_export.titans_pytorch.steppable import TitansPytorchModel
+from titans_runtime.manifest import Manifest
+
+VERIFY_TOKENS = 600
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The constructor call in a JSON file.
+
+    Raises:
+        ConfigError: it is no JSON, or no configuration that can be carried over.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); name the file with the configuration") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is no JSON ({error}); write the constructor's arguments as JSON") from error
+    read_options(config)
+    found: dict[str, Any] = config
+    return found
+
+
+def import_checkpoint(
+    checkpoint: Path,
+    config: Path,
+    out: Path,
+    *,
+    tokenizer: Path | None = None,
+    verify_tokens: int = VERIFY_TOKENS,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Write a bundle and prove that it computes what titans-pytorch computes.
+
+    Args:
+        checkpoint: a state dict, `.pt` or `.safetensors`; nothing but tensors is unpickled.
+        config: JSON, `{"class": "MemoryAsContextTransformer" or "NeuralMemory", "args": {…}}`.
+        out: the bundle directory to make; it appears only when complete and verified.
+        tokenizer: a `tokenizer.json` to carry along; without one, a vocabulary of 256 is bytes.
+        verify_tokens: length of the stream it is verified on; 0 skips verification.
+        progress: called with (done, total).
+        overwrite: replace a bundle that is there.
+
+    Raises:
+        ConfigError: the configuration is wrong, or asks for what cannot be carried over; nothing else is looked at.
+        CheckpointError: the checkpoint cannot be read, or a parameter does not fit.
+        ExportError: the bundle cannot be written.
+        VerificationError: the bundle disagrees; nothing is left at `out`.
+    """
+    settings = read_config(config)
+    tokenizer_json = None if tokenizer is None else tokenizer.read_text(encoding="utf-8")
+    tensors = read_state_dict(checkpoint)
+    model = TitansPytorchModel(settings, tensors)
+    with staged(out, overwrite) as stage:
+        manifest = write_bundle(
+            model,
+            stage,
+            dtype="fp32",
+            tokenizer_json=tokenizer_json,
+            provenance={"source": "titans-pytorch", "checkpoint": checkpoint.name},
+            progress=None if verify_tokens else progress,
+        )
+        if verify_tokens:
+            report = compare(stage, model, tensors, tokens=verify_tokens, progress=progress)
+            manifest = with_verification(manifest, report)
+            write_manifest(stage, manifest)
+    return manifest

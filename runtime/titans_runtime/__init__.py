@@ -1,0 +1,57 @@
+"""titans_runtime drives a bundle: Titans models with their memory as external state, without PyTorch.
+
+    import titans_runtime as titans
+
+    model = titans.load("model.titans")
+    session = model.session()
+    for piece in session.generate("def main():", max_new_tokens=64, temperature=0.8):
+        print(piece, end="")
+
+Needs NumPy and, to run a graph, onnxruntime, which is imported when a bundle is loaded. Never imports torch
+or onnx.
+"""
+
+from titans_runtime.describe import Description
+from titans_runtime.driver import Driver, Fed
+from titans_runtime.errors import (
+    BundleError,
+    ExecutionError,
+    InputError,
+    NonFiniteError,
+    ProviderError,
+    SessionBusyError,
+    SessionPoisonedError,
+    StateError,
+    TextError,
+    TitansError,
+)
+from titans_runtime.manifest import Manifest
+from titans_runtime.model import Model, load
+from titans_runtime.moment import Mark
+from titans_runtime.observe import FeedEvent, SessionStats
+from titans_runtime.sampling import SamplingOptions
+from titans_runtime.session import Session
+
+__all__ = [
+    "BundleError",
+    "Description",
+    "Driver",
+    "ExecutionError",
+    "Fed",
+    "FeedEvent",
+    "InputError",
+    "Manifest",
+    "Mark",
+    "Model",
+    "NonFiniteError",
+    "ProviderError",
+    "SamplingOptions",
+    "Session",
+    "SessionBusyError",
+    "SessionPoisonedError",
+    "SessionStats",
+    "StateError",
+    "TextError",
+    "TitansError",
+    "load",
+]

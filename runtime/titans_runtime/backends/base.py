@@ -1,0 +1,161 @@
+"""What a provider must offer: states as values, and one call that makes the next state out of one.
+
+Knows the vocabulary between driver and provider. Does not know where the memory is, how a graph is compiled,
+nor which call comes next (`plan`).
+
+A state never changes. `Executor.run` leaves the one it is given as it was and returns its successor, which shares
+with it whatever the graph did not write. So a failed call, or a failed series of calls, is undone by forgetting the
+successors; a fork or a mark is a second reference; and nothing big is copied for any of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from titans_runtime.arrays import Array, FloatArray
+from titans_runtime.errors import NonFiniteError
+from titans_runtime.manifest import GraphSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How a backend is set up. `threads` is per graph; None leaves the choice to the provider."""
+
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The data of one call.
+
+    inputs: `[B, length]` int64 ids or `[B, length, F]` float32 vectors; None for a commit.
+    length: real tokens in `inputs`; 0 for a commit.
+    """
+
+    inputs: Array | None
+    length: int
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one call returned: windows that stay valid until the same executor runs again.
+
+    head: `[B, length, outputs]`; None for a commit.
+    surprise: `[B, length, M]`; None for a commit or a model without memory.
+    """
+
+    head: FloatArray | None
+    surprise: FloatArray | None
+
+
+class State(Protocol):
+    """The state tensors of `batch` streams that have consumed `position` tokens. Immutable; safe to share."""
+
+    @property
+    def batch(self) -> int:
+        """How many streams."""
+        ...
+
+    @property
+    def position(self) -> int:
+        """Tokens that each stream has consumed."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs graphs for one caller at a time."""
+
+    def run(self, graph: GraphSpec, state: State, feed: Feed) -> tuple[Outputs, State]:
+        """Run one graph.
+
+        Returns:
+            What it said, and the state after it, whose position is `feed.length` further on.
+
+        Raises:
+            ExecutionError: the graph failed.
+            NonFiniteError: it returned numbers that are not finite; says at which token, and in which state tensor.
+            BundleError: the graph cannot be loaded.
+        """
+        ...
+
+
+class Lanes(Protocol):
+    """Memory in which `width` streams of different positions are stepped by one call. For one caller at a time."""
+
+    @property
+    def width(self) -> int:
+        """How many lanes."""
+        ...
+
+    def seat(self, lane: int, state: State) -> None:
+        """Copy a single stream's state into a lane."""
+        ...
+
+    def copy(self, lane: int, before_commit: bool = False) -> State:
+        """The state of a lane as a single stream's; the lane keeps it.
+
+        `before_commit`: what is due at its position has not run yet.
+        """
+        ...
+
+    def step(
+        self, lanes: Sequence[int], inputs: Array
+    ) -> tuple[FloatArray, FloatArray | None, dict[int, NonFiniteError]]:
+        """One token for each of `lanes`; the others stay as they are.
+
+        Args:
+            lanes: which.
+            inputs: `[len(lanes)]` ids or `[len(lanes), F]` vectors.
+
+        Returns:
+            Outputs `[width, O]` and surprise `[width, M]`, valid until the next step; and the lanes whose numbers are
+            not finite, which stay as they were.
+
+        Raises:
+            ExecutionError: the graph failed; no lane has changed.
+        """
+        ...
+
+    def undo(self, lane: int) -> None:
+        """Take the last step of a lane back, which must have been part of the last call of `step`."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back."""
+        ...
+
+
+class Backend(Protocol):
+    """A loaded model at one provider; shared by all its sessions and safe to use from several threads."""
+
+    @property
+    def provider(self) -> str:
+        """The name that selects it."""
+        ...
+
+    def initial(self, batch: int) -> State:
+        """The beginning of `batch` streams."""
+        ...
+
+    def executor(self, batch: int) -> AbstractContextManager[Executor]:
+        """An executor for states of `batch` streams, lent to this caller for the length of the block."""
+        ...
+
+    def lanes(self, width: int) -> Lanes:
+        """Lanes for `width` streams of different positions."""
+        ...
+
+    def read(self, state: State) -> dict[str, Array]:
+        """Copies of all state tensors in host memory, shaped as the state table says; rows not yet written are 0."""
+        ...
+
+    def write(self, tensors: Mapping[str, Array], batch: int, position: int) -> State:
+        """The state that `read` gave, or one like it. Rows at and after the position count as not written.
+
+        Raises:
+            InputError: a tensor is missing or unknown, or has another shape or dtype than the state table's.
+        """
+        ...

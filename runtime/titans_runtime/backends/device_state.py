@@ -1,0 +1,287 @@
+"""State on a device as immutable values, and the executor that makes the next one without bringing it to the host.
+
+Knows the tensors of a batch of streams and what a graph reads and writes. Does not know which device it is (`device`)
+or when a graph is due (`plan`). The host twin is `cpu_state`, with the same rules for who may write where.
+
+A call reads the blocks of the state it is given and writes carried tensors into spare blocks, so they alternate between
+two. Rows come out into a place of their own and are put into their table by the device. What crosses the bus is tokens
+and positions on the way in, outputs and surprise on the way out.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from titans_runtime.arrays import Array, FloatArray
+from titans_runtime.backends.arena import scratch
+from titans_runtime.backends.base import Feed, Outputs, State
+from titans_runtime.backends.cpu_state import check_tensors
+from titans_runtime.backends.device import Bound, Buffer, Device, DeviceBlock, Program
+from titans_runtime.backends.pool import Lease, Pool, Shapes, Table, TablePool, by_length, by_writers
+from titans_runtime.bundle import Bundle
+from titans_runtime.contract import data_name, head_name
+from titans_runtime.errors import NonFiniteError
+from titans_runtime.manifest import GraphSpec
+
+# Combinations of blocks that a stream meets while it decodes and reads prompts in turn; see `cpu_state`.
+_BINDINGS = 32
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """The state of `batch` streams: a block for each group of carried tensors, and one for each length of table."""
+
+    batch: int
+    position: int
+    carried: tuple[Lease[DeviceBlock], ...]
+    rows: tuple[Table[DeviceBlock], ...]
+
+
+class DeviceLayout:
+    """Where the state of `batch` streams is, and how it starts.
+
+    Args:
+        bundle: the state table and the initial values.
+        device: whose memory.
+        batch: how many streams.
+    """
+
+    def __init__(self, bundle: Bundle, device: Device, batch: int) -> None:
+        self.batch = batch
+        self.device = device
+        self.manifest = bundle.manifest
+        self._forgetters: list[Callable[[int], None]] = []
+
+        def make(shapes: Shapes) -> DeviceBlock:
+            return DeviceBlock(device, shapes)
+
+        self.carried = tuple(Pool(specs, batch, make, self._forget) for specs in by_writers(bundle.manifest))
+        self.rows = tuple(TablePool(specs, batch, make, self._forget) for specs in by_length(bundle.manifest))
+        beginning = {
+            spec.name: np.broadcast_to(
+                bundle.initial.get(spec.name, np.zeros((), spec.dtype))
+                if spec.kind == "carried"
+                else np.zeros((), spec.dtype),
+                spec.concrete(batch),
+            )
+            for spec in bundle.manifest.states
+        }
+        self.initial = self._filled(beginning, 0)
+
+    def read(self, state: DeviceState) -> dict[str, Array]:
+        """Copies of all tensors in host memory, in the order of the state table; rows that were not written are 0."""
+        found: dict[str, Array] = {}
+        with self.device.lock:
+            for lease in (*state.carried, *state.rows):
+                found |= {name: self.device.download(buffer) for name, buffer in lease.block.tensors.items()}
+        for pool in self.rows:
+            for name in pool.names:
+                found[name][state.position % pool.length :] = 0
+        return {spec.name: found[spec.name] for spec in self.manifest.states}
+
+    def write(self, tensors: Mapping[str, Array], position: int) -> DeviceState:
+        """A state of its own with copies of these values. Raises `InputError` for what does not fit."""
+        check_tensors(self.manifest, tensors, self.batch)
+        return self._filled(tensors, position)
+
+    def on_drop(self, forget: Callable[[int], None]) -> None:
+        """Call `forget` with the id of a block that is gone, so that nothing else keeps its memory."""
+        self._forgetters.append(forget)
+
+    def _filled(self, tensors: Mapping[str, Array], position: int) -> DeviceState:
+        with self.device.lock:
+            carried = tuple(pool.take() for pool in self.carried)
+            rows = tuple(pool.take() for pool in self.rows)
+            for lease in (*carried, *rows):
+                for name, buffer in lease.block.tensors.items():
+                    self.device.upload(buffer, np.ascontiguousarray(tensors[name]))
+        for pool, table in zip(self.rows, rows, strict=True):
+            table.filled = position % pool.length
+        return DeviceState(self.batch, position, carried, rows)
+
+    def _forget(self, block: int) -> None:
+        for forget in self._forgetters:
+            forget(block)
+
+
+class DeviceExecutor:
+    """Runs graphs on states of one layout, for one caller at a time. See `base.Executor` for the contract."""
+
+    def __init__(self, layout: DeviceLayout) -> None:
+        self._layout = layout
+        self._graphs: dict[str, DeviceGraph] = {}
+        layout.on_drop(self._forget)
+
+    def run(self, graph: GraphSpec, state: State, feed: Feed) -> tuple[Outputs, DeviceState]:
+        """Run one graph: what it said, and the state after it."""
+        state = cast(DeviceState, state)
+        layout = self._layout
+        with layout.device.lock:
+            bound = self.graph(graph)
+            written = {i: layout.carried[i].take() for i in bound.writes}
+            bound.load(feed, state.position)
+            bound.run((*state.carried, *state.rows), written)
+            bound.check_finite(written, state.position, feed.length)
+            after = tuple(written.get(i, lease) for i, lease in enumerate(state.carried))
+            rows = state.rows
+            if bound.appends:
+                rows = tuple(
+                    self._append(pool, table, state.position % pool.length, feed.length, bound)
+                    for pool, table in zip(layout.rows, rows, strict=True)
+                )
+        return bound.outputs(feed.length), DeviceState(state.batch, state.position + feed.length, after, rows)
+
+    def graph(self, graph: GraphSpec) -> DeviceGraph:
+        """A graph with this executor's places for what goes in and comes out, set up when first needed."""
+        found = self._graphs.get(graph.name)
+        if found is None:
+            program = self._layout.device.program(graph, self._layout.batch)
+            found = self._graphs[graph.name] = DeviceGraph(graph, program, self._layout)
+        return found
+
+    def _append(
+        self, pool: TablePool[DeviceBlock], table: Table[DeviceBlock], start: int, count: int, bound: DeviceGraph
+    ) -> Table[DeviceBlock]:
+        target = table
+        if not pool.claim(table, start, count):
+            target = pool.take()
+            target.filled = start + count
+        # At its beginning a table has no rows to take over.
+        source = table if start else target
+        self._layout.device.append(_all(source, pool), _all(target, pool), bound.rows(pool), start, count)
+        return target
+
+    def _forget(self, block: int) -> None:
+        for bound in list(self._graphs.values()):
+            bound.forget(block)
+
+
+class DeviceGraph:
+    """One graph: fixed places for the data that goes in and comes out, and bindings to the blocks it met lately.
+
+    writes: the groups of carried tensors that it writes, by index.
+    appends: whether it returns rows.
+    """
+
+    def __init__(self, graph: GraphSpec, program: Program, layout: DeviceLayout) -> None:
+        self._graph = graph
+        self._program = program
+        self._layout = layout
+        self._manifest = manifest = layout.manifest
+        self._inputs, self._outputs = {t.name for t in graph.inputs}, {t.name for t in graph.outputs}
+        self._states = (*layout.carried, *layout.rows)
+        self.writes = tuple(i for i, p in enumerate(layout.carried) if p.specs[0].output in self._outputs)
+        self.appends = any(s.kind == "rows" and s.output in self._outputs for s in manifest.states)
+        self._reads = tuple(
+            i for i, pool in enumerate(self._states) if any(spec.input in self._inputs for spec in pool.specs)
+        )
+        states = {name for spec in manifest.states for name in (spec.input, spec.output)}
+        self._data = scratch([t for t in graph.inputs if t.name not in states], layout.batch)
+        self._results = scratch([t for t in graph.outputs if t.name not in states], layout.batch)
+        rows = {spec.output: spec for spec in manifest.states if spec.kind == "rows"}
+        self._rows: dict[str, Buffer] = {}
+        for tensor in graph.outputs:
+            if tensor.name in rows:
+                count = cast(int, tensor.shape[0])  # by the manifest's contract the graph's tokens
+                shape = (count, *rows[tensor.name].concrete(layout.batch)[1:])
+                self._rows[tensor.name] = layout.device.allocate(shape, tensor.dtype)
+        self._bindings: OrderedDict[tuple[int, ...], Bound] = OrderedDict()
+
+    def load(self, feed: Feed, position: int | Array) -> None:
+        """Put the data of one call in place; what is right of `length` is zero padding."""
+        data = self._data.tensors
+        if feed.inputs is not None:
+            stream = data[data_name(self._manifest)]
+            stream[:, : feed.length] = feed.inputs
+            stream[:, feed.length :] = 0
+        if "position" in data:
+            data["position"][...] = position
+        if "length" in data:
+            data["length"].fill(feed.length)
+
+    def run(self, leases: Sequence[Lease[DeviceBlock]], written: Mapping[int, Lease[DeviceBlock]]) -> None:
+        """Run, reading `leases` (carried, then rows) and writing `written` (by group)."""
+        key = (*(leases[i].block.id for i in self._reads), *(written[i].block.id for i in self.writes))
+        binding = self._bindings.get(key)
+        if binding is None:
+            binding = self._bindings[key] = self._bind(leases, written)
+            if len(self._bindings) > _BINDINGS:
+                self._bindings.popitem(last=False)
+        else:
+            self._bindings.move_to_end(key)
+        binding.run()
+        self._layout.device.traffic.calls += 1
+
+    def check_finite(self, written: Mapping[int, Lease[DeviceBlock]], position: int, length: int) -> None:
+        """Raise `NonFiniteError` if an output that came to the host, padding aside, or a written memory is not finite.
+
+        What a step writes reaches its own outputs. What a commit writes is read by the next token only, so it is added
+        up on the device, where the device can. The state is fetched if something is wrong, to say where it began.
+        """
+        told = self._told(length)
+        sound = all(np.isfinite(array).all() for array in told)
+        if sound and (self._graph.kind not in ("prefill", "commit") or self._sums_are_finite(written)):
+            return
+        tokens = [int(np.flatnonzero(~np.isfinite(a).all(axis=(0, 2)))[0]) for a in told if not np.isfinite(a).all()]
+        found: dict[str, Array] = {}
+        for i, lease in written.items():
+            tensors = lease.block.tensors
+            found |= {name: self._layout.device.download(tensors[name]) for name in self._layout.carried[i].names}
+        bad = [s.name for s in self._manifest.states if s.name in found and not np.isfinite(found[s.name]).all()]
+        if bad or tokens:  # otherwise a sum of large numbers overflowed
+            last = length - 1  # of a commit, -1: the token before it
+            raise NonFiniteError(self._graph.name, position + min(tokens, default=last), bad[0] if bad else None)
+
+    def _sums_are_finite(self, written: Mapping[int, Lease[DeviceBlock]]) -> bool:
+        """Whether what was written adds up to finite numbers, as far as the device can tell."""
+        buffers = [buffer for lease in written.values() for buffer in lease.block.tensors.values()]
+        floats = [buffer for buffer in buffers if buffer.dtype.startswith("float")]
+        sums = self._layout.device.sums(floats) if floats else None
+        return sums is None or bool(np.isfinite(sums).all())
+
+    def not_finite(self) -> Array:
+        """Flags `[B]`: the streams with outputs that are not finite after a call for one token."""
+        flags: Array = np.logical_or.reduce([~np.isfinite(array).all(axis=(1, 2)) for array in self._told(1)])
+        return flags
+
+    def rows(self, pool: TablePool[DeviceBlock]) -> list[Buffer]:
+        """The rows that the last run returned, in the order of the pool."""
+        return [self._rows[spec.output] for spec in pool.specs]
+
+    def outputs(self, length: int) -> Outputs:
+        """Windows onto the last run's data outputs, padding cut off."""
+        return Outputs(self._window(head_name(self._manifest), length), self._window("surprise", length))
+
+    def forget(self, block: int) -> None:
+        """Drop the bindings to a block."""
+        for key in [key for key in list(self._bindings) if block in key]:
+            self._bindings.pop(key, None)
+
+    def _told(self, length: int) -> list[FloatArray]:
+        windows = (self._window(name, length) for name in ("surprise", head_name(self._manifest)))
+        return [array for array in windows if array is not None]
+
+    def _window(self, name: str, length: int) -> FloatArray | None:
+        array = self._results.tensors.get(name)
+        return None if array is None else array[:, :length]
+
+    def _bind(self, leases: Sequence[Lease[DeviceBlock]], written: Mapping[int, Lease[DeviceBlock]]) -> Bound:
+        inputs = {
+            spec.input: leases[i].block.tensors[spec.name]
+            for i in self._reads
+            for spec in self._states[i].specs
+            if spec.input in self._inputs
+        }
+        outputs = {
+            spec.output: written[i].block.tensors[spec.name] for i in self.writes for spec in self._states[i].specs
+        }
+        return self._program.bind(self._data.tensors, self._results.tensors, inputs, outputs | self._rows)
+
+
+def _all(lease: Lease[DeviceBlock], pool: Pool[DeviceBlock]) -> list[Buffer]:
+    return [lease.block.tensors[name] for name in pool.names]

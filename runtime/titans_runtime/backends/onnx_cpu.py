@@ -1,0 +1,213 @@
+"""ONNX Runtime on the CPU: graphs loaded when first used, all of them over one mapping of the weights.
+
+Knows sessions, their options and how weights are handed over. Does not know state (`cpu_state`) or plans.
+
+How weights are shared, measured with onnxruntime 1.32 on 216 MiB of weights and four graphs:
+`SessionOptions.add_initializer` uses the mapped array in place (RSS + 236 MiB in all), whereas
+`add_external_initializers` copies it into every session (+ 1101 MiB), and so does pre-packing (+ 1101 MiB).
+Leaving the loading to ONNX Runtime maps the file once per session, and each mapping counts in RSS (+ 452 MiB
+once two graphs have run).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from titans_runtime.arrays import Array, FloatArray
+from titans_runtime.backends.base import Executor, Lanes, LoadOptions, State
+from titans_runtime.backends.cpu_lanes import CpuLanes
+from titans_runtime.backends.cpu_state import CpuExecutor, HostState, Layout
+from titans_runtime.backends.denormals import denormals_as_zero
+from titans_runtime.backends.lane_strips import LaneStrips
+from titans_runtime.bundle import Bundle
+from titans_runtime.errors import BundleError, ProviderError
+from titans_runtime.manifest import GraphSpec
+from titans_runtime.tensorfile import MappedTensor
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+# Pre-packing re-orders a weight matrix for the matmul kernel and keeps that copy per session. Measured for
+# [768, 2304]: with 64 tokens a matmul takes 0.98 ms packed and 1.23 ms not (1 thread); with one token 75 us and
+# 78 us, no difference; from 4 rows on, an unpacked matrix is packed anew in every call, and a step of 4 to 16
+# streams took 1.2 to 2 times as long. So a single stream's step never packs, a step of many streams always does, and
+# other calls of many rows do while a copy costs less than 64 MiB; beyond that a resident copy of the weights per graph
+# is worse than a quarter of the speed.
+_PREPACK_BELOW_BYTES = 64 * 2**20
+_PREPACK_FROM_ROWS = 4
+# A step has hundreds of small operators, at each of which threads that share them wait for one another. Strips of
+# lanes, a thread each, meet once per step; with fewer lanes than this, reading the weights once per strip costs more.
+_LANES_PER_STRIP = 4
+_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
+_QUIET = 3  # errors only; they come back as exceptions as well
+
+
+class CpuBackend:
+    """The graphs of one bundle on the CPU.
+
+    Raises:
+        ProviderError: onnxruntime is not installed.
+    """
+
+    provider = "cpu"
+
+    def __init__(self, bundle: Bundle, options: LoadOptions) -> None:
+        self._ort = import_onnxruntime()
+        self._bundle = bundle
+        self._options = options
+        self._lock = threading.Lock()
+        self._sessions: dict[tuple[str, bool, int | None], ort.InferenceSession] = {}
+        self._wide: dict[str, ort.OrtValue] = {}
+        self._layouts: dict[int, Layout] = {}
+        self._idle: dict[tuple[int, int | None], list[CpuExecutor]] = {}
+        self._weights = wrap_weights(self._ort, bundle)  # must outlive the sessions, which use the memory in place
+        # Kernels for quantised weights only exist for the packed form: without it a matmul took 80 times as long.
+        self._always_pack = any(tensor.dtype == "U8" for tensor in bundle.weights.values())
+
+    def initial(self, batch: int) -> HostState:
+        """The beginning of `batch` streams; the same object each time."""
+        return self.layout(batch).initial
+
+    def executor(self, batch: int) -> AbstractContextManager[Executor]:
+        """An executor, lent for the length of the block."""
+        return self.lend(batch)
+
+    @contextmanager
+    def lend(self, batch: int, threads: int | None = None) -> Iterator[CpuExecutor]:
+        """The executor that was used last, whose bindings are most likely to fit; `threads` None: as many as set."""
+        layout = self.layout(batch)
+        with self._lock:
+            idle = self._idle.setdefault((batch, threads), [])
+        try:
+            executor = idle.pop()
+        except IndexError:  # all of them are lent
+            executor = CpuExecutor(self, layout, threads)
+        try:
+            yield executor
+        finally:
+            idle.append(executor)
+
+    def lanes(self, width: int) -> Lanes:
+        """Lanes for `width` streams of different positions."""
+        step = self._bundle.manifest.graph("step")
+        if step is None:
+            raise ValueError("a manifest without a step graph, which Manifest.from_json would have refused")
+        threads = self._options.threads or os.cpu_count() or 1
+        strips = max(1, min(threads, width // _LANES_PER_STRIP))
+        while width % strips:
+            strips -= 1
+        if strips == 1:
+            return CpuLanes(self, step, width)
+        return LaneStrips([CpuLanes(self, step, width // strips, threads // strips) for _ in range(strips)])
+
+    def read(self, state: State) -> dict[str, Array]:
+        """Copies of all state tensors."""
+        return self.layout(state.batch).read(cast(HostState, state))
+
+    def write(self, tensors: Mapping[str, Array], batch: int, position: int) -> HostState:
+        """The state that `read` gave."""
+        return self.layout(batch).write(tensors, position)
+
+    def layout(self, batch: int) -> Layout:
+        """Where the tensors of `batch` streams are, worked out when first needed."""
+        with self._lock:
+            if batch not in self._layouts:
+                self._layouts[batch] = Layout(self._bundle, batch)
+            return self._layouts[batch]
+
+    def session(self, graph: GraphSpec, batch: int, threads: int | None = None) -> ort.InferenceSession:
+        """The ONNX Runtime session of a graph for so many streams and threads, created by whoever needs it first.
+
+        Raises:
+            BundleError: ONNX Runtime refuses the graph.
+        """
+        small = (self._bundle.manifest.weights.bytes or 0) <= _PREPACK_BELOW_BYTES
+        packed = self._always_pack or ((small or graph.kind == "step") and graph.tokens * batch >= _PREPACK_FROM_ROWS)
+        with self._lock:
+            key = graph.name, packed, threads
+            if key not in self._sessions:
+                self._sessions[key] = self._load(graph, packed, threads or self._options.threads)
+            return self._sessions[key]
+
+    def _load(self, graph: GraphSpec, packed: bool, threads: int | None) -> ort.InferenceSession:
+        path = self._bundle.path / (graph.file if graph.cpu is None else graph.cpu.file)
+        options = self._session_options(packed, threads)
+        try:
+            with denormals_as_zero():
+                return self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions have no common base of their own
+            raise BundleError(
+                f"{path} cannot be loaded by onnxruntime {self._ort.__version__} ({first_line(error)});"
+                " upgrade onnxruntime, or export the bundle again"
+            ) from error
+
+    def weight_inputs(self, session: ort.InferenceSession) -> dict[str, ort.OrtValue]:
+        """The half-precision weights that a graph for CPUs takes as float32 inputs, widened once for all graphs."""
+        names = [value.name for value in session.get_inputs() if value.name in self._weights]
+        with self._lock:
+            for name in names:
+                if name not in self._wide:
+                    wide = _float32(self._bundle.weights[name])
+                    self._wide[name] = self._ort.OrtValue.ortvalue_from_numpy(wide)
+            return {name: self._wide[name] for name in names}
+
+    def _session_options(self, packed: bool, threads: int | None) -> ort.SessionOptions:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = _QUIET
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        # For onnxruntime's own threads; `denormals` does it for the caller's.
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        # Spinning stays as it is: with two graphs in turn, switching it off made a call of 75 us take 175 us, and
+        # session.force_spinning_stop gained nothing.
+        if not packed:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        for name, value in self._weights.items():  # names that a graph does not use are ignored
+            options.add_initializer(name, value)
+        return options
+
+
+def wrap_weights(module: ModuleType, bundle: Bundle) -> dict[str, ort.OrtValue]:
+    """The mapped weights as ONNX Runtime takes them, in place, by initializer name."""
+    wrap = module.OrtValue
+    return {
+        name: wrap.ortvalue_from_numpy_with_onnx_type(tensor.array, _BFLOAT16)
+        if tensor.dtype == "BF16"
+        else wrap.ortvalue_from_numpy(tensor.array)
+        for name, tensor in bundle.weights.items()
+    }
+
+
+def _float32(tensor: MappedTensor) -> FloatArray:
+    """The numbers of a half-precision tensor as float32. A bfloat16 is the upper half of a float32."""
+    if tensor.dtype == "BF16":
+        return (tensor.array.astype(np.uint32) << 16).view(np.float32)
+    return tensor.array.astype(np.float32)
+
+
+def import_onnxruntime() -> ModuleType:
+    """The onnxruntime module, imported when first needed (0.07 s).
+
+    Raises:
+        ProviderError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ProviderError(
+            f"onnxruntime cannot be imported ({error})", "run: pip install 'titans-deploy[cpu]'", "not installed"
+        ) from error
+    module: ModuleType = onnxruntime
+    return module
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, without the rest of onnxruntime's report."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,257 @@
+"""A device that ONNX Runtime drives: state in its memory, graphs run over I/O bindings.
+
+Knows bindings, transfers and sessions' life. Which provider it is, with which options, is said by an `OrtTarget`
+(`ort_providers`). Tested with the CPU provider as the device too, where the same code runs without a GPU.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from titans_runtime.arrays import Array
+from titans_runtime.backends.device import Buffer, Traffic
+from titans_runtime.backends.onnx_cpu import first_line, wrap_weights
+from titans_runtime.backends.ort_moves import Moves, OrtBuffer
+from titans_runtime.bundle import Bundle
+from titans_runtime.errors import BundleError, ExecutionError, ProviderError
+from titans_runtime.manifest import GraphSpec
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+_QUIET = 3  # errors only; they come back as exceptions as well
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrtTarget:
+    """One execution provider, and how it is used.
+
+    name: what users call it.
+    execution_provider: ONNX Runtime's name; the first that a session must end up with.
+    memory: device type, id and vendor of its tensors, as `OrtValue` takes them.
+    configure: puts the provider into the options of a session, for a graph and a number of streams, or for a move.
+    sizes: how many streams a session made for this many can take; sessions are shared up to there.
+    in_place: whether its ScatterND may write into its own input.
+    remedy: what to do where it does not start.
+    moves_on: the provider that makes the moves, if it is another one.
+    software: whether the device is the processor in disguise.
+    """
+
+    name: str
+    execution_provider: str
+    memory: tuple[str, int, int]
+    configure: Callable[[ort.SessionOptions, GraphSpec | None, int], None]
+    sizes: Callable[[int], int]
+    in_place: bool
+    remedy: str
+    moves_on: str | None = None
+    software: bool = False
+
+
+class OrtMemory:
+    """A device's memory, and moves in it; what `device.Device` asks for but programs.
+
+    Raises:
+        ProviderError: the provider cannot run anything here.
+    """
+
+    def __init__(self, module: ModuleType, target: OrtTarget) -> None:
+        self.lock = threading.RLock()
+        self.traffic = Traffic()
+        self._ort = module
+        self._target = target
+        self._moves = Moves(self._move_session, self._empty, self._copy, target.in_place)
+        self._prove()
+
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> OrtBuffer:
+        """A tensor of zeros."""
+        buffer = self._empty(shape, dtype)
+        self._copy_in(np.zeros(shape, dtype), buffer)  # fresh memory may hold anything, and 0 times NaN is NaN
+        self.traffic.cleared += 1
+        return buffer
+
+    def upload(self, buffer: Buffer, array: Array) -> None:
+        """Set a tensor from host memory."""
+        self._copy_in(np.ascontiguousarray(array), cast(OrtBuffer, buffer))
+        self.traffic.uploads += 1
+
+    def download(self, buffer: Buffer) -> Array:
+        """A copy in host memory."""
+        array: Array = np.array(cast(OrtBuffer, buffer).value.numpy())
+        self.traffic.downloads += 1
+        return array
+
+    def sums(self, buffers: Sequence[Buffer]) -> Array | None:
+        """The sum of each tensor, float32 `[n]`, added up on the device."""
+        return self._moves.sums(_ort(buffers))
+
+    def append(
+        self, source: Sequence[Buffer], target: Sequence[Buffer], rows: Sequence[Buffer], start: int, count: int
+    ) -> None:
+        """Put rows into their tables."""
+        self._moves.append(_ort(source), _ort(target), _ort(rows), start, count)
+
+    def seat(self, wide: Sequence[Buffer], solo: Sequence[Buffer], lane: int, axis: int) -> None:
+        """Copy one stream's tensors into a lane."""
+        self._moves.seat(_ort(wide), _ort(solo), lane, axis)
+
+    def pick(self, wide: Sequence[Buffer], solo: Sequence[Buffer], lane: int, axis: int) -> None:
+        """Copy a lane's tensors out."""
+        self._moves.pick(_ort(wide), _ort(solo), lane, axis)
+
+    def place(self, tables: Sequence[Buffer], rows: Sequence[Buffer], places: Sequence[int]) -> None:
+        """Put one row per lane into the tables."""
+        self._moves.place(_ort(tables), _ort(rows), places)
+
+    def keep(self, new: Sequence[Buffer], old: Sequence[Buffer], lanes: Sequence[int]) -> None:
+        """Copy lanes from one set of tensors to another."""
+        self._moves.keep(_ort(new), _ort(old), lanes)
+
+    def _prove(self) -> None:
+        """Append a row to a table and read it back: what does not work says so before a stream depends on it."""
+        try:
+            table, rows = self.allocate((3, 1, 2), "float32"), self.allocate((1, 1, 2), "float32")
+            self.upload(rows, np.ones((1, 1, 2), np.float32))
+            self.append([table], [table], [rows], 1, 1)
+            works = self.download(table)[:, 0, 0].tolist() == [0, 1, 0]
+        except ProviderError:
+            raise
+        except Exception as error:  # onnxruntime's exceptions have no common base of their own
+            raise ProviderError(
+                f"{self._target.execution_provider} fails here ({first_line(error)})", "use provider='cpu'"
+            ) from error
+        if not works:
+            raise ProviderError(
+                f"{self._target.execution_provider} writes wrong numbers here", "use provider='cpu' and report it"
+            )
+        self.traffic = Traffic()
+
+    def _move_session(self, model: bytes) -> ort.InferenceSession:
+        session = self._ort.InferenceSession(model, self._options(None, 1))
+        self._check(session, self._target.moves_on or self._target.execution_provider)
+        return session
+
+    def _options(self, graph: GraphSpec | None, size: int) -> ort.SessionOptions:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = _QUIET
+        self._target.configure(options, graph, size)
+        return options
+
+    def _check(self, session: ort.InferenceSession, wanted: str) -> None:
+        """ONNX Runtime goes on with the CPU where a provider cannot start; then this is not what was asked for."""
+        found = session.get_providers()[0]
+        if found != wanted:
+            raise ProviderError(
+                f"{wanted} does not start here, onnxruntime fell back to {found}",
+                self._target.remedy,
+            )
+
+    def _empty(self, shape: tuple[int, ...], dtype: str) -> OrtBuffer:
+        value = self._ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.dtype(dtype).type, *self._target.memory)
+        return OrtBuffer(value, shape, dtype)
+
+    def _copy_in(self, array: Array, buffer: OrtBuffer) -> None:
+        buffer.value.update_inplace(array)
+
+    def _copy(self, source: Sequence[OrtBuffer], target: Sequence[OrtBuffer]) -> None:
+        for one, other in zip(source, target, strict=True):
+            other.value.update_inplace(one.value)
+
+
+class OrtDevice(OrtMemory):
+    """A device that has one bundle loaded. See `device.Device` for the contract."""
+
+    def __init__(self, module: ModuleType, target: OrtTarget, bundle: Bundle) -> None:
+        super().__init__(module, target)
+        self._bundle = bundle
+        self._sessions: dict[tuple[str, int], ort.InferenceSession] = {}
+        self._weights = wrap_weights(module, bundle)  # must outlive the sessions, which may use the memory in place
+
+    def program(self, graph: GraphSpec, batch: int) -> OrtProgram:
+        """A graph, its session created by whoever needs it first."""
+        size = self._target.sizes(batch)
+        if (graph.name, size) not in self._sessions:
+            self._sessions[graph.name, size] = self._load(graph, size)
+        return OrtProgram(graph.name, self._target.name, self._sessions[graph.name, size], self._ort)
+
+    def _load(self, graph: GraphSpec, size: int) -> ort.InferenceSession:
+        path = self._bundle.path / graph.file
+        options = self._options(graph, size)
+        for name, value in self._weights.items():  # names that a graph does not use are ignored
+            options.add_initializer(name, value)
+        try:
+            session = self._ort.InferenceSession(str(path), options)
+        except Exception as error:  # as above
+            raise BundleError(
+                f"{path} cannot be loaded by {self._target.execution_provider} of onnxruntime"
+                f" {self._ort.__version__} ({first_line(error)}); upgrade onnxruntime, or use provider='cpu'"
+            ) from error
+        self._check(session, self._target.execution_provider)
+        return session
+
+
+class OrtProgram:
+    """A session."""
+
+    def __init__(self, graph: str, provider: str, session: ort.InferenceSession, module: ModuleType) -> None:
+        self._graph, self._provider = graph, provider
+        self._session = session
+        self._ort = module
+
+    def bind(
+        self,
+        data: Mapping[str, Array],
+        results: Mapping[str, Array],
+        inputs: Mapping[str, Buffer],
+        outputs: Mapping[str, Buffer],
+    ) -> OrtBound:
+        """Give every input and output its place."""
+        binding = self._session.io_binding()
+        wrap = self._ort.OrtValue.ortvalue_from_numpy
+        for name, buffer in inputs.items():
+            binding.bind_ortvalue_input(name, cast(OrtBuffer, buffer).value)
+        for name, buffer in outputs.items():
+            binding.bind_ortvalue_output(name, cast(OrtBuffer, buffer).value)
+        for name, array in results.items():
+            binding.bind_ortvalue_output(name, wrap(array))
+        carried_along = [(name, wrap(array)) for name, array in data.items()]
+        return OrtBound(self._graph, self._provider, self._session, binding, carried_along)
+
+
+class OrtBound:
+    """A binding, whose data inputs are bound anew in every run: ONNX Runtime copies them to the device as it binds."""
+
+    def __init__(
+        self,
+        graph: str,
+        provider: str,
+        session: ort.InferenceSession,
+        binding: ort.IOBinding,
+        data: list[tuple[str, ort.OrtValue]],
+    ) -> None:
+        self._graph, self._provider = graph, provider
+        self._session = session
+        self._binding = binding
+        self._data = data
+
+    def run(self) -> None:
+        """Run once."""
+        try:
+            for name, value in self._data:
+                self._binding.bind_ortvalue_input(name, value)
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # as above
+            raise ExecutionError(
+                f"graph {self._graph!r} failed on {self._provider} ({first_line(error)}); nothing has changed: try"
+                " again, and if it fails again use provider='cpu'"
+            ) from error
+
+
+def _ort(buffers: Sequence[Buffer]) -> list[OrtBuffer]:
+    return cast(list[OrtBuffer], list(buffers))

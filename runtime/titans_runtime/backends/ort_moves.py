@@ -1,0 +1,218 @@
+"""Moves between tensors of a device, as tiny graphs that ONNX Runtime runs there.
+
+Knows which graph makes which move. Does not know states. A provider has no call for "write this row into that table",
+but its ScatterND kernel does just that, and writes only those rows where input and output are the same tensor. Where a
+provider cannot have them the same (an engine compiler may read and write in any order), the result goes into a spare
+tensor and is copied over, still on the device.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from titans_runtime.arrays import Array
+from titans_runtime.backends.onnx_writer import ELEMENT, Node, Value, model
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+_BINDINGS = 16  # kept per target; a target meets few sources
+
+
+@dataclass(frozen=True, eq=False)
+class OrtBuffer:
+    """A tensor in the device's memory. `serial` is never used again, unlike the `id` of an object that is gone."""
+
+    value: ort.OrtValue
+    shape: tuple[int, ...]
+    dtype: str
+    serial: int = field(default_factory=itertools.count().__next__)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One sort of move for tensors of these types: the graph, and the names of what it takes besides `target`."""
+
+    name: str
+    tensors: tuple[tuple[str, int], ...]  # dtype and rank of each
+
+
+class Moves:
+    """The moves of one device.
+
+    Args:
+        session: makes a session of a model's bytes, on the device.
+        spare: makes a tensor on the device.
+        copy: copies tensors on the device.
+        in_place: whether ScatterND may have its input as its output.
+    """
+
+    def __init__(
+        self,
+        session: Callable[[bytes], ort.InferenceSession],
+        spare: Callable[[tuple[int, ...], str], OrtBuffer],
+        copy: Callable[[Sequence[OrtBuffer], Sequence[OrtBuffer]], None],
+        in_place: bool,
+    ) -> None:
+        self._session = session
+        self._spare = spare
+        self._copy = copy
+        self._in_place = in_place
+        self._sessions: dict[_Kind, ort.InferenceSession] = {}
+        self._bindings: weakref.WeakKeyDictionary[OrtBuffer, dict[tuple[object, ...], ort.IOBinding]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._spares: dict[tuple[int, tuple[int, ...], str], OrtBuffer] = {}
+
+    def append(
+        self,
+        source: Sequence[OrtBuffer],
+        target: Sequence[OrtBuffer],
+        rows: Sequence[OrtBuffer],
+        start: int,
+        count: int,
+    ) -> None:
+        """target[start:start+count] = rows[:count], and elsewhere source."""
+        numbers = {"places": np.arange(start, start + count)[:, None], "count": np.array([count])}
+        self._run("append", {"source": source, "part": rows}, target, numbers)
+
+    def seat(self, wide: Sequence[OrtBuffer], solo: Sequence[OrtBuffer], lane: int, axis: int) -> None:
+        """wide[lane] = solo[0]."""
+        if axis == 0:
+            numbers = {"places": np.array([[lane]]), "count": np.array([1])}
+            self._run("append", {"source": wide, "part": solo}, wide, numbers)
+            return
+        length = wide[0].shape[0]
+        places = np.stack([np.arange(length), np.full(length, lane)], axis=1)
+        self._run("seat", {"source": wide, "part": solo}, wide, {"places": places})
+
+    def pick(self, wide: Sequence[OrtBuffer], solo: Sequence[OrtBuffer], lane: int, axis: int) -> None:
+        """solo[0] = wide[lane]."""
+        self._run(f"pick{axis}", {"source": wide}, solo, {"places": np.array([lane])})
+
+    def place(self, tables: Sequence[OrtBuffer], rows: Sequence[OrtBuffer], places: Sequence[int]) -> None:
+        """tables[places[l], l] = rows[0, l]."""
+        where = np.stack([np.array(places), np.arange(len(places))], axis=1)
+        self._run("place", {"source": tables, "part": rows}, tables, {"places": where})
+
+    def keep(self, new: Sequence[OrtBuffer], old: Sequence[OrtBuffer], lanes: Sequence[int]) -> None:
+        """new[l] = old[l]."""
+        which = np.array(lanes)
+        self._run("keep", {"source": new, "part": old}, new, {"lanes": which, "places": which[:, None]})
+
+    def sums(self, buffers: Sequence[OrtBuffer]) -> Array:
+        """The sum of each tensor, float32 `[n]`; the one thing here that comes back to the host."""
+        kind = _Kind("sums", tuple((buffer.dtype, len(buffer.shape)) for buffer in buffers))
+        session = self._sessions.get(kind)
+        if session is None:
+            session = self._sessions[kind] = self._session(_sums(kind))
+        binding = session.io_binding()
+        for i, buffer in enumerate(buffers):
+            binding.bind_ortvalue_input(f"source{i}", buffer.value)
+        binding.bind_output("sums", "cpu")
+        session.run_with_iobinding(binding)
+        sums: Array = binding.copy_outputs_to_cpu()[0]
+        return sums
+
+    def _run(
+        self,
+        name: str,
+        tensors: Mapping[str, Sequence[OrtBuffer]],
+        target: Sequence[OrtBuffer],
+        numbers: Mapping[str, Array],
+    ) -> None:
+        if not target:
+            return
+        source = tensors["source"]
+        into = target
+        if not self._in_place and source[0] is target[0]:
+            into = [self._spare_like(i, buffer) for i, buffer in enumerate(target)]
+        kind = _Kind(name, tuple((buffer.dtype, len(buffer.shape)) for buffer in source))
+        session = self._sessions.get(kind)
+        if session is None:
+            session = self._sessions[kind] = self._session(_graph(kind))
+        # The tensors of a block come and go together, so the first stands for all.
+        key = (name, *(buffers[0].serial for buffers in tensors.values()))
+        known = self._bindings.setdefault(into[0], {})
+        binding = known.get(key)
+        if binding is None:
+            if len(known) >= _BINDINGS:
+                known.clear()
+            binding = known[key] = self._bind(session, tensors, into)
+        for number, array in numbers.items():
+            binding.bind_cpu_input(number, array)
+        session.run_with_iobinding(binding)
+        if into is not target:
+            self._copy(into, target)
+
+    def _bind(
+        self, session: ort.InferenceSession, tensors: Mapping[str, Sequence[OrtBuffer]], target: Sequence[OrtBuffer]
+    ) -> ort.IOBinding:
+        binding = session.io_binding()
+        for name, buffers in tensors.items():
+            for i, buffer in enumerate(buffers):
+                binding.bind_ortvalue_input(f"{name}{i}", buffer.value)
+        for i, buffer in enumerate(target):
+            binding.bind_ortvalue_output(f"target{i}", buffer.value)
+        return binding
+
+    def _spare_like(self, index: int, buffer: OrtBuffer) -> OrtBuffer:
+        key = (index, buffer.shape, buffer.dtype)
+        if key not in self._spares:
+            self._spares[key] = self._spare(buffer.shape, buffer.dtype)
+        return self._spares[key]
+
+
+@cache
+def _graph(kind: _Kind) -> bytes:
+    """The model of one sort of move; each tensor of `source` and `part` becomes one of `target`."""
+    nodes: list[Node] = []
+    values: list[Value] = []
+    outputs: list[Value] = []
+    for i, (dtype, rank) in enumerate(kind.tensors):
+        values.append(Value(f"source{i}", dtype, rank))
+        if not kind.name.startswith("pick"):
+            values.append(Value(f"part{i}", dtype, rank))
+        nodes += _nodes(kind.name, i)
+        outputs.append(Value(f"target{i}", dtype, rank))
+    numbers = {
+        "append": [Value("places", "int64", 2), Value("count", "int64", 1)],
+        "seat": [Value("places", "int64", 2)],
+        "place": [Value("places", "int64", 2)],
+        "keep": [Value("places", "int64", 2), Value("lanes", "int64", 1)],
+    }.get(kind.name, [Value("places", "int64", 1)])
+    return model([*values, *numbers], outputs, nodes, {"first": [0], "second": [1]})
+
+
+@cache
+def _sums(kind: _Kind) -> bytes:
+    """The model that adds each tensor up."""
+    nodes: list[Node] = []
+    count = len(kind.tensors)
+    for i in range(count):
+        nodes.append(Node("Cast", [f"source{i}"], f"float{i}", {"to": ELEMENT["float32"]}))
+        nodes.append(Node("ReduceSum", [f"float{i}"], f"sum{i}", {"keepdims": 0}))
+        nodes.append(Node("Unsqueeze", [f"sum{i}", "first"], f"one{i}"))
+    nodes.append(Node("Concat", [f"one{i}" for i in range(count)], "sums", {"axis": 0}))
+    values = [Value(f"source{i}", dtype, rank) for i, (dtype, rank) in enumerate(kind.tensors)]
+    return model(values, [Value("sums", "float32", 1)], nodes, {"first": [0]})
+
+
+def _nodes(name: str, i: int) -> list[Node]:
+    source, part, cut, target = f"source{i}", f"part{i}", f"cut{i}", f"target{i}"
+    if name.startswith("pick"):
+        return [Node("Gather", [source, "places"], target, {"axis": int(name[-1])})]
+    before = {
+        "append": Node("Slice", [part, "first", "count", "first"], cut),
+        "seat": Node("Squeeze", [part, "second"], cut),
+        "place": Node("Squeeze", [part, "first"], cut),
+        "keep": Node("Gather", [part, "lanes"], cut, {"axis": 0}),
+    }[name]
+    return [before, Node("ScatterND", [source, "places", cut], target)]

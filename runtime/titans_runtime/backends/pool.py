@@ -1,0 +1,141 @@
+"""Blocks of memory that are leased to states and come back when the last state that refers to them is gone.
+
+Knows reuse, lifetime and who may append to a table. Does not know what kind of memory a block is (`arena`, `device`)
+nor what its tensors mean.
+
+CPython tells at once when a lease ends; so a stream that is driven alternates between two or three blocks, at
+addresses that bindings can be cached for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from titans_runtime.manifest import Manifest, StateSpec
+
+_SPARES = 2  # blocks kept for reuse per pool; what a driven stream alternates with
+
+Shapes = Sequence[tuple[str, tuple[int, ...], str]]  # name, shape, dtype of every tensor of a block
+
+
+class Identified(Protocol):
+    """What a block has to offer."""
+
+    @property
+    def id(self) -> int:
+        """A number of its own, never used again."""
+        ...
+
+
+B = TypeVar("B", bound=Identified)
+
+
+class Lease(Generic[B]):
+    """A block in use by one or more states; goes back to its pool when the last of them is gone."""
+
+    __slots__ = ("__weakref__", "_pool", "block")
+
+    def __init__(self, pool: Pool[B], block: B) -> None:
+        self._pool = pool
+        self.block = block
+
+    def __del__(self) -> None:
+        self._pool.give_back(self.block)
+
+
+class Table(Lease[B]):
+    """Rows that are only ever appended: states that share a table differ in how many rows they count.
+
+    filled: rows that some state counts. A state with fewer must not append here.
+    """
+
+    __slots__ = ("filled",)
+
+    def __init__(self, pool: Pool[B], block: B) -> None:
+        super().__init__(pool, block)
+        self.filled = 0
+
+
+class Pool(Generic[B]):
+    """State tensors that are written together, and their spare blocks. Safe to use from several threads.
+
+    Args:
+        specs: the tensors.
+        batch: streams per block.
+        make: makes a block for these shapes, with finite numbers in it.
+        on_drop: told the id of a block whose memory is to be given back to the system.
+    """
+
+    def __init__(
+        self, specs: Sequence[StateSpec], batch: int, make: Callable[[Shapes], B], on_drop: Callable[[int], None]
+    ) -> None:
+        self.specs = tuple(specs)
+        self.names = tuple(spec.name for spec in specs)
+        self._shapes: Shapes = [(spec.name, spec.concrete(batch), spec.dtype) for spec in specs]
+        self._make = make
+        self._on_drop = on_drop
+        self._spares: list[B] = []
+
+    def take(self) -> Lease[B]:
+        """A block of this state's own; what is in it is finite and otherwise undefined."""
+        return Lease(self, self._block())
+
+    def give_back(self, block: B) -> None:
+        """What the end of a lease does."""
+        if len(self._spares) < _SPARES:
+            self._spares.append(block)
+        else:
+            self._on_drop(block.id)
+
+    def _block(self) -> B:
+        try:
+            return self._spares.pop()
+        except IndexError:
+            return self._make(self._shapes)
+
+
+class TablePool(Pool[B]):
+    """Tables of equally many rows, which are appended to together."""
+
+    def __init__(
+        self, specs: Sequence[StateSpec], batch: int, make: Callable[[Shapes], B], on_drop: Callable[[int], None]
+    ) -> None:
+        super().__init__(specs, batch, make, on_drop)
+        self.length = self.specs[0].concrete(batch)[0]
+        self._appending = threading.Lock()
+
+    def take(self) -> Table[B]:
+        """An empty table."""
+        return Table(self, self._block())
+
+    def claim(self, table: Table[B], start: int, count: int) -> bool:
+        """Whether rows `start .. start + count - 1` may be written into `table` itself; they count as filled then.
+
+        They may not if another state counts rows from `start` on, nor at the beginning of a table.
+        """
+        with self._appending:
+            own = start > 0 and table.filled == start
+            if own:
+                table.filled = start + count
+        return own
+
+
+def by_writers(manifest: Manifest) -> list[list[StateSpec]]:
+    """Carried states, those that the same graphs write together."""
+    groups: dict[frozenset[str], list[StateSpec]] = {}
+    for spec in manifest.states:
+        if spec.kind == "carried":
+            writers = frozenset(g.name for g in manifest.graphs if any(t.name == spec.output for t in g.outputs))
+            groups.setdefault(writers, []).append(spec)
+    return list(groups.values())
+
+
+def by_length(manifest: Manifest) -> list[list[StateSpec]]:
+    """Rows states, those of equally long tables together."""
+    groups: dict[int | str, list[StateSpec]] = {}
+    for spec in manifest.states:
+        if spec.kind == "rows":
+            groups.setdefault(spec.shape[0], []).append(spec)
+    return list(groups.values())

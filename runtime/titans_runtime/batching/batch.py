@@ -1,0 +1,209 @@
+"""Many sessions of one model on one machine, as a user holds them.
+
+Knows how a session's calls become jobs. Does not know in which order they run (`engine`).
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+
+from titans_runtime import statefile
+from titans_runtime.arrays import Array, FloatArray
+from titans_runtime.backends.base import Backend, State
+from titans_runtime.batching.engine import Engine
+from titans_runtime.batching.jobs import Job
+from titans_runtime.driver import Fed, Feeder
+from titans_runtime.errors import InputError, NonFiniteError
+from titans_runtime.inputs import Inputs, checked_inputs
+from titans_runtime.manifest import Manifest, TokenInputs
+from titans_runtime.moment import Moment
+from titans_runtime.plan import FASTEST, Policy
+from titans_runtime.session import Session, Shared, moment_of
+
+
+class Batch:
+    """Sessions whose feeds run together. Made by `Model.batch`; a context manager, safe to share between threads.
+
+    Its sessions are used like any other: each from one thread at a time, any number of them from any number of
+    threads. Calls that arrive together are stepped together; prompts run chunk by chunk between the steps.
+    """
+
+    def __init__(
+        self, shared: Shared, lanes: int = 16, resident: int | None = None, folder: str | os.PathLike[str] | None = None
+    ) -> None:
+        engine = Engine(
+            shared.manifest,
+            shared.feeder.backend,
+            _positive("lanes", lanes),
+            None if resident is None else _positive("resident", resident),
+            None if folder is None else Path(folder),
+        )
+        self._engine = engine
+        self._shared = Shared(_EngineFeeder(shared.feeder, engine), shared.tokenizer, shared.observers)
+
+    def session(self, name: str | None = None) -> BatchSession:
+        """A stream of its own, at its beginning."""
+        return BatchSession(self._shared, self._engine, name)
+
+    def restore(self, path: str | os.PathLike[str], name: str | None = None) -> BatchSession:
+        """A session as `Session.save` wrote it. Raises `StateError`."""
+        return self._restored(statefile.read_file(path, self._shared.manifest), str(path), name)
+
+    def restore_bytes(self, data: bytes, name: str | None = None) -> BatchSession:
+        """A session from what `Session.to_bytes` gave. Raises `StateError`."""
+        return self._restored(data, "the state", name)
+
+    def feed(self, sessions: Sequence[BatchSession], inputs: Sequence[Inputs]) -> list[FloatArray]:
+        """Feed several sessions together, and wait for all of them.
+
+        Args:
+            sessions: each at most once.
+            inputs: for each of them what `Session.feed` takes.
+
+        Returns:
+            For each what `Session.feed` returns.
+
+        Raises:
+            What `Session.feed` raises, for the first session that failed; the others have moved on all the same.
+        """
+        if len(sessions) != len(inputs):
+            raise InputError(f"there are {len(sessions)} sessions and {len(inputs)} inputs; pass as many of both")
+        futures: list[Future[FloatArray]] = []
+        try:
+            for session, each in zip(sessions, inputs, strict=True):
+                futures.append(session.submit(each))
+        finally:
+            done = [future.exception() for future in futures]  # nobody is left behind half fed
+        for error in done:
+            if error is not None:
+                raise error
+        return [future.result() for future in futures]
+
+    @property
+    def resident(self) -> int:
+        """Sessions whose state is in memory now."""
+        return self._engine.resident
+
+    @property
+    def spills(self) -> int:
+        """How often a session's state went to disk."""
+        return self._engine.spills
+
+    def close(self) -> None:
+        """Finish what was begun and stop. Sessions keep their state: they can be saved and read, but not fed."""
+        self._engine.close()
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _restored(self, data: bytes, source: str, name: str | None) -> BatchSession:
+        return BatchSession(self._shared, self._engine, name, moment_of(self._shared.feeder, data, source))
+
+
+class BatchSession(Session):
+    """One stream of a batch. Made by `Batch.session()` and `Batch.restore()`, or of another by `fork()`."""
+
+    def __init__(self, shared: Shared, engine: Engine, name: str | None = None, moment: Moment | None = None) -> None:
+        super().__init__(shared, name, moment)
+        self._engine = engine
+        if moment is not None:
+            engine.enroll(self)
+
+    def submit(self, inputs: Inputs, all_logits: bool = False) -> Future[FloatArray]:
+        """`feed` without waiting: the session is in use until the future is done.
+
+        Args and errors as in `feed`; what goes wrong later is the future's exception. A future that was not begun can
+        be cancelled, and nothing has happened then.
+        """
+        array = checked_inputs(self._manifest.inputs, inputs)
+        every = all_logits or not isinstance(self._manifest.inputs, TokenInputs)
+        if every:
+            return self._submit(array, every, lambda outputs: outputs)
+        return self._submit(array, every, lambda outputs: outputs.reshape(-1))
+
+    def _consume(self, array: Array, every: bool) -> FloatArray:
+        future = self._submit(array, every, lambda outputs: outputs)
+        try:
+            return future.result()
+        except BaseException:
+            if not future.cancel():  # begun: it ends soon, and the session must not be left to another user before
+                future.exception()
+            raise
+
+    def _submit(self, array: Array, every: bool, shape: Callable[[FloatArray], FloatArray]) -> Future[FloatArray]:
+        self._guard.enter()
+        try:
+            self._check()
+            start = time.perf_counter()
+
+            def finish(fed: Fed, state: State) -> FloatArray:
+                return shape(self._accept(fed, state, time.perf_counter() - start))
+
+            job = Job(self, self._now.state, array, every, finish, self._release)
+            job.future.add_done_callback(self._if_cancelled)
+            self._engine.submit(job)
+        except BaseException:
+            self._guard.leave()
+            raise
+        return job.future
+
+    def _if_cancelled(self, future: Future[FloatArray]) -> None:
+        if future.cancelled():
+            self._guard.leave()
+
+    def _release(self, error: BaseException | None) -> None:
+        if isinstance(error, NonFiniteError):
+            self._fall_ill(error)
+        self._guard.leave()
+
+    def _sibling(self, name: str | None, moment: Moment) -> BatchSession:
+        return BatchSession(self._shared, self._engine, name, moment)
+
+
+class _EngineFeeder:
+    """The model's feeder, for sessions whose state may sit in a lane or on disk."""
+
+    def __init__(self, feeder: Feeder, engine: Engine) -> None:
+        self._feeder = feeder
+        self._engine = engine
+
+    @property
+    def manifest(self) -> Manifest:
+        """The model."""
+        return self._feeder.manifest
+
+    @property
+    def backend(self) -> Backend:
+        """Where states live."""
+        return self._feeder.backend
+
+    def feed(
+        self, state: State, inputs: Array, all_outputs: bool = False, policy: Policy = FASTEST
+    ) -> tuple[Fed, State]:
+        """Feed on the caller's thread, outside of the engine."""
+        return self._feeder.feed(self.home(state), inputs, all_outputs, policy)
+
+    def home(self, state: State) -> State:
+        """The state as the backend's own value."""
+        return self._engine.home(state)
+
+
+def _positive(name: str, value: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise InputError(f"{name} is {value!r}; use a whole number of 1 or above")
+    return number

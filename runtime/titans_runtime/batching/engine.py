@@ -1,0 +1,317 @@
+"""One thread that runs the feeds of many sessions: those that decode side by side, prompts piece by piece in between.
+
+Knows turns. Does not check what users pass in, and does not know sessions beyond their jobs.
+
+Each round steps every waiting decoder that has a lane, in one call, and then runs one call of one prompt, in turn;
+so a decoder waits for one chunk of somebody's prompt at most, and a prompt for one step. A decoder without a lane gets
+one as soon as somebody who had a full turn, or sits idle, can give his up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from titans_runtime.backends.base import Backend, Feed, State
+from titans_runtime.batching.jobs import Job, JobFailedError
+from titans_runtime.batching.seats import Seat, Seated, Seats
+from titans_runtime.batching.spill import Residency, Spilled
+from titans_runtime.errors import SessionBusyError, TitansError
+from titans_runtime.manifest import Manifest
+from titans_runtime.observe import record
+from titans_runtime.plan import Call, Planner
+
+if TYPE_CHECKING:
+    from titans_runtime.session import Session
+
+_TURN = 32  # steps in a lane before somebody who waits may have it; a change costs a copy of two states
+_CALM = 64  # rounds with few decoders before the lanes become fewer
+# After a round its callers sample and come back one by one. Starting without them would split them into groups that
+# never meet again, so the engine waits this share of a round's time for as many as there were.
+_PATIENCE = 0.5
+_RETRY = 0.001  # seconds
+_LEAST_PATIENCE = 0.0005  # seconds: what 16 threads need to take a result and come back
+
+
+class Engine:
+    """Runs jobs on a thread of its own until it is closed.
+
+    Args:
+        manifest, backend: the model.
+        lanes: decoders that are stepped together at most.
+        resident: sessions whose state is in memory at most; None for no limit.
+        folder: where the others' states go; None for the system's temporary folder.
+    """
+
+    def __init__(
+        self, manifest: Manifest, backend: Backend, lanes: int, resident: int | None, folder: Path | None
+    ) -> None:
+        self.lock = threading.RLock()  # held for the length of a round; whoever wants a state meanwhile waits
+        self._backend = backend
+        self._planner = Planner(manifest)
+        self._step = manifest.graph("step")  # what lanes run
+        self._most = lanes if resident is None else min(lanes, resident)
+        self._seats = Seats(backend, self._most)
+        self._residency = Residency(manifest, backend, self.home, resident, folder)
+        self._arrived = threading.Condition()
+        self._queue: deque[Job] = deque()
+        self._stuck = False  # jobs wait for room and nothing runs that could make some
+        self._steps: list[Job] = []
+        self._prompts: deque[Job] = deque()
+        self._round = 0
+        self._busy_round = -_CALM - 1  # the last round in which so many decoders wanted lanes
+        self._last_steps, self._last_seconds = 0, 0.0
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="titans-batch", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Queue a job.
+
+        Raises:
+            SessionBusyError: called by an observer, which runs on the engine's own thread.
+            TitansError: the engine is closed.
+        """
+        if threading.current_thread() is self._thread:
+            raise SessionBusyError(
+                "an observer cannot feed a session of its own batch; hand the work to another thread"
+            )
+        with self._arrived:
+            if self._closing:
+                raise TitansError("this batch is closed; restore its sessions with model.restore, or in another batch")
+            self._queue.append(job)
+            self._arrived.notify()
+
+    def home(self, state: State) -> State:
+        """A state as the backend's own value: had back from disk, or from the lane, which the stream then leaves."""
+        if isinstance(state, Spilled):
+            return self._residency.load(state)
+        if isinstance(state, Seated):
+            with self.lock:
+                return self._seats.leave(state.seat)
+        return state
+
+    def enroll(self, session: Session) -> None:
+        """Count a session that has a state of its own among those in memory."""
+        with self.lock:
+            self._residency.touch(session)
+            self._residency.shrink()
+
+    @property
+    def resident(self) -> int:
+        """Sessions whose state is in memory."""
+        with self.lock:
+            return self._residency.resident
+
+    @property
+    def spills(self) -> int:
+        """How often a state went to disk."""
+        return self._residency.spills
+
+    def close(self) -> None:
+        """Finish what was begun, fail what waits, and give every stream its state."""
+        with self._arrived:
+            self._closing = True
+            self._arrived.notify()
+        self._thread.join()
+        with self.lock:
+            self._seats.close()
+
+    # -- the thread --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while self._wait():
+            with self.lock:
+                try:
+                    self._admit()
+                    self._one_round()
+                    self._residency.shrink()
+                except Exception as error:  # a defect here must not leave callers waiting for ever
+                    record(logging.CRITICAL, "batch.failed", error=repr(error))
+                    self._fail_all(error)
+        self._fail_all(TitansError("this batch was closed before the feed began; the session is as it was"))
+
+    def _wait(self) -> bool:
+        """Until there is something to do; False when the engine is to end."""
+        with self._arrived:
+            if not (self._steps or self._prompts):
+                if not self._queue:
+                    self._last_steps = 0
+                    self._arrived.wait_for(lambda: self._queue or self._closing)
+                elif self._stuck:
+                    self._arrived.wait(_RETRY)  # every session in memory is in use outside of the engine
+            if not self._prompts:
+                patience = max(_LEAST_PATIENCE, _PATIENCE * self._last_seconds)
+                self._arrived.wait_for(self._all_are_back, patience)
+            return not self._closing or bool(self._steps or self._prompts)
+
+    def _all_are_back(self) -> bool:
+        waiting = len(self._steps) + len(self._queue)
+        return self._closing or waiting >= min(self._last_steps, self._most)
+
+    def _admit(self) -> None:
+        """Begin the jobs that wait, as far as there is room for their states."""
+        with self._arrived:
+            waiting = list(self._queue)
+            self._queue.clear()
+        left: list[Job] = []
+        for job in waiting:
+            try:
+                if not self._residency.make_room(job.session):
+                    left.append(job)
+                elif job.future.set_running_or_notify_cancel():
+                    self._residency.touch(job.session)
+                    if isinstance(job.state, Spilled):
+                        job.state = self._residency.load(job.state)
+                    self._sort_in(job)
+            except Exception as error:
+                job.fail(error)
+        self._stuck = bool(left)
+        with self._arrived:
+            self._queue.extendleft(reversed(left))
+
+    def _sort_in(self, job: Job) -> None:
+        call = next(self._planner.calls(job.state.position, job.tokens))
+        if job.tokens == 1 and call.graph is self._step:  # a step graph of the schedule's may write big tensors
+            self._steps.append(job)
+        else:
+            job.state = self.home(job.state)
+            self._prompts.append(job)
+
+    def _one_round(self) -> None:
+        self._round += 1
+        if self._steps:
+            start = time.perf_counter()
+            self._last_steps = len(self._steps)
+            self._step_round()
+            self._last_seconds = time.perf_counter() - start
+        if self._prompts:
+            self._continue(self._prompts.popleft())
+
+    def _fail_all(self, error: BaseException) -> None:
+        for job in [*self._steps, *self._prompts]:
+            job.fail(error)
+        for job in self._queue:
+            if job.future.set_running_or_notify_cancel():
+                job.fail(error)
+        self._steps.clear()
+        self._prompts.clear()
+        self._queue.clear()
+
+    # -- prompts -----------------------------------------------------------------------------------------------------
+
+    def _continue(self, job: Job) -> None:
+        """Run one call of a job on its own, and put it at the end of the queue if there is more."""
+        if job.calls is None:
+            job.calls = self._planner.calls(job.state.position, job.tokens)
+        call = next(job.calls)
+        done = call.offset + call.length == job.tokens
+        try:
+            self._call(job, call)
+            if done:
+                for commit in job.calls:  # what is due after the last token belongs to it
+                    self._call(job, commit)
+        except Exception as error:
+            job.fail(error)
+            return
+        if done:
+            with contextlib.suppress(JobFailedError):  # its state was a value of its own; the session's is untouched
+                job.succeed()
+        else:
+            self._prompts.append(job)
+
+    def _call(self, job: Job, call: Call) -> None:
+        data = job.inputs[None, call.offset : call.offset + call.length] if call.length else None
+        with self._backend.executor(1) as executor:
+            told, job.state = executor.run(call.graph, job.state, Feed(data, call.length))
+            job.collect(
+                call,
+                None if told.head is None else told.head[0],
+                None if told.surprise is None else told.surprise[0],
+            )
+
+    # -- decoders ----------------------------------------------------------------------------------------------------
+
+    def _step_round(self) -> None:
+        """Step every decoder that has or gets a lane."""
+        if len(self._steps) == 1 and self._round - self._busy_round > _CALM:
+            job = self._steps.pop()
+            job.state = self.home(job.state)
+            self._prompts.appendleft(job)  # alone: a call of its own is cheaper than lanes
+            return
+        if len(self._steps) > max(1, self._seats.width // 2):
+            self._busy_round = self._round
+        if len(self._steps) > self._seats.width or self._round - self._busy_round > _CALM:
+            self._seats.resize(len(self._steps))
+            self._busy_round = self._round
+        chosen = self._choose()
+        self._steps = [job for job in self._steps if job not in {job for job, _ in chosen}]
+        lanes = [lane for _, seat in chosen if (lane := seat.lane) is not None]
+        try:
+            outputs, surprise, failed = self._seats.lanes.step(lanes, np.stack([job.inputs[0] for job, _ in chosen]))
+        except Exception as error:
+            for job, _ in chosen:
+                job.fail(error)
+            return
+        for (job, seat), lane in zip(chosen, lanes, strict=True):
+            if lane in failed:
+                job.fail(failed[lane])
+                continue
+            call = next(self._planner.calls(job.state.position, 1))
+            job.collect(call, outputs[lane, None], None if surprise is None else surprise[lane, None])
+            self._finish_step(job, seat, lane)
+
+    def _choose(self) -> list[tuple[Job, Seat]]:
+        """Jobs and their seats for this round: seated ones with turns left, then the others in order of arrival."""
+        waiting = sorted(self._steps, key=self._precedence)[: self._seats.width]
+        chosen: list[tuple[Job, Seat]] = []
+        staying = {id(job.state.seat) for job in waiting if isinstance(job.state, Seated)}
+        idle = [seat for seat in self._seats.idle(self._round) if id(seat) not in staying]
+        for job in waiting:
+            seat = job.state.seat if isinstance(job.state, Seated) else None
+            if seat is None or seat.lane is None:
+                state = job.state if seat is None else self._seats.home(seat)
+                seat = self._seats.take(state)
+                if seat is None:
+                    self._seats.leave(idle.pop(0))
+                    seat = self._seats.take(state)
+            if seat is None:
+                raise RuntimeError("no lane is free although one was given up")
+            seat.turns += 1
+            seat.used = self._round
+            chosen.append((job, seat))
+        return chosen
+
+    def _precedence(self, job: Job) -> int:
+        seated = isinstance(job.state, Seated) and job.state.seat.lane is not None
+        if seated and isinstance(job.state, Seated) and job.state.seat.turns % _TURN:
+            return 0
+        return 1
+
+    def _finish_step(self, job: Job, seat: Seat, lane: int) -> None:
+        """Run what is due after a step, and make the result the session's; undo the step if either fails."""
+        before, lanes = job.state.position, self._seats.lanes
+        committed: State | None = None
+        try:
+            for call in self._planner.calls(before, 1):
+                if call.length == 0:
+                    if committed is None:
+                        job.state = lanes.copy(lane, before_commit=True)
+                    self._call(job, call)
+                    committed = job.state
+            job.state = Seated(seat, before + 1)
+            job.succeed()
+        except Exception as error:
+            lanes.undo(lane)
+            if not isinstance(error, JobFailedError):
+                job.fail(error)
+            return
+        if committed is not None:
+            lanes.seat(lane, committed)

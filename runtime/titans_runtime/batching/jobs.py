@@ -1,0 +1,83 @@
+"""A feed that waits its turn: what it needs, how far it is, and how its result gets back.
+
+Knows one feed. Does not know which one runs next (`engine`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from titans_runtime.arrays import Array, FloatArray
+from titans_runtime.backends.base import State
+from titans_runtime.driver import Fed
+from titans_runtime.plan import Call
+
+if TYPE_CHECKING:
+    from titans_runtime.session import Session
+
+Finish = Callable[[Fed, State], FloatArray]
+
+
+@dataclass(eq=False)
+class Job:
+    """One session's feed of T tokens.
+
+    session: whose.
+    state: where the session stands; the job's progress replaces it, the session's own is untouched until `finish`.
+    inputs: `[T]` ids or `[T, F]` vectors.
+    finish: makes the result the session's, and returns what the caller asked for; if it raises, nothing has happened.
+    release: lets the session be used again; called once, after success or failure.
+    """
+
+    session: Session
+    state: State
+    inputs: Array
+    every: bool
+    finish: Finish
+    release: Callable[[BaseException | None], None]
+    future: Future[FloatArray] = field(default_factory=Future)
+    calls: Iterator[Call] | None = None
+    outputs: list[FloatArray] = field(default_factory=list)
+    surprise: list[FloatArray] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """How many there are to consume."""
+        return len(self.inputs)
+
+    def collect(self, call: Call, head: FloatArray | None, surprise: FloatArray | None) -> None:
+        """Keep what a call said, `[length, O]` and `[length, M]`."""
+        if head is None:
+            return
+        last = call.offset + call.length == self.tokens
+        if self.every or last:
+            self.outputs.append((head if self.every else head[-1:]).copy())
+        self.surprise.append(np.zeros((call.length, 0), np.float32) if surprise is None else surprise.copy())
+
+    def fed(self) -> Fed:
+        """Everything that was kept."""
+        return Fed(np.concatenate(self.outputs)[None], np.concatenate(self.surprise)[None])
+
+    def succeed(self) -> None:
+        """Make the result the session's and tell the caller; if that raises, fail with what it raised."""
+        try:
+            outputs = self.finish(self.fed(), self.state)
+        except BaseException as error:  # an observer's error is the caller's
+            self.fail(error)
+            raise JobFailedError from error
+        self.release(None)
+        self.future.set_result(outputs)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the caller; the session stands where it stood."""
+        self.release(error)
+        self.future.set_exception(error)
+
+
+class JobFailedError(Exception):
+    """A job's result was refused by its session; what the job did is to be undone. Never leaves the engine."""

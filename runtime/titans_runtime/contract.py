@@ -1,0 +1,166 @@
+"""The contract between graphs, state table and schedule: what a manifest must hold together.
+
+Knows which data inputs and outputs each kind of graph may have, and with which shapes. Does not open the
+graphs: that the ONNX files agree with the manifest is the exporter's verification and the hashes' business.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import NoReturn
+
+from titans_runtime.errors import BundleError
+from titans_runtime.manifest import (
+    BATCH,
+    MANIFEST_FILE,
+    GraphSpec,
+    Manifest,
+    StateSpec,
+    TensorSpec,
+    TokenInputs,
+)
+
+
+def check_contract(manifest: Manifest) -> None:
+    """Check that names are unique, graphs fit the state table, and the schedule can be followed.
+
+    Raises:
+        BundleError: naming the graph, state or entry that does not fit.
+    """
+    _unique("state name", (state.name for state in manifest.states))
+    _unique("state tensor", (name for state in manifest.states for name in (state.input, state.output)))
+    _unique("graph name", (graph.name for graph in manifest.graphs))
+    _unique("graph kind", (graph.kind for graph in manifest.graphs if graph.kind not in ("commit", "step")))
+    if manifest.graph("step") is None:
+        _fail("graphs has no step graph, without which no stream can be driven")
+    layers = {t.shape[-1] for g in manifest.graphs for t in g.outputs if t.name == "surprise" and t.shape}
+    if len(layers) > 1:
+        _fail("graphs report surprise for different numbers of memory layers")
+    for graph in manifest.graphs:
+        _check_graph(manifest, graph)
+    _check_schedule(manifest)
+    _check_initial(manifest)
+    _check_tokenizer(manifest)
+
+
+def head_name(manifest: Manifest) -> str:
+    """The output that the model is run for."""
+    return "logits" if isinstance(manifest.inputs, TokenInputs) else "predictions"
+
+
+def data_name(manifest: Manifest) -> str:
+    """The input that carries the stream."""
+    return "input_ids" if isinstance(manifest.inputs, TokenInputs) else "inputs"
+
+
+def _fail(what: str) -> NoReturn:
+    raise BundleError(f"{MANIFEST_FILE}: {what}; export the bundle again")
+
+
+def _unique(what: str, names: Iterable[str]) -> None:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        _fail(f"{what} {repeated[0]!r} appears more than once")
+
+
+def _check_graph(manifest: Manifest, graph: GraphSpec) -> None:
+    tokens_ok = {
+        "prefill": graph.tokens == manifest.chunk,
+        "extend": 1 <= graph.tokens <= manifest.chunk,
+        "step": graph.tokens == 1,
+        "commit": graph.tokens == 0,
+    }
+    if not tokens_ok[graph.kind]:
+        _fail(f"graph {graph.name!r} of kind {graph.kind} holds {graph.tokens} tokens, with chunk {manifest.chunk}")
+    _check_tensors(graph, "input", graph.inputs, _allowed_inputs(manifest, graph))
+    _check_tensors(graph, "output", graph.outputs, _allowed_outputs(manifest, graph))
+    inputs, outputs = {t.name for t in graph.inputs}, {t.name for t in graph.outputs}
+    required = {data_name(manifest)} if graph.tokens else set()
+    if graph.kind == "extend":
+        required |= {"length"}
+    for name in sorted(required - inputs):
+        _fail(f"graph {graph.name!r} has no input {name!r}")
+    if graph.tokens and head_name(manifest) not in outputs:
+        _fail(f"graph {graph.name!r} has no output {head_name(manifest)!r}")
+
+
+def _check_tensors(graph: GraphSpec, side: str, listed: tuple[TensorSpec, ...], allowed: list[TensorSpec]) -> None:
+    _unique(f"graph {graph.name!r} {side}", (tensor.name for tensor in listed))
+    known = {tensor.name: tensor for tensor in allowed}
+    for tensor in listed:
+        if tensor.name not in known:
+            _fail(f"graph {graph.name!r} has an unknown {side} {tensor.name!r}")
+        expected = known[tensor.name]
+        shape = expected.shape
+        if tensor.name == "surprise" and len(tensor.shape) == len(shape) and isinstance(tensor.shape[-1], int):
+            shape = (*shape[:-1], tensor.shape[-1])  # any number of memory layers
+        if tensor.dtype != expected.dtype or tensor.shape != shape:
+            _fail(
+                f"graph {graph.name!r} {side} {tensor.name!r} is {tensor.dtype} {list(tensor.shape)},"
+                f" expected {expected.dtype} {list(shape)}"
+            )
+
+
+def _allowed_inputs(manifest: Manifest, graph: GraphSpec) -> list[TensorSpec]:
+    allowed = [_state_tensor(state, state.input) for state in manifest.states]
+    allowed.append(TensorSpec(name="position", dtype="int64", shape=(BATCH,)))
+    if graph.kind == "extend":
+        allowed.append(TensorSpec(name="length", dtype="int64", shape=(BATCH,)))
+    if graph.tokens and isinstance(manifest.inputs, TokenInputs):
+        allowed.append(TensorSpec(name="input_ids", dtype="int64", shape=(BATCH, graph.tokens)))
+    elif graph.tokens and not isinstance(manifest.inputs, TokenInputs):
+        shape = (BATCH, graph.tokens, manifest.inputs.features)
+        allowed.append(TensorSpec(name="inputs", dtype="float32", shape=shape))
+    return allowed
+
+
+def _allowed_outputs(manifest: Manifest, graph: GraphSpec) -> list[TensorSpec]:
+    allowed = [_state_tensor(state, state.output) for state in manifest.states if state.kind == "carried"]
+    if graph.kind in ("step", "extend"):
+        rows = [state for state in manifest.states if state.kind == "rows"]
+        allowed += [_state_tensor(state, state.output, rows=graph.tokens) for state in rows]
+    if graph.tokens:
+        shape = (BATCH, graph.tokens, manifest.inputs.outputs)
+        allowed.append(TensorSpec(name=head_name(manifest), dtype="float32", shape=shape))
+        allowed.append(TensorSpec(name="surprise", dtype="float32", shape=(BATCH, graph.tokens, 1)))
+    return allowed
+
+
+def _state_tensor(state: StateSpec, name: str, rows: int | None = None) -> TensorSpec:
+    shape = state.shape if rows is None else (rows, *state.shape[1:])
+    return TensorSpec(name=name, dtype=state.dtype, shape=shape)
+
+
+def _check_schedule(manifest: Manifest) -> None:
+    commits = {graph.name for graph in manifest.graphs if graph.kind == "commit"}
+    steps = [graph.name for graph in manifest.graphs if graph.kind == "step"]
+    named = {due.graph for due in manifest.schedule}
+    for due in manifest.schedule:
+        if due.graph not in commits and due.graph not in steps[1:]:
+            _fail(f"schedule names {due.graph!r}, which is neither a commit graph nor a step graph after the first")
+        if due.phase >= due.period:
+            _fail(f"schedule runs {due.graph!r} at {due.phase} of every {due.period} tokens, which never comes")
+        if manifest.chunk % due.period:
+            _fail(
+                f"schedule runs {due.graph!r} every {due.period} tokens, which does not divide chunk {manifest.chunk}"
+            )
+    if spare := [name for name in steps[1:] if name not in named]:
+        _fail(f"step graph {spare[0]!r} is not in the schedule, and only the first one is used otherwise")
+    if steps[1:] and manifest.graph("extend") is not None:
+        _fail("an extend graph would jump over tokens that the schedule gives to a step graph of their own")
+
+
+def _check_initial(manifest: Manifest) -> None:
+    for state in manifest.states:
+        if state.initial.kind == "learned" and manifest.initial_state is None:
+            _fail(f"state {state.name!r} starts from a learned tensor, and initial_state is null")
+
+
+def _check_tokenizer(manifest: Manifest) -> None:
+    if manifest.tokenizer is None:
+        return
+    if not isinstance(manifest.inputs, TokenInputs):
+        _fail("a continuous model has a tokenizer")
+    if manifest.tokenizer.kind == "byte" and manifest.inputs.vocab_size < 256:
+        _fail(f"a byte tokenizer needs a vocabulary of at least 256, and it is {manifest.inputs.vocab_size}")

@@ -1,0 +1,144 @@
+"""Streams in lockstep: pieces of input in, outputs and surprise of every token out, and the state after them.
+
+Knows the order of things: plan, run, collect. Does not check what users pass in (`session`), sample, or know text.
+A feed makes a new state out of the one it is given; if it fails, or is interrupted, there is simply no new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from titans_runtime.arrays import Array, FloatArray
+from titans_runtime.backends.base import Backend, Feed, Outputs, State
+from titans_runtime.manifest import Manifest
+from titans_runtime.plan import FASTEST, Call, Planner, Policy
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What a feed of T tokens gave.
+
+    outputs: float32 `[B, T, outputs]`, or `[B, 1, outputs]` where only the last token's were asked for.
+    surprise: float32 `[B, T, M]` for M memory layers.
+    """
+
+    outputs: FloatArray
+    surprise: FloatArray
+
+
+class Feeder(Protocol):
+    """What turns a state and its next tokens into outputs and the state after them."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The model."""
+        ...
+
+    @property
+    def backend(self) -> Backend:
+        """Where states live."""
+        ...
+
+    def feed(
+        self, state: State, inputs: Array, all_outputs: bool = False, policy: Policy = FASTEST
+    ) -> tuple[Fed, State]:
+        """Consume T >= 1 tokens of every stream; `state` stays as it is.
+
+        Args:
+            state: where the streams are.
+            inputs: int64 ids `[B, T]` or float32 vectors `[B, T, F]`, valid for the model.
+            all_outputs: return every token's outputs, not only the last one's.
+            policy: which graphs may be used.
+
+        Raises:
+            ExecutionError: a graph failed; a `NonFiniteError` says where its outputs were not finite.
+        """
+        ...
+
+    def home(self, state: State) -> State:
+        """The state as the backend's own value, from wherever this feeder keeps it between feeds."""
+        ...
+
+
+class DirectFeeder:
+    """Feeds on the caller's own thread."""
+
+    def __init__(self, manifest: Manifest, backend: Backend) -> None:
+        self.manifest = manifest
+        self.backend = backend
+        self._planner = Planner(manifest)
+
+    def feed(
+        self, state: State, inputs: Array, all_outputs: bool = False, policy: Policy = FASTEST
+    ) -> tuple[Fed, State]:
+        """See `Feeder`."""
+        batch, tokens = inputs.shape[:2]
+        outputs = np.empty((batch, tokens if all_outputs else 1, self.manifest.inputs.outputs), np.float32)
+        surprise = np.empty((batch, tokens, self.manifest.surprise_layers), np.float32)
+        with self.backend.executor(batch) as executor:
+            for call in self._planner.calls(state.position, tokens, policy):
+                data = inputs[:, call.offset : call.offset + call.length] if call.length else None
+                told, state = executor.run(call.graph, state, Feed(data, call.length))
+                _collect(call, told, outputs, surprise)
+        return Fed(outputs, surprise), state
+
+    def home(self, state: State) -> State:
+        """The state itself."""
+        return state
+
+
+def _collect(call: Call, told: Outputs, outputs: FloatArray, surprise: FloatArray) -> None:
+    """Copy what a call said to where the feed's caller will find it."""
+    if told.head is None:
+        return
+    end = call.offset + call.length
+    if outputs.shape[1] == surprise.shape[1]:
+        outputs[:, call.offset : end] = told.head
+    elif end == surprise.shape[1]:
+        outputs[:, 0] = told.head[:, -1]
+    if told.surprise is not None:
+        surprise[:, call.offset : end] = told.surprise
+
+
+class Driver:
+    """`batch` streams that are fed in lockstep, without a session's checks and comforts."""
+
+    def __init__(self, feeder: Feeder, batch: int = 1) -> None:
+        self._feeder = feeder
+        self._now = feeder.backend.initial(batch)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The model."""
+        return self._feeder.manifest
+
+    @property
+    def batch(self) -> int:
+        """How many streams."""
+        return self._now.batch
+
+    @property
+    def position(self) -> int:
+        """Tokens that each stream has consumed."""
+        return self._now.position
+
+    def reset(self) -> None:
+        """Start all streams afresh."""
+        self._now = self._feeder.backend.initial(self.batch)
+
+    def state(self) -> dict[str, Array]:
+        """Copies of all state tensors by name, shaped as in the state table; rows not yet written are 0."""
+        return self._feeder.backend.read(self._now)
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Replace state tensors by copies of these; the position stays. Raises `InputError` for what does not fit."""
+        self._now = self._feeder.backend.write({**self.state(), **state}, self.batch, self.position)
+
+    def feed(self, inputs: Array, all_outputs: bool = False, policy: Policy = FASTEST) -> Fed:
+        """Consume T >= 1 tokens of every stream; as `Feeder.feed`. After an error: as before."""
+        fed, self._now = self._feeder.feed(self._now, inputs, all_outputs, policy)
+        return fed

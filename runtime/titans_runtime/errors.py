@@ -1,0 +1,72 @@
+"""What can go wrong while a bundle is loaded or driven, as types.
+
+Every message says what was wrong, where, and ends in a remedy. Knows nothing about exit codes or
+terminals; the command line turns any `TitansError` into one line.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+
+class TitansError(Exception):
+    """Base of every error that `titans_runtime` raises on purpose."""
+
+
+class BundleError(TitansError):
+    """A bundle that is missing, truncated, altered, malformed or of a newer format."""
+
+
+class InputError(TitansError, ValueError):
+    """Tokens, vectors or options that the model cannot take. Raised before any state changes."""
+
+
+class TextError(InputError):
+    """Text that cannot become tokens, such as a prompt that is not UTF-8, or a model without a tokenizer."""
+
+
+ProviderStatus = Literal["ready", "not installed", "no device", "not working", "no engines"]
+
+
+class ProviderError(TitansError):
+    """An execution provider that is unknown, not installed, without a device, or that fails here.
+
+    what, remedy: the two halves of the message.
+    status: which of these it is.
+    """
+
+    def __init__(self, what: str, remedy: str = "", status: ProviderStatus = "not working") -> None:
+        super().__init__(f"{what}; {remedy}" if remedy else what)
+        self.what, self.remedy, self.status = what, remedy, status
+
+
+class ExecutionError(TitansError):
+    """A graph that failed while running."""
+
+
+class NonFiniteError(ExecutionError):
+    """A graph returned numbers that are not finite: the weights are damaged or the memory diverged.
+
+    token: position in the stream, counted from 0, of the first token that is affected.
+    state: the first state tensor that is affected, whose name says its layer; None if only the outputs are.
+    """
+
+    def __init__(self, graph: str, token: int, state: str | None) -> None:
+        where = f"first in state {state!r}" if state is not None else "in the outputs only, in no layer's state"
+        super().__init__(
+            f"graph {graph!r} returned numbers that are not finite at token {token}, {where}; go back with reset(),"
+            " rewind() or a saved state, and if it recurs train with memory.surprise_bound set"
+        )
+        self.graph, self.token, self.state = graph, token, state
+
+
+class SessionPoisonedError(TitansError):
+    """A session that met numbers that are not finite: it is as it was before, and refuses to go on from there."""
+
+
+class SessionBusyError(TitansError):
+    """A session that another thread is using, or that a callback of its own call tries to use."""
+
+
+class StateError(TitansError):
+    """A saved state that is missing, damaged, of a newer format, or of another model."""

@@ -1,0 +1,76 @@
+"""What users pass in, checked before any state changes: token ids or vectors, of the right type, shape and range.
+
+Knows the two kinds of input. Does not know sessions or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from titans_runtime.arrays import Array, FloatArray, IdArray
+from titans_runtime.errors import InputError
+from titans_runtime.manifest import ContinuousInputs, TokenInputs
+
+Tokens: TypeAlias = Sequence[int] | IdArray
+Inputs: TypeAlias = Tokens | ArrayLike
+
+
+def checked_inputs(kind: TokenInputs | ContinuousInputs, inputs: Inputs) -> Array:
+    """One stream's inputs as int64 `[T]` or float32 `[T, F]`, T >= 1.
+
+    Raises:
+        InputError: empty, of the wrong shape or dtype, ids outside the vocabulary, vectors that are not finite.
+    """
+    if isinstance(kind, TokenInputs):
+        return checked_tokens(inputs, kind.vocab_size)
+    return checked_vectors(inputs, kind.features)
+
+
+def checked_tokens(inputs: Inputs, vocab_size: int) -> IdArray:
+    """Token ids `[T]`. Raises `InputError`."""
+    array = _array(inputs, "tokens", "a sequence of token ids")
+    if array.ndim != 1:
+        raise InputError(f"tokens have shape {list(array.shape)}; pass one stream's ids, shape [T]")
+    if array.size == 0:
+        raise InputError("there are no tokens to feed; pass at least one")
+    if array.dtype.kind not in "iu":
+        raise InputError(f"tokens are {array.dtype}; pass integers from 0 to {vocab_size - 1}")
+    wrong = np.flatnonzero((array < 0) | (array >= vocab_size))
+    if wrong.size:
+        at = int(wrong[0])
+        raise InputError(
+            f"token {int(array[at])} at index {at} is outside the vocabulary; pass ids from 0 to {vocab_size - 1}"
+        )
+    return array.astype(np.int64)
+
+
+def checked_vectors(inputs: Inputs, features: int) -> FloatArray:
+    """Vectors `[T, features]`. Raises `InputError`."""
+    array = _array(inputs, "inputs", f"numbers of shape [T, {features}]")
+    if array.ndim != 2 or array.shape[1] != features:
+        raise InputError(f"inputs have shape {list(array.shape)}; pass one stream's vectors, shape [T, {features}]")
+    if array.shape[0] == 0:
+        raise InputError("there are no vectors to feed; pass at least one")
+    if array.dtype.kind not in "iuf":
+        raise InputError(f"inputs are {array.dtype}; pass float32 vectors of shape [T, {features}]")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused below
+        vectors = array.astype(np.float32)
+    wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if wrong.size:
+        raise InputError(
+            f"the vector at index {int(wrong[0])} is not finite in float32; clean or scale the series first"
+        )
+    return vectors
+
+
+def _array(inputs: Inputs, what: str, wanted: str) -> Array:
+    if isinstance(inputs, str | bytes):
+        raise InputError(f"{what} are text; encode it first with model.encode(text), or use session.generate(text)")
+    try:
+        return np.asarray(inputs)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"{what} are not an array ({error}); pass {wanted}") from None

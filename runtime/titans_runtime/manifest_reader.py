@@ -1,0 +1,231 @@
+"""From untrusted JSON to a `Manifest`: types, ranges, names and paths, field by field.
+
+Knows the JSON form of version 1. Leaves the question whether graphs, states and schedule fit together to
+`contract`, and the files themselves to `bundle`. Fields it does not know are ignored.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Literal, cast
+
+from titans_runtime.contract import check_contract
+from titans_runtime.errors import BundleError
+from titans_runtime.jsonread import JsonObject, Node, parse
+from titans_runtime.manifest import (
+    BATCH,
+    DTYPES,
+    FORMAT,
+    FORMAT_VERSION,
+    GRAPH_KINDS,
+    MANIFEST_FILE,
+    STATE_KINDS,
+    ContinuousInputs,
+    DataFile,
+    DType,
+    Due,
+    GraphKind,
+    GraphSpec,
+    Initial,
+    Manifest,
+    ModelInfo,
+    Shape,
+    StateKind,
+    StateSpec,
+    TensorSpec,
+    TokenInputs,
+    TokenizerInfo,
+)
+
+# A file name is joined to the bundle's directory; these would leave it, or mean something else elsewhere.
+_UNSAFE_CHARACTERS = ("\\", ":", "\0")
+# A dimension beyond this is damage: one float32 row of it would be 4 GiB.
+_MAX_DIMENSION = 2**30
+
+
+def read_manifest(text: str) -> Manifest:
+    """Read a version-1 manifest.
+
+    Raises:
+        BundleError: not JSON, not a bundle's manifest, a newer format, or a field that is missing or wrong.
+    """
+    root = parse(text, MANIFEST_FILE)
+    _check_format(root)
+    manifest = Manifest(
+        model=_model(root.field("model")),
+        dtype=root.field("dtype").text(),
+        opset=root.field("opset").integer(1),
+        inputs=_inputs(root.field("inputs")),
+        chunk=root.field("chunk").integer(1),
+        tokenizer=_tokenizer(_nullable(root, "tokenizer")),
+        states=tuple(_state(node) for node in root.field("states").items()),
+        graphs=tuple(_graph(node) for node in root.field("graphs").items()),
+        schedule=tuple(_due(node) for node in root.field("schedule").items()),
+        weights=_file(root.field("weights")),
+        initial_state=_optional_file(_nullable(root, "initial_state")),
+        provenance=_provenance(_nullable(root, "provenance")),
+        verification=_object(_nullable(root, "verification")),
+        engines=_engines(_nullable(root, "engines")),
+        providers=_providers(_nullable(root, "providers")),
+        omitted=_omitted(_nullable(root, "omitted")),
+    )
+    check_contract(manifest)
+    return manifest
+
+
+def _check_format(root: Node) -> None:
+    if root.field("format").value != FORMAT:
+        root.field("format").fail(f'"{FORMAT}"')
+    version = root.field("format_version").integer(1)
+    if version > FORMAT_VERSION:
+        raise BundleError(
+            f"{MANIFEST_FILE}: format_version is {version}, this runtime reads up to {FORMAT_VERSION};"
+            " upgrade with `pip install --upgrade titans-deploy`"
+        )
+
+
+def _nullable(node: Node, key: str) -> Node | None:
+    """The field, or None where it is absent or null."""
+    found = node.optional(key)
+    return None if found is None or found.value is None else found
+
+
+def _object(node: Node | None) -> JsonObject | None:
+    return None if node is None else node.fields()
+
+
+def _provenance(node: Node | None) -> dict[str, str]:
+    if node is None:
+        return {}
+    provenance: dict[str, str] = {}
+    for key in node.fields():
+        value = node.field(key)
+        if not isinstance(value.value, str):
+            value.fail("a string")
+        provenance[key] = value.value
+    return provenance
+
+
+def _engines(node: Node | None) -> tuple[JsonObject, ...]:
+    return () if node is None else tuple(item.fields() for item in node.items())
+
+
+def _providers(node: Node | None) -> tuple[str, ...] | None:
+    if node is None:
+        return None
+    return tuple(item.text() for item in node.items()) or node.fail("a list with a provider in it")
+
+
+def _omitted(node: Node | None) -> tuple[str, ...]:
+    return () if node is None else tuple(_path(item) for item in node.items())
+
+
+def _model(node: Node) -> ModelInfo:
+    return ModelInfo(
+        name=node.field("name").text(),
+        variant=node.field("variant").text(),
+        parameters=node.field("parameters").integer(0),
+        config=_object(_nullable(node, "config")) or {},
+    )
+
+
+def _inputs(node: Node) -> TokenInputs | ContinuousInputs:
+    if node.field("kind").choice(("tokens", "continuous")) == "tokens":
+        return TokenInputs(vocab_size=_dimension(node.field("vocab_size")))
+    return ContinuousInputs(features=_dimension(node.field("features")), targets=_dimension(node.field("targets")))
+
+
+def _path(node: Node) -> str:
+    """A file name that stays inside the bundle, with `/` between folders."""
+    name = node.text()
+    parts = PurePosixPath(name).parts
+    if any(c in name for c in _UNSAFE_CHARACTERS) or name.startswith("/") or ".." in parts or not parts:
+        node.fail("a relative path that stays inside the bundle")
+    return name
+
+
+def _file(node: Node) -> DataFile:
+    size = _nullable(node, "bytes")
+    return DataFile(
+        file=_path(node.field("file")),
+        sha256=node.field("sha256").sha256(),
+        bytes=None if size is None else size.integer(0),
+    )
+
+
+def _optional_file(node: Node | None) -> DataFile | None:
+    return None if node is None else _file(node)
+
+
+def _tokenizer(node: Node | None) -> TokenizerInfo | None:
+    if node is None:
+        return None
+    if node.field("kind").choice(("byte", "tokenizers")) == "byte":
+        return TokenizerInfo(kind="byte")
+    return TokenizerInfo(kind="tokenizers", file=_file(node))
+
+
+def _dimension(node: Node) -> int:
+    if (size := node.integer(1)) > _MAX_DIMENSION:
+        node.fail(f"a whole number of at most {_MAX_DIMENSION}")
+    return size
+
+
+def _shape(node: Node) -> Shape:
+    return tuple(BATCH if item.value == BATCH else _dimension(item) for item in node.items())
+
+
+def _dtype(node: Node) -> DType:
+    return cast(DType, node.choice(DTYPES))
+
+
+def _initial(node: Node) -> Initial:
+    kind = cast(Literal["zeros", "constant", "learned"], node.field("kind").choice(("zeros", "constant", "learned")))
+    return Initial(
+        kind=kind,
+        value=node.field("value").number() if kind == "constant" else 0.0,
+        tensor=node.field("tensor").text() if kind == "learned" else None,
+    )
+
+
+def _state(node: Node) -> StateSpec:
+    state = StateSpec(
+        name=node.field("name").text(),
+        kind=cast(StateKind, node.field("kind").choice(STATE_KINDS)),
+        dtype=_dtype(node.field("dtype")),
+        shape=_shape(node.field("shape")),
+        initial=_initial(node.field("initial")),
+        input=node.field("input").text(),
+        output=node.field("output").text(),
+    )
+    if [axis for axis, size in enumerate(state.shape) if size == BATCH] != [state.batch_axis]:
+        node.field("shape").fail(f'dimensions with "{BATCH}" at axis {state.batch_axis}, as {state.kind} state has it')
+    return state
+
+
+def _tensor(node: Node) -> TensorSpec:
+    return TensorSpec(
+        name=node.field("name").text(), dtype=_dtype(node.field("dtype")), shape=_shape(node.field("shape"))
+    )
+
+
+def _graph(node: Node) -> GraphSpec:
+    return GraphSpec(
+        name=node.field("name").text(),
+        kind=cast(GraphKind, node.field("kind").choice(GRAPH_KINDS)),
+        file=_path(node.field("file")),
+        sha256=node.field("sha256").sha256(),
+        tokens=node.field("tokens").integer(0),
+        inputs=tuple(_tensor(item) for item in node.field("inputs").items()),
+        outputs=tuple(_tensor(item) for item in node.field("outputs").items()),
+        cpu=_optional_file(_nullable(node, "cpu")),
+    )
+
+
+def _due(node: Node) -> Due:
+    phase = node.optional("phase")
+    return Due(
+        graph=node.field("graph").text(),
+        period=node.field("period").integer(1),
+        phase=0 if phase is None else phase.integer(0),
+    )

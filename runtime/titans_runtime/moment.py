@@ -1,0 +1,85 @@
+"""Everything a session is at one moment, as one value that never changes.
+
+Knows what has to travel together: state, last outputs, surprise and its totals. Does not know how any of it is
+computed or stored. A session replaces its moment in one assignment; that is all a call, a rewind or a fork does to it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from titans_runtime.arrays import FloatArray
+from titans_runtime.backends.base import State
+
+
+@dataclass(frozen=True)
+class SurpriseTotals:
+    """Surprise over a whole stream: mean over the memory layers, per token."""
+
+    tokens: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    highest: float = 0.0
+
+    def add(self, surprise: FloatArray) -> SurpriseTotals:
+        """With that of more tokens, `[T, M]`."""
+        if surprise.size == 0:
+            return self
+        if len(surprise) == 1:  # a decoder's case, ten times faster without arrays
+            layers = surprise[0].tolist()
+            mean = sum(layers) / len(layers)
+            return SurpriseTotals(
+                self.tokens + 1, self.total + mean, self.squares + mean * mean, max(self.highest, mean)
+            )
+        each = surprise.mean(axis=1, dtype=np.float64)
+        return SurpriseTotals(
+            self.tokens + len(each),
+            self.total + float(each.sum()),
+            self.squares + float(np.dot(each, each)),
+            max(self.highest, float(each.max())),
+        )
+
+    @property
+    def mean(self) -> float:
+        """The average; 0 before the first token."""
+        return self.total / self.tokens if self.tokens else 0.0
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation; 0 before the first token."""
+        return math.sqrt(max(0.0, self.squares / self.tokens - self.mean**2)) if self.tokens else 0.0
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a session stands.
+
+    state: the memory, and the position.
+    last: outputs after the last token `[V]` or `[targets]`; None before the first.
+    surprise: float32 `[T, M]` of the last feed's tokens.
+    totals: surprise over the stream.
+    commits: how many chunks have ended.
+    """
+
+    state: State
+    last: FloatArray | None
+    surprise: FloatArray
+    totals: SurpriseTotals = field(default_factory=SurpriseTotals)
+    commits: int = 0
+
+    @property
+    def position(self) -> int:
+        """Tokens consumed."""
+        return self.state.position
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A moment to come back to. Made by `Session.mark`; holds the state, so drop it when it is no longer needed."""
+
+    identity: str = field(repr=False)
+    moment: Moment = field(repr=False)
+    position: int

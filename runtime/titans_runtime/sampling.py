@@ -1,0 +1,130 @@
+"""From logits to a token: greedy, or drawn from a distribution that is cut down in a fixed order.
+
+The order is: repetition penalty, temperature, top-k, top-p, min-p, draw. Knows NumPy arrays of one stream's
+logits. Does not know models, tokenizers or when to stop.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from titans_runtime.arrays import FloatArray
+from titans_runtime.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How the next token is chosen.
+
+    temperature: divides the logits; 0 takes the most likely token, ties to the lowest id.
+    top_k: keep the k most likely tokens (ties to the lowest ids).
+    top_p: keep the smallest set of most likely tokens whose probability, renormalised after top-k, reaches p.
+    min_p: drop tokens less likely than this fraction of the most likely one.
+    repetition_penalty: logits of tokens already seen are divided by it where positive and multiplied where
+        negative (arXiv 1909.05858 §4.1); 1 changes nothing.
+    seed: makes the draws repeatable; None draws differently every time.
+
+    Raises:
+        InputError: a value outside its range.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _number("temperature", self.temperature, 0.0, math.inf, "0 (greedy) or above, such as 0.8")
+        _number("repetition_penalty", self.repetition_penalty, 1e-3, math.inf, "1 for none, or above, such as 1.1")
+        if self.top_p is not None:
+            _number("top_p", self.top_p, 1e-9, 1.0, "above 0 and at most 1, such as 0.95")
+        if self.min_p is not None:
+            _number("min_p", self.min_p, 0.0, 1.0, "from 0 to 1, such as 0.05")
+        if self.top_k is not None:
+            _whole("top_k", self.top_k, 1)
+        if self.seed is not None:
+            _whole("seed", self.seed, 0)
+
+
+class Sampler:
+    """Chooses the tokens of one stream; remembers which it has seen and where its random numbers are."""
+
+    def __init__(self, options: SamplingOptions, vocab_size: int) -> None:
+        self.options = options
+        self._seen = np.zeros(vocab_size, np.bool_)
+        self._random: np.random.Generator | None = (
+            None  # greedy never needs one, and numpy.random takes 10 ms to import
+        )
+
+    def observe(self, tokens: Iterable[int]) -> None:
+        """Count tokens as seen, for the repetition penalty."""
+        self._seen[list(tokens)] = True
+
+    def choose(self, logits: FloatArray) -> int:
+        """The next token for logits `[V]`, which are finite; it counts as seen from then on."""
+        scores = penalised(logits.astype(np.float64), self._seen, self.options.repetition_penalty)
+        token = int(np.argmax(scores)) if self.options.temperature == 0 else self._draw(scores)
+        self._seen[token] = True
+        return token
+
+    def _draw(self, scores: NDArray[np.float64]) -> int:
+        if self._random is None:
+            self._random = np.random.default_rng(self.options.seed)
+        tokens, probabilities = distribution(scores, self.options)
+        edges = np.cumsum(probabilities)
+        place = np.searchsorted(edges, self._random.random() * edges[-1], side="right")
+        return int(tokens[min(int(place), len(tokens) - 1)])
+
+
+def penalised(scores: NDArray[np.float64], seen: NDArray[np.bool_], penalty: float) -> NDArray[np.float64]:
+    """Scores `[V]` with seen tokens made less likely."""
+    if penalty == 1.0:
+        return scores
+    return np.where(seen, np.where(scores > 0, scores / penalty, scores * penalty), scores)
+
+
+def distribution(scores: NDArray[np.float64], options: SamplingOptions) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The tokens that are left after temperature, top-k, top-p and min-p, most likely first, with probabilities.
+
+    Args:
+        scores: penalised logits `[V]`.
+        options: with a temperature above 0.
+
+    Returns:
+        ids and probabilities of the same length, at least one; the probabilities sum to 1.
+    """
+    tokens = np.argsort(-scores, kind="stable")[: options.top_k]
+    with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf, which is what it means
+        probabilities = np.exp((scores[tokens] - scores[tokens[0]]) / options.temperature)
+    probabilities /= probabilities.sum()
+    keep = len(tokens)
+    if options.top_p is not None:
+        keep = int(np.searchsorted(np.cumsum(probabilities), options.top_p, side="left")) + 1
+    if options.min_p is not None:
+        keep = min(keep, int(np.count_nonzero(probabilities >= options.min_p * probabilities[0])))
+    kept = probabilities[:keep]
+    return tokens[:keep], kept / kept.sum()
+
+
+def _number(name: str, value: float, low: float, high: float, advice: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
+        raise InputError(f"{name} is {value!r}, which is not a number; use {advice}")
+    if not low <= float(value) <= high or not math.isfinite(float(value)):
+        raise InputError(f"{name} is {value}; use a value {advice}")
+
+
+def _whole(name: str, value: int, low: int) -> None:
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} is {value!r}, which is not a whole number; use {low} or above") from None
+    if isinstance(value, bool) or whole < low:
+        raise InputError(f"{name} is {value!r}; use a whole number of {low} or above")

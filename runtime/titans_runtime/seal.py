@@ -1,0 +1,36 @@
+"""A JSON object's own checksum, as one of its fields: what was changed by accident is noticed.
+
+Knows the object's content, not its spelling: indentation and the order of fields are free. Does not know manifests.
+It protects against damage and careless edits, not against somebody who computes it anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from titans_runtime.errors import BundleError
+from titans_runtime.jsonread import JsonObject, Node
+
+FIELD = "sha256"
+
+
+def seal(fields: JsonObject) -> JsonObject:
+    """The object with its checksum as the last field, in place of one that it had."""
+    content = {key: value for key, value in fields.items() if key != FIELD}
+    return {**content, FIELD: _digest(content)}
+
+
+def check_seal(root: Node) -> None:
+    """Raises `BundleError` unless the object is as it was when it was sealed."""
+    written = root.field(FIELD).sha256()
+    if written != _digest({key: value for key, value in root.fields().items() if key != FIELD}):
+        raise BundleError(
+            f"{root.file} was changed after it was written: its checksum does not match; copy the bundle again, or"
+            " export it again"
+        )
+
+
+def _digest(content: JsonObject) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,366 @@
+"""One stream of memory, as a user holds it: feed it, read its surprise, let it generate, save it, branch it.
+
+The model owns the weights, the session owns the state. A call either completes or leaves the session as it was,
+whatever stops it. A session that meets numbers that are not finite goes back to where it was before the call and is
+poisoned: it refuses to go on, and says so, until it is reset or rewound. A session is used by one thread at a time,
+which is enforced; several sessions of a model may run in several threads.
+
+Knows nothing of graphs and buffers (`driver`), of how a token is drawn (`sampling`), or of files (`statefile`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import operator
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from titans_runtime import statefile
+from titans_runtime.arrays import Array, FloatArray, IdArray
+from titans_runtime.atomic import write_atomically
+from titans_runtime.backends.base import State
+from titans_runtime.driver import Fed, Feeder
+from titans_runtime.errors import InputError, NonFiniteError, SessionPoisonedError, TextError
+from titans_runtime.guard import Guard
+from titans_runtime.inputs import Inputs, checked_inputs, checked_tokens
+from titans_runtime.manifest import Manifest, TokenInputs
+from titans_runtime.moment import Mark, Moment
+from titans_runtime.observe import FeedEvent, Observer, SessionStats, record
+from titans_runtime.sampling import Sampler, SamplingOptions
+from titans_runtime.stopping import StopFilter
+from titans_runtime.text import Tokenizer
+
+_numbers = itertools.count(1)
+
+
+@dataclass
+class Shared:
+    """What all sessions of one model, or of one batch, have in common.
+
+    feeder: what runs their feeds.
+    tokenizer: opened only for text: streams of ids need none.
+    observers: called after every feed, before it counts.
+    """
+
+    feeder: Feeder
+    tokenizer: Callable[[], Tokenizer | None]
+    observers: list[Observer] = field(default_factory=list)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The model."""
+        return self.feeder.manifest
+
+
+class Session:
+    """One stream. Made by `Model.session()` and `Model.restore()`, or of another by `fork()`."""
+
+    def __init__(self, shared: Shared, name: str | None = None, moment: Moment | None = None) -> None:
+        self.name = name if name is not None else f"session-{next(_numbers)}"
+        self._shared = shared
+        self._manifest = shared.manifest
+        self._guard = Guard()
+        self._now = moment or self._beginning()
+        self._poison: str | None = None
+        self._fed_tokens, self._seconds = 0, 0.0
+
+    @property
+    def position(self) -> int:
+        """Tokens consumed since the beginning or the last reset."""
+        return self._now.position
+
+    @property
+    def surprise(self) -> FloatArray:
+        """How surprising each token of the last feed was, float32 `[T]`: the mean over the memory layers.
+
+        Zeros for a model without memory.
+        """
+        surprise = self._now.surprise
+        if surprise.shape[1] == 0:
+            return np.zeros(len(surprise), np.float32)
+        mean: FloatArray = surprise.mean(axis=1, dtype=np.float32)
+        return mean
+
+    @property
+    def surprise_by_layer(self) -> FloatArray:
+        """Surprise of each token of the last feed in each memory layer, float32 `[T, M]`."""
+        return self._now.surprise.copy()
+
+    @property
+    def stats(self) -> SessionStats:
+        """Figures of this session. Reads the whole state, for its norms."""
+        with self._guard:
+            now = self._now
+            state = self._shared.feeder.backend.read(self._home(now.state))
+        return SessionStats(
+            session=self.name,
+            position=now.position,
+            commits=now.commits,
+            fed_tokens=self._fed_tokens,
+            seconds=self._seconds,
+            state_bytes=self._manifest.stream_bytes,
+            state_norms={name: float(np.linalg.norm(value)) for name, value in state.items()},
+            surprise_mean=now.totals.mean,
+            surprise_deviation=now.totals.deviation,
+            surprise_highest=now.totals.highest,
+        )
+
+    def feed(self, inputs: Inputs, all_logits: bool = False) -> FloatArray:
+        """Consume tokens, or vectors for a continuous model.
+
+        Args:
+            inputs: ids `[T]` (a list, or any integer array), or vectors `[T, F]`; T >= 1.
+            all_logits: return what the model says after every token, not only after the last.
+
+        Returns:
+            Token models: logits `[V]`, or `[T, V]` with `all_logits`.
+            Continuous models: predictions `[T, targets]` always.
+
+        Raises:
+            InputError: inputs the model cannot take.
+            ExecutionError: a graph failed.
+            NonFiniteError: what came out is not finite; the session is poisoned from now on.
+            SessionPoisonedError: it was already; call `reset` or `rewind`.
+            SessionBusyError: another thread is using this session.
+            Whatever is raised, the session is where it was.
+        """
+        array = checked_inputs(self._manifest.inputs, inputs)
+        every = all_logits or not isinstance(self._manifest.inputs, TokenInputs)
+        outputs = self._consume(array, every)
+        return outputs if every else outputs.reshape(-1)
+
+    def reset(self) -> None:
+        """Forget everything and start afresh; also a way out of a poisoned session."""
+        with self._guard:
+            self._now = self._beginning()
+            self._poison = None
+
+    def mark(self) -> Mark:
+        """This moment, to come back to with `rewind`. Costs no copy; the state lives as long as the mark."""
+        with self._guard:
+            moment = self._own_moment()
+        return Mark(self._manifest.state_identity, moment, moment.position)
+
+    def rewind(self, mark: Mark) -> None:
+        """Go back to a mark of this session, of a fork of it, or of any other session of the same model, exactly.
+
+        A poisoned session is sound again afterwards.
+
+        Raises:
+            InputError: the mark is of another model.
+        """
+        if mark.identity != self._manifest.state_identity:
+            raise InputError("this mark was made with another model; rewind to a mark of a session of this one")
+        with self._guard:
+            self._now = mark.moment
+            self._poison = None
+
+    def fork(self, name: str | None = None) -> Session:
+        """Another session that stands where this one stands: two futures of one memory.
+
+        Copies nothing: what both have in common stays shared for as long as neither changes it.
+        """
+        with self._guard:
+            moment = self._own_moment()
+        return self._sibling(name, moment)
+
+    def save(self, path: str | os.PathLike[str], *, compress: bool = False) -> None:
+        """Write this session to a file that `Model.restore` reads: all of the old file or all of the new one.
+
+        Args:
+            path: the file; one that is there is replaced.
+            compress: about a tenth smaller and many times slower; see the documentation for figures.
+
+        Raises:
+            StateError: the file cannot be written; the old one is as it was.
+        """
+        data = self.to_bytes(compress=compress)
+        write_atomically(path, data)
+        record(
+            logging.INFO, "session.saved", session=self.name, path=str(path), bytes=len(data), position=self.position
+        )
+
+    def to_bytes(self, *, compress: bool = False) -> bytes:
+        """This session as bytes, for a database or an object store; `Model.restore_bytes` reads them."""
+        with self._guard:
+            now = self._now
+            tensors = self._shared.feeder.backend.read(self._home(now.state))
+        return statefile.pack(self._manifest, tensors, now, compress=compress)
+
+    def generate(
+        self,
+        prompt: str | bytes | Sequence[int] | IdArray | None,
+        max_new_tokens: int = 64,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Continue a prompt as text, piece by piece; no piece ends inside a character.
+
+        Reading the prompt is one call and so is each token: if one fails, or the iterator is closed, the session
+        stands after the last that completed.
+
+        The session has consumed the prompt and every token generated, those of a stop string included, when the
+        iterator ends. Arguments are checked now; the prompt is fed when the first piece is asked for.
+
+        Args:
+            prompt: text, UTF-8 bytes, or ids; None goes on from where the session is.
+            max_new_tokens: generate at most this many tokens.
+            temperature, top_k, top_p, min_p, repetition_penalty, seed: see `SamplingOptions`.
+            stop: strings that end the text and are not part of it.
+
+        Raises:
+            TextError: the model has no tokenizer, or the prompt is not UTF-8.
+            InputError: an empty prompt, ids outside the vocabulary, or an option outside its range.
+            SessionPoisonedError: an earlier feed met numbers that are not finite; call `reset` or `rewind`.
+        """
+        tokenizer = self._shared.tokenizer()
+        if tokenizer is None:
+            raise TextError("this model has no tokenizer to write text with; use generate_tokens with ids")
+        options = SamplingOptions(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
+        tokens = self.generate_tokens(prompt, max_new_tokens, options)
+        return _as_text(tokens, tokenizer, StopFilter(stop))
+
+    def generate_tokens(
+        self,
+        prompt: str | bytes | Sequence[int] | IdArray | None,
+        max_new_tokens: int = 64,
+        options: SamplingOptions | None = None,
+    ) -> Iterator[int]:
+        """Continue a prompt as token ids. Arguments, order of events and errors as in `generate`."""
+        kind = self._manifest.inputs
+        if not isinstance(kind, TokenInputs):
+            raise InputError("a continuous model has no tokens to generate; feed its predictions back with feed()")
+        self._check()
+        limit = _limit(max_new_tokens)
+        ids = None if prompt is None else checked_tokens(self._encode(prompt), kind.vocab_size)
+        if ids is None and self._now.last is None:
+            raise InputError("there is nothing to go on from; pass a prompt, or feed the session first")
+        sampler = Sampler(options or SamplingOptions(), kind.vocab_size)
+        return self._tokens(ids, limit, sampler)
+
+    def _tokens(self, prompt: IdArray | None, limit: int, sampler: Sampler) -> Iterator[int]:
+        if prompt is not None:
+            sampler.observe(prompt)
+            self._consume(prompt, every=False)
+        for _ in range(limit):
+            last = self._now.last
+            if last is None:
+                raise InputError("the session was reset while it generated; start again with a prompt")
+            token = sampler.choose(last)
+            self._consume(np.array([token], np.int64), every=False)  # before the yield: a reader may stop there
+            yield token
+
+    def _consume(self, array: Array, every: bool) -> FloatArray:
+        """Feed checked inputs; outputs `[T or 1, O]`."""
+        with self._guard:
+            self._check()
+            start = time.perf_counter()
+            try:
+                fed, state = self._shared.feeder.feed(self._now.state, array[None], every)
+            except NonFiniteError as error:
+                self._fall_ill(error)
+                raise
+            return self._accept(fed, state, time.perf_counter() - start)
+
+    def _accept(self, fed: Fed, state: State, seconds: float) -> FloatArray:
+        """Make what a feed gave this session's own; outputs `[T or 1, O]`."""
+        now, surprise = self._now, fed.surprise[0]
+        tokens = len(surprise)
+        last = fed.outputs[0, -1].copy()  # what is returned belongs to the caller
+        chunk = self._manifest.chunk
+        commits = (now.position + tokens) // chunk - now.position // chunk
+        after = Moment(state, last, surprise, now.totals.add(surprise), now.commits + commits)
+        if self._shared.observers:
+            mean = float(surprise.mean()) if surprise.size else 0.0
+            event = FeedEvent(self.name, tokens, after.position, seconds, commits, mean)
+            for observer in self._shared.observers:
+                observer(event)
+        self._now = after  # the only change: whatever stopped us before has changed nothing
+        self._fed_tokens += tokens
+        self._seconds += seconds
+        outputs: FloatArray = fed.outputs[0]
+        return outputs
+
+    def _fall_ill(self, error: NonFiniteError) -> None:
+        self._poison = str(error)
+        record(logging.ERROR, "session.poisoned", session=self.name, token=error.token, state=error.state)
+
+    def _check(self) -> None:
+        if self._poison is not None:
+            raise SessionPoisonedError(
+                f"this session stopped at position {self.position} ({self._poison}); call reset() to start it afresh,"
+                " or rewind() to go on from a mark"
+            )
+
+    def _sibling(self, name: str | None, moment: Moment) -> Session:
+        return Session(self._shared, name, moment)
+
+    def _beginning(self) -> Moment:
+        nothing = np.zeros((0, self._manifest.surprise_layers), np.float32)
+        return Moment(self._shared.feeder.backend.initial(1), None, nothing)
+
+    def _home(self, state: State) -> State:
+        return self._shared.feeder.home(state)
+
+    def _own_moment(self) -> Moment:
+        """Where this session stands, with its state at home."""
+        self._now = replace(self._now, state=self._home(self._now.state))
+        return self._now
+
+    def _encode(self, prompt: str | bytes | Sequence[int] | IdArray) -> Sequence[int] | IdArray:
+        if not isinstance(prompt, str | bytes):
+            return prompt
+        tokenizer = self._shared.tokenizer()
+        if tokenizer is None:
+            raise TextError("this model has no tokenizer to read text with; pass token ids")
+        if not prompt:
+            raise InputError("the prompt is empty; give it at least one character")
+        return tokenizer.encode(prompt)
+
+
+def moment_of(feeder: Feeder, data: bytes, source: str) -> Moment:
+    """The moment that a state file's bytes hold; the last feed's surprise is not stored. Raises `StateError`."""
+    saved = statefile.unpack(feeder.manifest, data, source)
+    state = feeder.backend.write(saved.tensors, 1, saved.header.position)
+    nothing = np.zeros((0, feeder.manifest.surprise_layers), np.float32)
+    return Moment(state, saved.last, nothing, saved.header.totals, saved.header.commits)
+
+
+def _as_text(tokens: Iterator[int], tokenizer: Tokenizer, stops: StopFilter) -> Iterator[str]:
+    """Text of the tokens, up to a stop string."""
+    stream = tokenizer.stream()
+    for token in tokens:
+        if text := stops.push(stream.push(token)):
+            yield text
+        if stops.stopped:
+            return
+    if text := stops.push(stream.finish()) + stops.finish():
+        yield text
+
+
+def _limit(max_new_tokens: int) -> int:
+    try:
+        limit = operator.index(max_new_tokens)
+    except TypeError:
+        raise InputError(f"max_new_tokens is {max_new_tokens!r}; use a whole number such as 64") from None
+    if limit < 0:
+        raise InputError(f"max_new_tokens is {limit}; use 0 or above")
+    return limit

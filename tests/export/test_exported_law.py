@@ -1,0 +1,113 @@
+"""The law on exported bundles: one stream, however it is split, batched or perturbed later on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import titans_runtime
+from tests.export.conftest import Exported
+from titans_export.verify import compare
+from titans_runtime.arrays import Array
+from titans_runtime.driver import Driver
+from titans_runtime.plan import FASTEST, STEPS_ONLY, Policy
+
+TOKENS = 2_000
+CLOSE = 1e-4  # fp32, outputs and states
+
+
+def stream(exported: Exported, batch: int, tokens: int, seed: int = 0) -> Array:
+    random = np.random.default_rng(seed)
+    if exported.continuous:
+        return random.standard_normal((batch, tokens, 3), dtype=np.float32)
+    return random.integers(0, 50, (batch, tokens))
+
+
+def drive(exported: Exported, x: Array, lengths: list[int], policies: list[Policy]) -> tuple[Array, dict[str, Array]]:
+    driver = titans_runtime.load(exported.path, provider="cpu", threads=1).driver(x.shape[0])
+    outputs, position = [], 0
+    for index, length in enumerate(lengths):
+        piece = x[:, position : position + length]
+        outputs.append(driver.feed(piece, all_outputs=True, policy=policies[index % len(policies)]).outputs)
+        position += length
+    return np.concatenate(outputs, axis=1), valid(driver)
+
+
+def valid(driver: Driver) -> dict[str, Array]:
+    """The state without the rows beyond the chunk position, which are stale."""
+    state = driver.state()
+    for spec in driver.manifest.states:
+        if spec.kind == "rows":
+            state[spec.name] = state[spec.name][: driver.position % len(state[spec.name])]
+    return state
+
+
+def random_lengths(total: int, longest: int, seed: int) -> list[int]:
+    random = np.random.default_rng(seed)
+    lengths: list[int] = []
+    while sum(lengths) < total:
+        lengths.append(min(int(random.integers(1, longest + 1)), total - sum(lengths)))
+    return lengths
+
+
+@pytest.mark.slow
+def test_any_split_of_a_stream_gives_the_same_logits_and_the_same_state(exported: Exported) -> None:
+    x = stream(exported, 1, TOKENS)
+    whole, end = drive(exported, x, [TOKENS], [FASTEST])
+    pieces = [
+        ([1] * TOKENS, [STEPS_ONLY]),
+        (random_lengths(TOKENS, 40, 1), [Policy(prefill=False, extend_from=2), STEPS_ONLY, FASTEST]),
+        (random_lengths(TOKENS, 200, 2), [FASTEST]),
+    ]
+    with torch.no_grad():
+        form, _ = exported.model(torch.from_numpy(x))
+    assert np.abs(whole - form.numpy()).max() <= CLOSE
+    for lengths, policies in pieces:
+        outputs, state = drive(exported, x, lengths, policies)
+        assert np.abs(outputs - whole).max() <= CLOSE
+        for name, value in end.items():
+            scale = max(1.0, float(np.abs(value).max(initial=0.0)))
+            assert np.abs(state[name] - value).max(initial=0.0) / scale <= CLOSE, name
+
+
+def test_each_row_of_a_batch_equals_its_solo_run(exported: Exported) -> None:
+    x = stream(exported, 3, 75)
+    lengths, policies = [20, 1, 7, 47], [FASTEST, STEPS_ONLY]
+    together, _ = drive(exported, x, lengths, policies)
+    for row in range(3):
+        alone, _ = drive(exported, x[row : row + 1], lengths, policies)
+        assert np.abs(together[row] - alone[0]).max() <= CLOSE
+
+
+def test_a_changed_token_moves_nothing_before_it(exported: Exported) -> None:
+    x = stream(exported, 1, 64)
+    lengths = [5, 30, 29]
+    before, _ = drive(exported, x, lengths, [FASTEST])
+    for place in (0, 17, 40):
+        changed = x.copy()
+        changed[:, place] = (changed[:, place] + 1) % 50 if not exported.continuous else changed[:, place] + 1
+        after, _ = drive(exported, changed, lengths, [FASTEST])
+        assert np.array_equal(after[:, :place], before[:, :place])
+        assert np.abs(after[:, place:] - before[:, place:]).max() > 1e-6
+
+
+def test_verification_agrees_over_random_pieces(exported: Exported) -> None:
+    report = compare(exported.path, exported.model, tokens=500, seed=4)
+    assert report.ok, report.explain()
+    assert report.pieces > 5
+    assert set(report.states) == {spec.name for spec in exported.model.state_specs()}
+    assert 0 < report.max_abs_error <= CLOSE
+
+
+@pytest.mark.parametrize("parameter", ["head.weight", "blocks.0.mlp.down.weight"])
+def test_verification_notices_a_model_that_is_not_the_exported_one(exported: Exported, parameter: str) -> None:
+    weight = exported.model.get_parameter(parameter)
+    weight[0, 0] += 0.05
+    try:
+        report = compare(exported.path, exported.model, tokens=100)
+    finally:
+        weight[0, 0] -= 0.05
+    assert not report.ok
+    assert report.worst_at is not None
+    assert "does not compute what the model computes" in report.explain()

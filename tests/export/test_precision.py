@@ -1,0 +1,214 @@
+"""Bundles of lower precision: what is stored, what the graphs compute, and that a wrong one is found."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
+
+import titans_runtime
+from tests.export.conftest import build
+from titans_core.layers import Linear
+from titans_core.model import TitansModel
+from titans_export import bundle_writer
+from titans_export.errors import ExportError
+from titans_export.export import export_model
+from titans_export.onnx_model import example_feeds, past, present
+from titans_export.precision import at_precision, precision
+from titans_export.quantise import block_size, quantise, quantised, rounded, scales_name, values_name
+from titans_export.steppable import DATA_INPUTS, Feeds
+from titans_export.verify import compare, tolerance
+from titans_export.weights import write_tensors
+from titans_runtime.errors import ProviderError
+from titans_runtime.manifest import Manifest
+from titans_runtime.tensorfile import map_tensors
+
+VARIANTS = ("lmm", "mal", "mag", "mac")
+LOWER = ("fp16", "bf16", "int8")
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A bundle of lower precision and the model that it was made from."""
+
+    path: Path
+    model: TitansModel
+    manifest: Manifest
+
+
+@pytest.fixture(scope="module", params=[f"{variant}-{dtype}" for variant in VARIANTS for dtype in LOWER])
+def lowered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Lowered:
+    """One bundle per variant and precision, not yet verified."""
+    variant, dtype = request.param.split("-")
+    model = build(f"{variant}-tokens")
+    path = tmp_path_factory.mktemp("lowered") / f"{request.param}.titans"
+    return Lowered(path, model, export_model(model, path, dtype=dtype, verify_tokens=0))
+
+
+def test_a_bundle_of_any_precision_computes_what_its_weights_say(lowered: Lowered) -> None:
+    report = compare(lowered.path, lowered.model, tokens=200)
+    assert report.ok, report.explain()
+    assert report.dtype == lowered.manifest.dtype
+
+
+def test_norms_gates_and_memory_stay_fp32_and_the_rest_does_not(lowered: Lowered) -> None:
+    weights = map_tensors(lowered.path / "weights.safetensors")
+    low = {"fp16": "F16", "bf16": "BF16", "int8": "U8"}[lowered.manifest.dtype]
+    matrices = {f"{path}.weight" for path, part in lowered.model.named_modules() if isinstance(part, Linear)}
+    matrices |= {"embedding"}
+    for name, tensor in weights.items():
+        plain = name.removesuffix(".int8")
+        if name.endswith(("gain", ".scales")) or ".gate_bias" in name or ".initial" in name:
+            assert tensor.dtype == "F32", name
+        elif plain in matrices:
+            assert tensor.dtype == low, name
+        else:  # convolutions and persistent tokens are not multiplied as matrices
+            assert tensor.dtype == (low if low != "U8" else "F32"), name
+    assert matrices <= {name.removesuffix(".int8") for name in weights}
+    stored = sum(tensor.array.nbytes for tensor in weights.values())
+    assert stored < 0.6 * sum(4 * p.numel() for p in lowered.model.parameters())
+    specs = {spec.name: spec for spec in lowered.model.state_specs()}
+    for state in lowered.manifest.states:
+        activation = specs[state.name].dtype == "activation" and lowered.manifest.dtype == "fp16"
+        assert state.dtype == ("float16" if activation else "float32"), state.name
+
+
+def run_onnx(path: Path, feeds: dict[str, Any], dtype: str) -> dict[str, np.ndarray[Any, Any]]:
+    """A half-precision graph as it is: fp16 by ONNX Runtime, bf16 by ONNX's reference, both in that arithmetic."""
+    if dtype == "fp16":
+        session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        names = [value.name for value in session.get_outputs()]
+        return dict(zip(names, session.run(names, feeds), strict=True))
+    evaluator = ReferenceEvaluator(str(path))
+    return dict(zip(evaluator.output_names, evaluator.run(None, feeds), strict=True))
+
+
+def test_half_precision_graphs_compute_what_pytorch_computes_in_half_precision(lowered: Lowered) -> None:
+    dtype = lowered.manifest.dtype
+    if dtype == "int8":
+        pytest.skip("there is one kind of graph, and the runtime has run it")
+    steppable = at_precision(lowered.model, precision(dtype))
+    for graph, spec in zip(steppable.graphs(), lowered.manifest.graphs, strict=True):
+        torch.manual_seed(0)
+        feeds: Feeds = {}
+        for name, value in example_feeds(steppable, graph, 2).items():
+            feeds[name] = value + 0.1 * torch.randn_like(value) if value.is_floating_point() else value
+        if "input_ids" in feeds:
+            feeds["input_ids"] = torch.randint(0, 50, feeds["input_ids"].shape)
+        wanted = graph.run(feeds)
+        named = {name if name in DATA_INPUTS else past(name): value.numpy() for name, value in feeds.items()}
+        got = run_onnx(lowered.path / spec.file, {t.name: named[t.name] for t in spec.inputs}, dtype)
+        unit = 2**-10 if dtype == "fp16" else 2**-7
+        for name, value in wanted.items():
+            found = got.get(name, got.get(present(name)))
+            assert found is not None, name
+            scale = max(1.0, float(value.abs().max()))
+            error = float(np.abs(found.astype(np.float32) - value.float().numpy()).max()) / scale
+            assert error < 16 * unit, (spec.name, name, error)
+
+
+@pytest.mark.parametrize("dtype", LOWER)
+def test_a_bundle_with_other_weights_fails(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoiled(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, int]]:
+        wrong = {name: value.mul(1.2).to(value.dtype) if "scales" in name or dtype != "int8" else value
+                 for name, value in tensors.items()}  # fmt: skip
+        return write_tensors(path, wrong)
+
+    model = build("mac-tokens")
+    monkeypatch.setattr(bundle_writer, "write_tensors", spoiled)
+    export_model(model, tmp_path / "bad.titans", dtype=dtype, verify_tokens=0)
+    assert not compare(tmp_path / "bad.titans", model, tokens=64).ok
+
+
+@pytest.mark.parametrize("dtype", LOWER)
+def test_saved_and_batched_streams_go_on_as_if_nothing_had_happened(dtype: str, tmp_path: Path) -> None:
+    export_model(build("mag-tokens"), tmp_path / "m.titans", dtype=dtype, verify_tokens=0)
+    model = titans_runtime.load(tmp_path / "m.titans", threads=1)
+    tokens = np.random.default_rng(0).integers(0, 50, 45)
+    whole = model.session()
+    want = whole.feed(tokens, all_logits=True)[30:]
+    session = model.session()
+    session.feed(tokens[:30])
+    session.save(tmp_path / "s.state")
+    restored = model.restore(tmp_path / "s.state")
+    close = 10 * tolerance(dtype).outputs  # another split of the stream rounds at other places
+    np.testing.assert_allclose(restored.feed(tokens[30:], all_logits=True), want, atol=close)
+    driver = model.driver(3)
+    together = driver.feed(np.stack([tokens] * 3), all_outputs=True).outputs
+    np.testing.assert_allclose(together[:, 30:], np.stack([want] * 3), atol=close)
+
+
+def test_every_precision_has_its_tolerances() -> None:
+    assert all(tolerance(dtype).outputs > 0 for dtype in ("fp32", *LOWER))
+    with pytest.raises(ExportError, match="fp64"):
+        precision("fp64")
+
+
+# ---------------------------------------------------------------- int8
+
+
+@settings(max_examples=30, deadline=None)
+@given(width=st.integers(1, 200), count=st.integers(1, 9), axis=st.integers(0, 1), seed=st.integers(0, 2**16))
+def test_integers_are_within_half_a_step_of_the_weights(width: int, count: int, axis: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    rows = torch.randn(count, width) * 10.0 ** torch.randint(-6, 6, (count, 1))
+    rows[0] = 0.0
+    weight = rows if axis == 1 else rows.T.contiguous()
+    blocks = quantised(weight, axis)
+    block = block_size(width)
+    assert blocks.values.shape == (count, -(-width // block), block)
+    steps = blocks.scales.repeat_interleave(block, dim=1)[:, :width]
+    error = (rounded(weight, axis) - weight).abs()
+    assert bool((error <= 0.5001 * (steps if axis == 1 else steps.T)).all())
+
+
+@pytest.mark.parametrize(("width", "count"), [(32, 5), (100, 7), (130, 3)])
+def test_graphs_multiply_with_and_look_up_integers(width: int, count: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weights = {"m": torch.randn(width, count), "e": torch.randn(9, width), "c": torch.randn(2, count)}
+    text = f"""<ir_version: 10, opset_import: ["" : 20]>
+g (int64[1, t] ids) => (float[1, t, {count}] y, float[1, t, 9] z, float[2, {count}] w)
+<float[{width}, {count}] m, float[9, {width}] e, float[2, {count}] c>
+{{ x = Gather<axis = 0>(e, ids)  y = MatMul(x, m)  f = Transpose<perm = [1, 0]>(e)  z = MatMul(x, f)
+   w = Identity(c) }}"""
+    model = onnx.parser.parse_model(text)
+    for name, value in weights.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value.numpy(), name))
+    stored = quantise([model], weights)
+    assert sorted(stored) == sorted(["c", *(f(n) for n in ("m", "e") for f in (values_name, scales_name))])
+    for tensor in model.graph.initializer:
+        if tensor.name in stored:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(stored[tensor.name].numpy(), tensor.name))
+    onnx.checker.check_model(model, full_check=True)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    ids = np.array([[3, 0, 8]])
+    y, z, w = session.run(["y", "z", "w"], {"ids": ids})
+    x = rounded(weights["e"], 1)[ids[0]]
+    largest = float(x.abs().max()) / 127  # the kernel rounds x to at most this step
+    for got, matrix in ((y, rounded(weights["m"], 0)), (z, rounded(weights["e"], 1).T)):
+        error = np.abs(got[0] - (x @ matrix).numpy()).max()
+        assert error <= 0.5 * largest * float(matrix.abs().sum(0).max())
+    np.testing.assert_array_equal(w, weights["c"].numpy())
+
+
+def test_an_int8_bundle_is_for_cpus_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = export_model(build("lmm-tokens"), tmp_path / "m.titans", dtype="int8", verify_tokens=0)
+    assert manifest.providers == ("cpu",)
+    assert json.loads((tmp_path / "m.titans" / "manifest.json").read_text())["providers"] == ["cpu"]
+    operators = {
+        node.op_type for node in onnx.load(tmp_path / "m.titans" / "step.onnx", load_external_data=False).graph.node
+    }
+    assert "MatMulNBits" in operators
+    monkeypatch.setattr("titans_runtime.backends.PROVIDERS", ("cpu", "cuda"))
+    with pytest.raises(ProviderError, match=r"int8 bundle for cpu only, not for cuda.*--dtype"):
+        titans_runtime.load(tmp_path / "m.titans", provider="cuda")

@@ -1,0 +1,40 @@
+"""Models on a device that needs no GPU: the device machinery of the runtime over ONNX Runtime's CPU provider."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+
+from titans_runtime import Model
+from titans_runtime.backends.device import Traffic
+from titans_runtime.backends.device_backend import DeviceBackend
+from titans_runtime.backends.ort_device import OrtDevice, OrtTarget
+from titans_runtime.bundle import open_bundle
+
+
+def host_target(in_place: bool = True) -> OrtTarget:
+    """Host memory in the role of a device's, whose tables can or cannot be written in place."""
+    return OrtTarget(
+        name="host",
+        execution_provider="CPUExecutionProvider",
+        memory=("cpu", 0, -1),
+        configure=lambda options, graph, size: setattr(options, "intra_op_num_threads", 1),
+        sizes=lambda batch: 0,
+        in_place=in_place,
+        remedy="",
+    )
+
+
+def on_device(path: Path, target: OrtTarget | None = None) -> Model:
+    """A bundle, loaded on such a device."""
+    bundle = open_bundle(path)
+    device = OrtDevice(onnxruntime, target or host_target(), bundle)
+    return Model(bundle, DeviceBackend("host", bundle, device))
+
+
+def traffic(model: Model) -> Traffic:
+    """What has crossed the bus so far."""
+    backend = model._backend
+    assert isinstance(backend, DeviceBackend)
+    return backend.traffic

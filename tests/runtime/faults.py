@@ -1,0 +1,48 @@
+"""Faults put into a running executor: the n-th graph call fails, is interrupted, or returns what is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+
+from titans_runtime import ExecutionError
+from titans_runtime.backends.arena import Slot
+from titans_runtime.backends.cpu_state import BoundGraph
+
+Fault = Callable[[BoundGraph, Mapping[int, Slot]], None]
+
+
+def boom(graph: BoundGraph, written: Mapping[int, Slot]) -> None:
+    """The graph fails."""
+    raise ExecutionError("the graph failed; try again")
+
+
+def interrupt(graph: BoundGraph, written: Mapping[int, Slot]) -> None:
+    """Ctrl-C arrives while the graph runs; Python sees it afterwards."""
+    raise KeyboardInterrupt
+
+
+def not_finite(graph: BoundGraph, written: Mapping[int, Slot]) -> None:
+    """The graph wrote NaN into one number of the state, or of its outputs if it writes no carried state."""
+    for slot in written.values():
+        next(iter(slot.tensors.values())).reshape(-1)[0] = np.nan
+        return
+    next(iter(graph._results.tensors.values())).reshape(-1)[0] = np.nan
+
+
+class Sabotage:
+    """Within a monkeypatch context, the `fail_at`-th graph call (from 1) ends in `fault`, after it has run."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fail_at: int, fault: Fault) -> None:
+        self.left = fail_at
+        execute = BoundGraph.execute
+
+        def sabotaged(graph: BoundGraph, slots: tuple[Slot, ...], written: Mapping[int, Slot]) -> None:
+            execute(graph, slots, written)
+            self.left -= 1
+            if self.left == 0:
+                fault(graph, written)
+
+        monkeypatch.setattr(BoundGraph, "execute", sabotaged)

@@ -1,0 +1,97 @@
+"""Random memory layers, and the fast forms driven over a stream: shared by the tests of the memory."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from titans_core.blocks import extension
+from titans_core.config import MemoryConfig, TitansConfig
+from titans_core.layers import merge_heads
+from titans_core.memory import MemoryInputs, NeuralMemory
+from titans_core.state import State
+
+memory_configs = st.builds(
+    MemoryConfig,
+    heads=st.sampled_from([1, 2]),
+    depth=st.integers(1, 4),
+    expansion=st.sampled_from([0.5, 1.0, 2.0]),
+    activation=st.sampled_from(["gelu", "silu"]),
+    residual_norm=st.booleans(),
+    momentum=st.booleans(),
+    forget=st.booleans(),
+    step_size=st.sampled_from(["token", "token", "constant", "off"]),
+    gate_scope=st.sampled_from(["token", "chunk"]),
+    max_step_size=st.sampled_from([0.1, 1.0]),
+    initial_step_size=st.just(0.05),
+    surprise_bound=st.sampled_from([1.0, 0.1, None]),
+    conv_kernel=st.sampled_from([1, 2, 4]),
+)
+
+
+def layer(options: MemoryConfig, chunk: int, seed: int, dtype: torch.dtype) -> NeuralMemory:
+    """A memory layer with every parameter moved away from its start, so that nothing hides at zero."""
+    torch.manual_seed(seed)
+    config = TitansConfig(variant="lmm", dim=8, chunk=chunk, persistent_tokens=0, memory=options)
+    memory = NeuralMemory(config).to(dtype)
+    with torch.no_grad():
+        for parameter in memory.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return memory
+
+
+def fresh(memory: NeuralMemory, batch: int) -> State:
+    """The layer's state for fresh streams, rows included; differentiable."""
+    dtype = memory.to_query.weight.dtype
+    state = {}
+    for spec in memory.state_specs():
+        learned = isinstance(spec.initial, str)
+        start = memory.get_parameter(spec.initial) if learned else torch.full(spec.shape, spec.initial, dtype=dtype)
+        state[spec.name] = start.unsqueeze(1 if spec.kind == "rows" else 0).expand(spec.batched(batch))
+    return state
+
+
+def run_chunks(memory: NeuralMemory, x: Tensor) -> tuple[Tensor, State]:
+    """Answers `[B, T, dim]` of the chunk form over fresh streams, T whole chunks."""
+    state = fresh(memory, x.shape[0])
+    q, k, v, logits, _ = memory.project(x, state.get("conv_state"))
+    answers = []
+    for first in range(0, x.shape[1], memory.chunk):
+        now = slice(first, first + memory.chunk)
+        gates = memory.gates(memory.held_for_chunk(logits[:, :, now]))
+        inputs = MemoryInputs(q[:, :, now], k[:, :, now], v[:, :, now], gates)
+        answer, new, _ = memory.read_and_write_chunk(inputs, state)
+        state = state | new
+        answers.append(answer)
+    return merge_heads(torch.cat(answers, dim=2)), state
+
+
+def run_pieces(memory: NeuralMemory, x: Tensor, lengths: list[int], padded: bool) -> tuple[Tensor, State]:
+    """Answers of extend and commit; `lengths` cuts the stream and never crosses a chunk boundary."""
+    state, position, answers = fresh(memory, x.shape[0]), 0, []
+    rows = {spec.name for spec in memory.state_specs() if spec.kind == "rows"}
+    for length in lengths:
+        piece, real = x[:, position : position + length], None
+        if padded:  # right-pad with noise, which must not matter
+            piece = torch.cat([piece, torch.randn_like(x[:, : memory.chunk - length])], dim=1)
+            real = torch.full((x.shape[0],), length)
+        call = extension(torch.full((x.shape[0],), position), piece.shape[1], memory.chunk, real, x.dtype)
+        q, k, v, logits, past = memory.project(piece, state.get("conv_state"), real)
+        held, changed = memory.held_inside_chunk(logits, state, call.one_hot)
+        inputs = MemoryInputs(q, k, v, memory.gates(held))
+        answer, new, _ = memory.extend(inputs, state, call.one_hot, real)
+        place = position % memory.chunk
+        for name, value in (changed | new).items():
+            if name in rows:
+                stored = [state[name][:place], value[:length], state[name][place + length :]]
+                state = state | {name: torch.cat(stored)}
+            else:
+                state = state | {name: value}
+        if past is not None:
+            state = state | {"conv_state": past}
+        answers.append(answer[:, :, :length])
+        position += length
+        if position % memory.chunk == 0:
+            state = state | memory.commit(state)
+    return merge_heads(torch.cat(answers, dim=2)), state

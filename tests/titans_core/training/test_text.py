@@ -1,0 +1,108 @@
+"""Rows read whole documents in order, slice by slice, and a step's batch needs no history."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from titans_core.errors import DataError
+from titans_core.tokens import ByteTokenizer, Ids
+from titans_core.training.documents import Corpus, Document
+from titans_core.training.task import Totals
+from titans_core.training.text import StreamReader, TextTask
+
+WINDOW = 16
+
+
+def documents(lengths: list[int]) -> list[Ids]:
+    """Documents whose every token tells which document it is from, except the first, which tells its length."""
+    return [np.full(length, i % 251, np.uint8) for i, length in enumerate(lengths)]
+
+
+lengths = st.lists(st.integers(2, 60), min_size=2, max_size=12)
+
+
+@given(lengths, st.integers(0, 5))
+def test_an_epoch_of_a_row_predicts_every_token_once(lengths: list[int], row: int) -> None:
+    reader = StreamReader(documents(lengths), window=WINDOW, seed=1)
+    batches = [reader.batch(step, range(row, row + 1)) for step in range(reader.slices)]
+    seen = np.concatenate([batch.targets[batch.mask] for batch in batches])
+    expected = np.concatenate([document[1:] for document in documents(lengths)])
+    assert np.array_equal(np.sort(seen), np.sort(expected))
+
+
+@given(lengths, st.integers(0, 5))
+def test_memory_is_reset_exactly_where_a_document_starts(lengths: list[int], row: int) -> None:
+    reader = StreamReader(documents(lengths), window=WINDOW, seed=1)
+    current: int | None = None
+    left = 0
+    for step in range(2 * reader.slices):
+        batch = reader.batch(step, range(row, row + 1))
+        tokens = batch.targets[0][batch.mask[0]]
+        assert batch.reset[0] == (left == 0)
+        if left == 0:
+            current = int(tokens[0])
+            left = lengths[current] - 1
+        assert (tokens == current).all()
+        assert len(tokens) == min(WINDOW, left)
+        left -= len(tokens)
+
+
+def test_targets_are_the_inputs_one_token_later() -> None:
+    text = np.arange(100, dtype=np.uint8)
+    reader = StreamReader([text], window=WINDOW, seed=0)
+    batches = [reader.batch(step, range(1)) for step in range(reader.slices)]
+    for batch in batches:
+        assert np.array_equal(batch.inputs[batch.mask] + 1, batch.targets[batch.mask])
+
+
+def test_rows_read_different_parts_and_do_not_depend_on_each_other() -> None:
+    text = np.random.default_rng(0).integers(256, size=50_000).astype(np.uint8)
+    reader = StreamReader([text], window=WINDOW, seed=0)
+    whole = reader.batch(5, range(4))
+    assert len(np.unique(whole.inputs, axis=0)) == 4
+    for row in range(4):
+        fresh = StreamReader([text], window=WINDOW, seed=0)  # no history: straight to step 5
+        assert np.array_equal(fresh.batch(5, range(row, row + 1)).inputs[0], whole.inputs[row])
+
+
+def test_a_very_long_document_becomes_several_streams_that_share_no_target() -> None:
+    text = np.arange(200_000).astype(np.uint32)
+    reader = StreamReader([text], window=1024, seed=0)
+    batches = [reader.batch(step, range(1)) for step in range(reader.slices)]
+    assert sum(int(b.reset.sum()) for b in batches) > 10
+    seen = np.concatenate([b.targets[b.mask] for b in batches])
+    assert np.array_equal(np.sort(seen), np.arange(1, 200_000))
+
+
+def test_text_too_short_to_predict_is_refused() -> None:
+    with pytest.raises(DataError, match="give more text"):
+        StreamReader([np.zeros(1, np.uint8)], window=WINDOW, seed=0)
+
+
+def small_task(**options: int) -> TextTask:
+    """A task on three documents, one of them held out."""
+    train = (Document("a", b"abc" * 40), Document("b", b"xyz" * 70))
+    corpus = Corpus(train, (Document("c", b"klm" * 50),))
+    return TextTask(corpus, ByteTokenizer(), **{"window": WINDOW, "seed": 0, **options})
+
+
+def test_the_evaluation_is_the_same_for_every_seed_and_reads_only_held_out_text() -> None:
+    first, second = list(small_task(seed=0).held_out()), list(small_task(seed=1).held_out())
+    assert all(np.array_equal(a.inputs, b.inputs) for a, b in zip(first, second, strict=True))
+    assert set(np.concatenate([b.inputs[b.mask] for b in first]).tolist()) <= set(b"klm")
+
+
+def test_a_uniform_guess_costs_eight_bits_per_byte() -> None:
+    metrics = small_task().metrics(Totals(loss=float(np.log(256)) * 10, correct=1, count=10))
+    assert metrics["bits_per_byte"] == pytest.approx(8.0)
+    assert next(iter(metrics)) == "bits_per_byte"
+
+
+def test_other_text_or_another_window_is_another_setting() -> None:
+    task, longer = small_task(), small_task(window=32)
+    corpus = Corpus((Document("a", b"abd" * 40),), (Document("c", b"klm" * 50),))
+    other = TextTask(corpus, ByteTokenizer(), window=WINDOW, seed=0)
+    assert task.settings != longer.settings
+    assert task.settings != other.settings
+    assert task.settings == small_task().settings

@@ -1,0 +1,147 @@
+"""`titans run --state-in/--state-out`, `titans chat` and `titans state` on a real bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import titans_runtime
+from titans_cli.main import cli
+
+
+def titans(*arguments: str | Path, lines: str = "") -> Result:
+    return CliRunner().invoke(cli, [*map(str, arguments)], input=lines)
+
+
+def greedy(bundle: Path, *arguments: str | Path) -> dict[str, object]:
+    result = titans("run", bundle, "--temperature", "0", *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    assert isinstance(answer, dict)
+    return answer
+
+
+def test_two_runs_with_a_state_between_them_are_one_run(tiny_bundle: Path, tmp_path: Path) -> None:
+    whole = greedy(tiny_bundle, "--prompt", "def a", "--max-new-tokens", "30")
+    state = tmp_path / "a.state"
+    first = greedy(tiny_bundle, "--prompt", "def a", "--max-new-tokens", "11", "--state-out", state)
+    second = greedy(tiny_bundle, "--state-in", state, "--max-new-tokens", "19", "--state-out", state)
+    assert str(first["text"]) + str(second["text"]) == whole["text"]
+    assert (first["position"], second["position"], second["prompt_tokens"]) == (16, 35, 0)
+    assert titans_runtime.load(tiny_bundle, threads=1).restore(state).position == 35
+
+
+def test_a_prompt_goes_on_from_a_saved_state(tiny_bundle: Path, tmp_path: Path) -> None:
+    state = tmp_path / "a.state"
+    greedy(tiny_bundle, "--prompt", "def a", "--max-new-tokens", "1", "--state-out", state)
+    second = greedy(tiny_bundle, "--prompt", "more", "--max-new-tokens", "2", "--state-in", state)
+    assert (second["prompt_tokens"], second["position"]) == (4, 12)
+
+
+def test_streaming_can_be_chosen(tiny_bundle: Path) -> None:
+    common = ("run", tiny_bundle, "--prompt", "def ", "--max-new-tokens", "9", "--temperature", "0")
+    text = json.loads(titans(*common, "--json").stdout)["text"]
+    streamed = titans(*common, "--json", "--stream")
+    assert json.loads(streamed.stdout)["text"] == text
+    assert text in streamed.stderr
+    assert titans(*common, "--no-stream").stdout == text + "\n"
+
+
+@pytest.mark.parametrize("command", [["run", "--state-in"], ["chat", "--memory"]])
+def test_a_damaged_memory_is_one_line_and_stays_as_it_is(tiny_bundle: Path, tmp_path: Path, command: list[str]) -> None:
+    state = tmp_path / "a.state"
+    greedy(tiny_bundle, "--prompt", "a", "--max-new-tokens", "1", "--state-out", state)
+    damaged = bytearray(state.read_bytes())
+    damaged[-1] ^= 1
+    state.write_bytes(damaged)
+    result = titans(command[0], tiny_bundle, command[1], state, lines="hello\n")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "checksum does not match; restore another copy" in result.stderr
+    assert state.read_bytes() == damaged
+
+
+def test_a_chat_remembers_in_the_next_process(tiny_bundle: Path, tmp_path: Path) -> None:
+    memory = tmp_path / "me.state"
+    options = ("--memory", memory, "--temperature", "0", "--max-new-tokens", "7", "--json")
+    whole = json.loads(titans("chat", tiny_bundle, *options[2:], lines="one\ntwo\nthree\n").stdout)
+    first = json.loads(titans("chat", tiny_bundle, *options, lines="one\ntwo\n").stdout)
+    second = titans("chat", tiny_bundle, *options, lines="three\n/quit\n")
+    assert "goes on after" in second.stderr
+    assert first["exchanges"] + json.loads(second.stdout)["exchanges"] == whole["exchanges"]
+    assert json.loads(second.stdout)["position"] == whole["position"]
+
+
+def test_a_chat_undoes_resets_and_tells_its_figures(tiny_bundle: Path, tmp_path: Path) -> None:
+    memory = tmp_path / "me.state"
+    options = ("--memory", memory, "--temperature", "0", "--max-new-tokens", "7")
+    lines = "one\ntwo\n/undo\n/stats\n/reset\n/undo\n/save\n/undo\n/undo\nwhat\n/undo\n/something\n"
+    result = titans("chat", tiny_bundle, *options, lines=lines)
+    assert result.exit_code == 0, result.output
+    told = result.stderr
+    assert "back at 11 tokens" in told  # one newline and seven tokens
+    assert "everything is forgotten" in told
+    assert "back at 0 tokens" in told
+    assert "nothing to undo" in told
+    assert "/quit" in told
+    assert json.loads(titans("state", "inspect", memory, "--json").stdout)["position"] == 0
+
+
+def test_a_chat_without_a_file_has_nowhere_to_save(tiny_bundle: Path) -> None:
+    result = titans("chat", tiny_bundle, lines="/save\n")
+    assert (result.exit_code, "--memory FILE" in result.stderr) == (0, True)
+
+
+def test_a_template_without_a_message_is_refused(tiny_bundle: Path) -> None:
+    result = titans("chat", tiny_bundle, "--template", "User:")
+    assert result.exit_code == 2
+    assert "{message}" in result.stderr
+
+
+@pytest.fixture
+def two_states(tiny_bundle: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """One session saved twice, the second time nine tokens later and compressed."""
+    session = titans_runtime.load(tiny_bundle, threads=1).session()
+    session.feed(list(b"some text of the user"))
+    session.save(tmp_path / "first.state")
+    session.feed(list(b" and more"))
+    session.save(tmp_path / "second.state", compress=True)
+    return tmp_path / "first.state", tmp_path / "second.state"
+
+
+def test_inspect_tells_what_a_state_holds(two_states: tuple[Path, Path], tiny_bundle: Path) -> None:
+    manifest = titans_runtime.load(tiny_bundle, threads=1).manifest
+    for path, position in zip(two_states, (21, 30), strict=True):
+        facts = json.loads(titans("state", "inspect", path, "--json").stdout)
+        assert (facts["position"], facts["identity"]) == (position, manifest.state_identity)
+        assert set(facts["tensors"]) == {spec.name for spec in manifest.states} | {"last_output"}
+        assert facts["surprise_mean"] > 0
+        plain = titans("state", "inspect", path)
+        assert plain.exit_code == 0
+        assert f"{position} tokens" in plain.stdout
+
+
+def test_diff_tells_states_apart(two_states: tuple[Path, Path], tmp_path: Path) -> None:
+    first, second = two_states
+    same = titans("state", "diff", first, first, "--json")
+    assert (same.exit_code, json.loads(same.stdout)["same"]) == (0, True)
+    other = titans("state", "diff", first, second, "--json")
+    document = json.loads(other.stdout)
+    assert (other.exit_code, document["same"]) == (1, False)
+    assert document["tensors"]["last_output"]["max_abs_difference"] > 0
+    plain = titans("state", "diff", first, second)
+    assert plain.exit_code == 1
+    assert "last_output" in plain.stdout
+    missing = titans("state", "diff", first, tmp_path / "nobody.state")
+    assert (missing.exit_code, "nobody.state" in missing.stderr) == (2, True)
+
+
+def test_states_of_different_models_are_not_compared(two_states: tuple[Path, Path], tmp_path: Path) -> None:
+    from tests.runtime.toy import Toy, write_toy
+
+    toy = titans_runtime.load(write_toy(tmp_path / "toy", Toy()), threads=1)
+    toy.session().save(tmp_path / "toy.state")
+    result = titans("state", "diff", two_states[0], tmp_path / "toy.state")
+    assert (result.exit_code, "different models" in result.stderr) == (2, True)

@@ -1,0 +1,224 @@
+"""What a Titans model is, completely: one plain dataclass that round-trips through JSON.
+
+Knows the meaning and the limits of every option. Does not know how anything is computed
+(`memory`, `attention`, `blocks`) nor which shapes are good ones (`presets`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast, get_args
+
+from titans_core.errors import ConfigError
+
+Variant = Literal["lmm", "mal", "mag", "mac"]
+Activation = Literal["gelu", "silu"]
+StepSize = Literal["token", "constant", "off"]
+GateScope = Literal["token", "chunk"]
+FeedForward = Literal["swiglu", "gelu"]
+
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """The neural memory of one layer (arXiv 2501.00663 §3, §4.4)."""
+
+    heads: int = 4  # independent memories; each sees dim / heads channels
+    depth: int = 2  # matrices in the memory network; 1 is a linear memory
+    expansion: float = 2.0  # hidden width of the memory network, in units of the head width
+    activation: Activation = "gelu"
+    residual_norm: bool = False  # M(x) = x + gain * LayerNorm(mlp(x)); the gain is learned at test time too
+    momentum: bool = True  # eta, past surprise; off means eta = 0
+    forget: bool = True  # alpha, forgetting; off means alpha = 0
+    step_size: StepSize = "token"  # theta per token, one learned value per head, or no writes at all
+    gate_scope: GateScope = "token"  # "chunk": the gates of a chunk's first token hold for the whole chunk
+    max_step_size: float = 1.0  # theta = max_step_size * sigmoid(.)
+    # Gates before training. All gradients of a chunk are taken at its start, so the steps of tokens with similar keys
+    # add up, and an untrained model's keys are all similar: beyond 2 * chunk * theta = 2 they overshoot, and rounding
+    # errors grow from token to token until training has told the tokens apart. 0.01 leaves room up to chunk 64.
+    initial_step_size: float = 0.01  # theta
+    initial_forget: float = 0.02  # alpha: a memory of about fifty tokens, longer where it learns to be
+    initial_momentum: float = 0.12  # eta
+    surprise_bound: float | None = 1.0  # norm bound on every error row; None is the paper's plain form
+    conv_kernel: int = 4  # taps of the depthwise causal convolution on q, k and v; 1 switches it off
+
+    def __post_init__(self) -> None:
+        _choice("memory.activation", self.activation, get_args(Activation))
+        _choice("memory.step_size", self.step_size, get_args(StepSize))
+        _choice("memory.gate_scope", self.gate_scope, get_args(GateScope))
+        _at_least("memory.heads", self.heads, 1)
+        _at_least("memory.depth", self.depth, 1)
+        _at_least("memory.conv_kernel", self.conv_kernel, 1)
+        if not self.expansion > 0:
+            raise ConfigError(f"memory.expansion is {self.expansion}; use a factor above 0, such as 2.0")
+        if not self.max_step_size > 0:
+            raise ConfigError(
+                f"memory.max_step_size is {self.max_step_size}; use a value above 0,"
+                ' or step_size="off" to switch writes off'
+            )
+        for name, limit in (
+            ("initial_step_size", self.max_step_size),
+            ("initial_forget", 1.0),
+            ("initial_momentum", 1.0),
+        ):
+            if not 0 < getattr(self, name) < limit:
+                raise ConfigError(f"memory.{name} is {getattr(self, name)}; use a value between 0 and {limit:g}")
+        if self.surprise_bound is not None and not self.surprise_bound > 0:
+            raise ConfigError(
+                f"memory.surprise_bound is {self.surprise_bound}; use a norm above 0, or null for no bound"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TitansConfig:
+    """A whole model. Token models set `vocab_size`; continuous models set `features`."""
+
+    variant: Variant = "mac"
+    dim: int = 128
+    layers: int = 2
+    heads: int = 4  # attention heads; unused by lmm
+    ffn: FeedForward = "swiglu"
+    ffn_hidden: int = 352
+    chunk: int = 64  # tokens per memory chunk; in mac also the attention segment
+    window: int = 64  # sliding attention window in tokens, the query's own included; unused by lmm and mac
+    persistent_tokens: int = 4  # learned tokens in front of every attention window; 0 in lmm
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    memory_layers: tuple[int, ...] | None = None  # layers that have a memory; None is all of them
+    vocab_size: int | None = 256
+    features: int | None = None  # continuous input channels, instead of a vocabulary
+    targets: int | None = None  # continuous output channels; None means `features`
+    tie_embeddings: bool = False
+    rope_base: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        _choice("variant", self.variant, VARIANTS)
+        _choice("ffn", self.ffn, get_args(FeedForward))
+        for name in ("dim", "layers", "heads", "ffn_hidden", "chunk", "window"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("persistent_tokens", self.persistent_tokens, 0)
+        if self.dim % self.memory.heads:
+            raise ConfigError(f"dim {self.dim} is not a multiple of memory.heads {self.memory.heads}")
+        if self.has_attention and self.dim % (2 * self.heads):
+            raise ConfigError(
+                f"dim {self.dim} is not a multiple of 2 * heads = {2 * self.heads};"
+                " rotary positions need an even head width"
+            )
+        if self.variant == "lmm" and self.persistent_tokens:
+            raise ConfigError(
+                "lmm has no attention to prepend persistent tokens to, its learned initial memory plays"
+                f" that part; set persistent_tokens to 0 (it is {self.persistent_tokens})"
+            )
+        if (self.vocab_size is None) == (self.features is None):
+            raise ConfigError("set exactly one of vocab_size (token model) and features (continuous model)")
+        for name in ("vocab_size", "features", "targets"):
+            value = getattr(self, name)
+            if value is not None:
+                _at_least(name, value, 1)
+        if self.features is None and self.targets is not None:
+            raise ConfigError("targets belongs to continuous models; set features, or leave targets null")
+        if self.features is not None and self.tie_embeddings:
+            raise ConfigError("tie_embeddings needs a vocabulary; set it to false for a continuous model")
+        self._check_memory_layers()
+
+    def _check_memory_layers(self) -> None:
+        if self.memory_layers is None:
+            return
+        object.__setattr__(self, "memory_layers", tuple(sorted(self.memory_layers)))
+        wrong = [i for i in self.memory_layers if not 0 <= i < self.layers]
+        if wrong or len(set(self.memory_layers)) != len(self.memory_layers):
+            raise ConfigError(
+                f"memory_layers {list(self.memory_layers)} must be distinct layer numbers from 0 to {self.layers - 1}"
+            )
+        if self.variant == "lmm" and len(self.memory_layers) != self.layers:
+            raise ConfigError("every layer of an lmm has a memory; set memory_layers to null or choose mal, mag or mac")
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether the variant has attention (all but lmm)."""
+        return self.variant != "lmm"
+
+    @property
+    def memory_dim(self) -> int:
+        """Width of one memory head, in channels."""
+        return self.dim // self.memory.heads
+
+    @property
+    def memory_widths(self) -> tuple[int, ...]:
+        """Widths along the memory network, input and output included: `depth + 1` numbers."""
+        hidden = max(1, round(self.memory_dim * self.memory.expansion))
+        return (self.memory_dim, *[hidden] * (self.memory.depth - 1), self.memory_dim)
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the head: the vocabulary, or the regression targets."""
+        return cast(int, self.vocab_size or self.targets or self.features)
+
+    def has_memory(self, layer: int) -> bool:
+        """Whether layer `layer` has a memory."""
+        return self.memory_layers is None or layer in self.memory_layers
+
+    def to_json(self) -> str:
+        """The configuration as an indented JSON document."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain JSON values."""
+        return cast("dict[str, Any]", json.loads(self.to_json()))
+
+    @classmethod
+    def from_dict(cls, values: object) -> TitansConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: an unknown option, a wrong type or an impossible combination.
+        """
+        values = _fields(cls, values, "configuration")
+        if "memory" in values:
+            values["memory"] = MemoryConfig(**_fields(MemoryConfig, values["memory"], "memory"))
+        if isinstance(values.get("memory_layers"), list):
+            values["memory_layers"] = tuple(values["memory_layers"])
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, text: str) -> TitansConfig:
+        """The inverse of `to_json`; raises `ConfigError` as `from_dict` does."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"the configuration is not JSON ({error}); export it again from the model") from error
+
+
+_PLAIN_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "int | None": (int, type(None)),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "bool": (bool,),
+}
+
+
+def _fields(cls: type, values: object, what: str) -> dict[str, Any]:
+    """`values` as keyword arguments of dataclass `cls`: known names, right types."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"the {what} must be a JSON object, found {type(values).__name__}")
+    known = {f.name: str(f.type) for f in dataclasses.fields(cls)}
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(f"unknown {what} option {name!r}; known options are {', '.join(sorted(known))}")
+        types = _PLAIN_TYPES.get(known[name])
+        if types and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):
+            raise ConfigError(f"{what} option {name} must be {known[name]}, found {value!r}")
+    return dict(values)
+
+
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name} is {value}; it must be at least {least}")

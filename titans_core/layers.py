@@ -1,0 +1,159 @@
+"""Small layers shared by every block: projections, norms, rotations, causal convolution, feed-forward.
+
+Written with few plain operators, so that eager PyTorch, ONNX Runtime's fusions and TensorRT's parser all take
+them as they are. Knows nothing about memory or attention.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from titans_core.config import FeedForward
+
+NORM_EPS = 1e-6
+
+
+class Linear(nn.Module):
+    """`x @ weight` with `weight` `[in, out]` and no bias.
+
+    Row vectors, as in the paper. Stored this way round (torch.nn.Linear stores `[out, in]`) so that the exported
+    MatMul reads the shared weight file directly, without a transposed copy per graph.
+    """
+
+    def __init__(self, inputs: int, outputs: int, std: float | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs) * (inputs**-0.5 if std is None else std))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in] -> [..., out]`."""
+        return x @ self.weight
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis with a learned gain, computed in at least fp32.
+
+    Spelled as x / sqrt(mean(x^2) + eps), the pattern ONNX Runtime fuses into one operator; half precision would
+    overflow in the square. The gain is applied before the result is rounded to x's dtype.
+    """
+
+    def __init__(self, dim: int, eps: float = NORM_EPS) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., dim] -> [..., dim]`."""
+        return (_rms_normalised(x, self.eps) * self.gain).to(x.dtype)
+
+
+def rms_normalise(x: Tensor, eps: float = NORM_EPS) -> Tensor:
+    """`x` with unit root mean square along its last axis, where it is well above `sqrt(eps)`; same shape and dtype."""
+    return _rms_normalised(x, eps).to(x.dtype)
+
+
+def _rms_normalised(x: Tensor, eps: float) -> Tensor:
+    wide = x if x.dtype == torch.float64 else x.float()
+    return wide / torch.sqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+
+
+def l2_normalise(x: Tensor) -> Tensor:
+    """`x` with unit Euclidean norm along its last axis (§4.4); zero stays zero."""
+    return x / torch.sqrt(x.pow(2).sum(-1, keepdim=True) + NORM_EPS)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """`[B, T, H * d] -> [B, H, T, d]`."""
+    batch, tokens, dim = x.shape
+    return x.reshape(batch, tokens, heads, dim // heads).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """`[B, H, T, d] -> [B, T, H * d]`."""
+    batch, heads, tokens, dim = x.shape
+    return x.transpose(1, 2).reshape(batch, tokens, heads * dim)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """`[B, H, T, d] -> [T, B, H, d]`: how the new rows of a chunk leave a graph."""
+    return x.permute(2, 0, 1, 3)
+
+
+def from_rows(rows: Tensor) -> Tensor:
+    """`[C, B, H, d] -> [B, H, C, d]`: stored rows as a matrix per head."""
+    return rows.permute(1, 2, 0, 3)
+
+
+def select(x: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` `[B, n]` of `x` `[B, T, d]`, as `[B, n, d]`: a matmul with one-hot rows, exact and batchable."""
+    one_hot = index[:, :, None] == torch.arange(x.shape[1], device=x.device)
+    return one_hot.to(x.dtype) @ x
+
+
+class CausalConv(nn.Module):
+    """Depthwise causal convolution over time, `taps` wide, streaming (§4.4)."""
+
+    def __init__(self, channels: int, taps: int) -> None:
+        super().__init__()
+        self.taps = taps
+        self.weight = nn.Parameter((torch.rand(taps, channels) * 2 - 1) * taps**-0.5)
+        with torch.no_grad():
+            self.weight[-1] += 1.0  # starts near the identity: the token itself, plus a little of its past
+
+    def forward(self, x: Tensor, past: Tensor, weight: Tensor, length: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Convolve the next tokens of a stream.
+
+        Args:
+            x: `[B, T, c]`, the inputs.
+            past: `[B, taps - 1, c]`, the inputs before them.
+            weight: `[taps, c]`, `self.weight` or some of its channels.
+            length: `[B]` real tokens of right-padded `x`; None means all of them.
+
+        Returns:
+            The outputs `[B, T, c]` and the next `past`.
+        """
+        tokens = x.shape[1]
+        stream = torch.cat([past.to(x.dtype), x], dim=1)
+        out = stream[:, :tokens] * weight[0]
+        for tap in range(1, self.taps):
+            out = out + stream[:, tap : tap + tokens] * weight[tap]
+        if length is None:
+            return out, stream[:, tokens:]
+        return out, select(stream, length[:, None] + torch.arange(self.taps - 1, device=x.device))
+
+
+def rotary_table(positions: int, dim: int, base: float) -> Tensor:
+    """Cosines and sines of the rotary angles (arXiv 2104.09864): `[2, positions, dim]`, fp64."""
+    frequency = base ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    angle = torch.arange(positions, dtype=torch.float64)[:, None] * frequency
+    angle = torch.cat([angle, angle], dim=-1)
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotate pairs `(x[i], x[i + d/2])` of the last axis by the angles given; shapes broadcast."""
+    half = x.shape[-1] // 2
+    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+    return x * cosine + turned * sine
+
+
+class MLP(nn.Module):
+    """The feed-forward of a block: SwiGLU (arXiv 2002.05202) or GELU."""
+
+    def __init__(self, dim: int, hidden: int, kind: FeedForward) -> None:
+        super().__init__()
+        self.gated = kind == "swiglu"
+        self.up = Linear(dim, 2 * hidden if self.gated else hidden)
+        self.down = Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., dim] -> [..., dim]`."""
+        hidden: Tensor = self.up(x)
+        if self.gated:
+            gate, value = hidden.chunk(2, dim=-1)
+            hidden = F.silu(gate) * value
+        else:
+            hidden = F.gelu(hidden)
+        out: Tensor = self.down(hidden)
+        return out

@@ -1,0 +1,465 @@
+"""The neural memory layer: projections, gates, and the memory's life over a stream of tokens.
+
+Three forms of one recurrence (arXiv 2501.00663 equations [12]-[18]; the dual form is `dual`):
+
+    chunk   whole chunks from a chunk boundary; the memory is written at the end of each
+    extend  some tokens at any place inside a chunk (one token is the step); appends rows, writes no big tensor
+    commit  folds a full chunk's rows into the memory
+
+Between commits the memory a token reads is `b W + f S - sum g_i a_i^T delta_i` over the chunk's rows `i`.
+Knows nothing about what is done with the answer (`blocks`) nor where the state is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from titans_core.config import TitansConfig
+from titans_core.dual import Coefficients, Gates, MomentumCoefficients, coefficients
+from titans_core.layers import CausalConv, Linear, as_rows, from_rows, l2_normalise, select, split_heads
+from titans_core.memory_network import MemoryNetwork, Writes
+from titans_core.state import State, StateSpec
+
+LAST_MATRIX_STD = 0.02  # a fresh memory answers almost nothing, whatever it is asked
+SOFTPLUS_LINEAR = 40.0  # above this softplus(x) = x even in fp64
+
+
+@dataclass(frozen=True)
+class MemoryInputs:
+    """What T tokens bring to the memory, per head; `H` heads of width `d`."""
+
+    queries: Tensor  # [B, H, T, d]
+    keys: Tensor  # [B, H, T, d]
+    values: Tensor  # [B, H, T, d]
+    gates: Gates  # [B, H, T] each
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Fast weights, or their momentum: `depth` matrices `[B, H, d_in, d_out]` and the norm's gain `[B, H, d]`."""
+
+    matrices: list[Tensor]
+    gain: Tensor | None
+
+
+class NeuralMemory(nn.Module):
+    """One layer's memory, `dim` channels in `heads` independent networks."""
+
+    def __init__(self, config: TitansConfig) -> None:
+        super().__init__()
+        memory = config.memory
+        self.heads, self.width, self.dim, self.chunk = memory.heads, config.memory_dim, config.dim, config.chunk
+        self.options = memory
+        self.widths = config.memory_widths
+        self.network = MemoryNetwork(memory.depth, memory.activation, memory.residual_norm, memory.surprise_bound)
+        self.gate_names = [
+            name
+            for name, on in (
+                ("forget", memory.forget),
+                ("momentum", memory.momentum),
+                ("step_size", memory.step_size == "token"),
+            )
+            if on
+        ]
+        self.to_query = Linear(self.dim, self.dim)
+        self.to_write = Linear(self.dim, 2 * self.dim + len(self.gate_names) * self.heads)
+        self.conv = CausalConv(3 * self.dim, memory.conv_kernel)  # query, key and value channels
+        starts = {
+            "forget": memory.initial_forget,
+            "momentum": memory.initial_momentum,
+            "step_size": memory.initial_step_size / memory.max_step_size,
+        }
+        bias_names = self.gate_names + (["step_size"] if memory.step_size == "constant" else [])
+        self.gate_bias = nn.ParameterDict(
+            {name: nn.Parameter(torch.full((self.heads,), _logit(starts[name]))) for name in bias_names}
+        )
+        self.initial = nn.ParameterList()
+        for layer, (inputs, outputs) in enumerate(pairwise(self.widths)):
+            std = LAST_MATRIX_STD if layer == memory.depth - 1 else inputs**-0.5
+            self.initial.append(nn.Parameter(torch.randn(self.heads, inputs, outputs) * std))
+        if memory.residual_norm:
+            self.initial_gain = nn.Parameter(torch.full((self.heads, self.width), LAST_MATRIX_STD))
+        with torch.no_grad():
+            self.to_write.weight[:, 2 * self.dim :] = 0.0  # gates start independent of the token
+            if memory.conv_kernel > 1:
+                # Keys start from the token before: a write then binds what came before to what came next, which is
+                # what there is to learn. From the token itself, recall takes many times as long to be found.
+                key = slice(self.dim, 2 * self.dim)
+                self.conv.weight[-1, key] -= 1.0
+                self.conv.weight[-2, key] += 1.0
+
+    # ---------------------------------------------------------------- state
+
+    def state_specs(self) -> list[StateSpec]:
+        """The layer's part of the state table."""
+        heads, chunk, widths = self.heads, self.chunk, self.widths
+        momentum, gain = self.options.momentum, self.options.residual_norm
+        specs: list[StateSpec] = []
+
+        def add(name: str, *shape: int, initial: float | str = 0.0) -> None:
+            specs.append(StateSpec(name, "carried", shape, initial))
+
+        for layer, (inputs, outputs) in enumerate(pairwise(widths)):
+            add(f"memory_{layer}", heads, inputs, outputs, initial=f"initial.{layer}")
+            if momentum:
+                add(f"momentum_{layer}", heads, inputs, outputs)
+        if gain:
+            add("memory_gain", heads, self.width, initial="initial_gain")
+            if momentum:
+                add("momentum_gain", heads, self.width)
+        if self.options.conv_kernel > 1:
+            specs.append(
+                StateSpec("conv_state", "carried", (self.options.conv_kernel - 1, 3 * self.dim), 0.0, "activation")
+            )
+        add("memory_scale", heads, initial=1.0)
+        add("write_weights", heads, chunk)
+        if momentum:
+            add("momentum_scale", heads)
+            add("momentum_decay", heads, initial=1.0)
+            add("momentum_write_weights", heads, chunk)
+        if self.options.gate_scope == "chunk" and self.gate_names:
+            add("gate_logits", heads, len(self.gate_names))
+        for layer, (inputs, outputs) in enumerate(pairwise(widths)):
+            specs.append(StateSpec(f"memory_inputs_{layer}", "rows", (chunk, heads, inputs)))
+            specs.append(StateSpec(f"memory_errors_{layer}", "rows", (chunk, heads, outputs)))
+        if gain:
+            specs.append(StateSpec("memory_gain_errors", "rows", (chunk, heads, self.width)))
+        return specs
+
+    def _weights(self, state: State) -> Weights:
+        return Weights(
+            [state[f"memory_{layer}"] for layer in range(self.network.depth)],
+            state["memory_gain"] if self.options.residual_norm else None,
+        )
+
+    def _momentum(self, state: State) -> Weights | None:
+        if not self.options.momentum:
+            return None
+        return Weights(
+            [state[f"momentum_{layer}"] for layer in range(self.network.depth)],
+            state["momentum_gain"] if self.options.residual_norm else None,
+        )
+
+    def fresh_chunk(self, state: State) -> State:
+        """The coefficient entries of a stream at a chunk boundary: nothing written since the last commit."""
+        memory = state["memory_0"]
+        batch = memory.shape[0]
+        ones = torch.ones(batch, self.heads, dtype=memory.dtype, device=memory.device)
+        rows = torch.zeros(batch, self.heads, self.chunk, dtype=memory.dtype, device=memory.device)
+        fresh = {"memory_scale": ones, "write_weights": rows}
+        if self.options.momentum:
+            fresh |= {
+                "momentum_scale": torch.zeros_like(ones),
+                "momentum_decay": ones.clone(),
+                "momentum_write_weights": rows.clone(),
+            }
+        if "gate_logits" in state:
+            fresh["gate_logits"] = torch.zeros_like(state["gate_logits"])
+        return fresh
+
+    # ---------------------------------------------------------------- projections
+
+    def query(self, x: Tensor, past: Tensor | None, length: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Queries of a stream of inputs that only reads (the segment read of mac).
+
+        Args:
+            x: `[B, T, dim]`.
+            past: convolution state `[B, taps - 1, dim]`; None without a convolution.
+            length: `[B]` real tokens of right-padded `x`, or None for all.
+
+        Returns:
+            Queries `[B, H, T, d]` in the memory's dtype, and the next `past`.
+        """
+        projected = self.to_query(x)
+        if past is not None:
+            projected, past = self.conv(projected, past, self.conv.weight[:, : self.dim], length)
+        return l2_normalise(split_heads(F.silu(projected), self.heads).to(self._dtype(x))), past
+
+    def project(
+        self, x: Tensor, past: Tensor | None, length: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries, keys, values and raw gate logits.
+
+        Args:
+            x: `[B, T, dim]`.
+            past: convolution state `[B, taps - 1, 3 * dim]`; None without a convolution.
+            length: `[B]` real tokens of right-padded `x`, or None for all.
+
+        Returns:
+            `q, k, v` `[B, H, T, d]` and gate logits `[B, H, T, gates]` in the memory's dtype, and the next `past`.
+        """
+        writes = self.to_write(x)
+        stream = torch.cat([self.to_query(x), writes[..., : 2 * self.dim]], dim=-1)
+        if past is not None:
+            stream, past = self.conv(stream, past, self.conv.weight, length)
+        dtype = self._dtype(x)
+        q, k, v = (split_heads(part, self.heads) for part in F.silu(stream).to(dtype).chunk(3, dim=-1))
+        batch, tokens = x.shape[:2]
+        logits = writes[..., 2 * self.dim :].to(dtype).reshape(batch, tokens, len(self.gate_names), self.heads)
+        return l2_normalise(q), l2_normalise(k), v, logits.permute(0, 3, 1, 2), past
+
+    @staticmethod
+    def _dtype(x: Tensor) -> torch.dtype:
+        """Memory arithmetic is fp32 under half precision weights, fp64 in an fp64 model."""
+        return x.dtype if x.dtype == torch.float64 else torch.float32
+
+    def gates(self, logits: Tensor) -> Gates:
+        """Gates from logits `[..., H, T, gates]`, biases added: sigmoids, kept as logarithms where they multiply up."""
+        biased = {
+            name: logits[..., index] + self.gate_bias[name][:, None].to(logits.dtype)
+            for index, name in enumerate(self.gate_names)
+        }
+        keep = momentum = None
+        if "forget" in biased:  # log(1 - sigmoid(x)) = -softplus(x)
+            keep = -F.softplus(biased["forget"], threshold=SOFTPLUS_LINEAR)
+        if "momentum" in biased:
+            momentum = -F.softplus(-biased["momentum"], threshold=SOFTPLUS_LINEAR)
+        if "step_size" in biased:
+            step_size = self.options.max_step_size * torch.sigmoid(biased["step_size"])
+        elif self.options.step_size == "constant":
+            value = self.options.max_step_size * torch.sigmoid(self.gate_bias["step_size"].to(logits.dtype))
+            step_size = value[:, None].expand(logits.shape[:-1])
+        else:
+            step_size = torch.zeros(logits.shape[:-1], dtype=logits.dtype, device=logits.device)
+        return Gates(keep, momentum, step_size)
+
+    def held_for_chunk(self, logits: Tensor) -> Tensor:
+        """Gate logits `[B, H, C, gates]` of a whole chunk: its first token's for every token, if so configured."""
+        if self.options.gate_scope == "token":
+            return logits
+        return logits[:, :, :1].expand(logits.shape)
+
+    def held_inside_chunk(self, logits: Tensor, state: State, place: Tensor) -> tuple[Tensor, State]:
+        """The same inside a chunk, where the first token may be gone: its logits are state.
+
+        Args:
+            logits: `[B, H, T, gates]`.
+            state: the layer's state.
+            place: `[B, T, C]` one-hot chunk positions.
+        """
+        if "gate_logits" not in state:
+            return logits, {}
+        opens = place[:, None, :1, 0] > 0  # [B, 1, 1]: the first of these tokens opens the chunk
+        held = torch.where(opens, logits[:, :, 0], state["gate_logits"])
+        return held[:, :, None].expand(logits.shape), {"gate_logits": held}
+
+    # ---------------------------------------------------------------- reading and writing
+
+    def read_base(self, queries: Tensor, state: State) -> Tensor:
+        """Answers `[B, H, T, d]` of the memory as it stood at the last commit."""
+        weights = self._weights(state)
+        gain = None if weights.gain is None else weights.gain[..., None, :]
+        return self.network.read(queries, lambda layer, x: x @ weights.matrices[layer], gain)
+
+    def read_and_write_chunk(self, inputs: MemoryInputs, state: State) -> tuple[Tensor, State, Tensor]:
+        """Read and write exactly one chunk from a chunk boundary, commit included.
+
+        Args:
+            inputs: C tokens.
+            state: the layer's memory and momentum entries.
+
+        Returns:
+            Answers `[B, H, C, d]`, the new memory and momentum entries, and the surprise `[B, H, C]`.
+        """
+        weights, momentum = self._weights(state), self._momentum(state)
+        writes = self.network.write(weights.matrices, weights.gain, inputs.keys, inputs.values)
+        coefs = coefficients(inputs.gates)
+        matrix, gain = _effective(weights, momentum, coefs, [(coefs.writes, writes)])
+        answers = self.network.read(inputs.queries, matrix, gain)
+        return answers, _fold(weights, momentum, _at(coefs, None), writes), writes.surprise
+
+    def extend(
+        self, inputs: MemoryInputs, state: State, place: Tensor, length: Tensor | None
+    ) -> tuple[Tensor, State, Tensor]:
+        """Read and append T tokens inside a chunk; one token is the step form.
+
+        Args:
+            inputs: T right-padded tokens.
+            state: the layer's state, its rows included.
+            place: `[B, T, C]` one-hot chunk position of every token.
+            length: `[B]` real tokens, or None for all.
+
+        Returns:
+            Answers `[B, H, T, d]`, the entries that change (coefficients, and T new rows per rows entry),
+            and the surprise `[B, H, T]`.
+        """
+        weights, momentum = self._weights(state), self._momentum(state)
+        new, old = self.network.write(weights.matrices, weights.gain, inputs.keys, inputs.values), self._stored(state)
+        among = coefficients(inputs.gates)  # of the new tokens among themselves
+        since = _continued(among, self._stored_coefficients(state))  # of everything since the last commit
+        matrix, gain = _effective(weights, momentum, since, [(among.writes, new), (since.writes, old)])
+        answers = self.network.read(inputs.queries, matrix, gain)
+
+        changed = self._coefficient_entries(_at(_placed(since, among, place), length))
+        for layer in range(self.network.depth):
+            changed[f"memory_inputs_{layer}"] = as_rows(new.inputs[layer])
+            changed[f"memory_errors_{layer}"] = as_rows(new.errors[layer])
+        if new.gain_errors is not None:
+            changed["memory_gain_errors"] = as_rows(new.gain_errors)
+        return answers, changed, new.surprise
+
+    def commit(self, state: State) -> State:
+        """Fold a full chunk's rows into the memory; returns the entries that change."""
+        new = _fold(self._weights(state), self._momentum(state), self._stored_coefficients(state), self._stored(state))
+        return new | self.fresh_chunk(state)
+
+    def _stored_coefficients(self, state: State) -> Coefficients:
+        """Coefficients of the last token of the stream over the chunk's rows: `[B, H]` and `[B, H, C]`."""
+        momentum = None
+        if self.options.momentum:
+            momentum = MomentumCoefficients(
+                state["momentum_scale"], state["momentum_decay"], state["momentum_write_weights"]
+            )
+        return Coefficients(state["memory_scale"], state["write_weights"], momentum)
+
+    @staticmethod
+    def _coefficient_entries(coefs: Coefficients) -> State:
+        """The inverse of `_stored_coefficients`."""
+        entries = {"memory_scale": coefs.scale, "write_weights": coefs.writes}
+        if coefs.momentum is not None:
+            entries |= {
+                "momentum_scale": coefs.momentum.scale,
+                "momentum_decay": coefs.momentum.decay,
+                "momentum_write_weights": coefs.momentum.writes,
+            }
+        return entries
+
+    def _stored(self, state: State) -> Writes:
+        rows = {
+            name: from_rows(state[name])
+            for name in state
+            if name.startswith(("memory_inputs_", "memory_errors_", "memory_gain_errors"))
+        }
+        depth = range(self.network.depth)
+        return Writes(
+            [rows[f"memory_inputs_{layer}"] for layer in depth],
+            [rows[f"memory_errors_{layer}"] for layer in depth],
+            rows.get("memory_gain_errors"),
+            surprise=state["memory_scale"],  # not kept for stored rows, and not read
+        )
+
+
+def _logit(share: float) -> float:
+    """The inverse of the sigmoid."""
+    return math.log(share / (1 - share))
+
+
+def _fold(weights: Weights, momentum: Weights | None, coefs: Coefficients, writes: Writes) -> State:
+    """`W <- b W + f S - A^T (g Delta)` and `S <- m S - A^T (n Delta)`, the next memory and momentum entries.
+
+    Args:
+        weights, momentum: the memory at the last commit.
+        coefs: those of the chunk's last token, `[B, H]` and `[B, H, n]`.
+        writes: the chunk's n writes.
+    """
+    new: State = {}
+
+    def fold(weight: Tensor, past: Tensor | None, a: Tensor, delta: Tensor) -> tuple[Tensor, Tensor | None]:
+        updated = coefs.scale[..., None, None] * weight - a @ (coefs.writes[..., None] * delta)
+        if past is None or coefs.momentum is None:
+            return updated, None
+        updated = updated + coefs.momentum.scale[..., None, None] * past
+        return updated, coefs.momentum.decay[..., None, None] * past - a @ (coefs.momentum.writes[..., None] * delta)
+
+    for layer, weight in enumerate(weights.matrices):
+        past = None if momentum is None else momentum.matrices[layer]
+        updated, pushed = fold(weight, past, writes.inputs[layer].transpose(-1, -2), writes.errors[layer])
+        new[f"memory_{layer}"] = updated
+        if pushed is not None:
+            new[f"momentum_{layer}"] = pushed
+    if weights.gain is not None and writes.gain_errors is not None:
+        past = None if momentum is None or momentum.gain is None else momentum.gain[..., None, :]
+        ones = torch.ones_like(writes.gain_errors[..., :1]).transpose(-1, -2)  # a gain is a matrix fed with ones
+        updated, pushed = fold(weights.gain[..., None, :], past, ones, writes.gain_errors)
+        new["memory_gain"] = updated.squeeze(-2)
+        if pushed is not None:
+            new["momentum_gain"] = pushed.squeeze(-2)
+    return new
+
+
+def _continued(among: Coefficients, stored: Coefficients) -> Coefficients:
+    """Coefficients of T new tokens over the last commit and the rows stored since, `[B, H, T]` and `[B, H, T, C]`.
+
+    The recurrence is linear, so the stored coefficients decay and mix exactly as W_0 and S_0 do over the new tokens.
+    """
+    scale = among.scale * stored.scale[..., None]
+    writes = among.scale[..., None] * stored.writes[..., None, :]
+    if among.momentum is None or stored.momentum is None:
+        return Coefficients(scale, writes, None)
+    f, m, past = among.momentum.scale, among.momentum.decay, stored.momentum
+    momentum = MomentumCoefficients(
+        among.scale * past.scale[..., None] + f * past.decay[..., None],
+        m * past.decay[..., None],
+        m[..., None] * past.writes[..., None, :],
+    )
+    return Coefficients(scale, writes + f[..., None] * past.writes[..., None, :], momentum)
+
+
+def _placed(since: Coefficients, among: Coefficients, place: Tensor) -> Coefficients:
+    """Coefficients over the chunk's C rows once the new tokens' own rows have been stored at `place` `[B, T, C]`."""
+    momentum = since.momentum
+    if momentum is not None and among.momentum is not None:
+        own = among.momentum.writes @ place[:, None]
+        momentum = MomentumCoefficients(momentum.scale, momentum.decay, momentum.writes + own)
+    return Coefficients(since.scale, since.writes + among.writes @ place[:, None], momentum)
+
+
+def _at(coefs: Coefficients, length: Tensor | None) -> Coefficients:
+    """Coefficients of the last real token: `[B, H]` and `[B, H, n]`.
+
+    A pad token is never a no-op (momentum of one adds the past surprise again), so its row is never taken.
+    """
+
+    def last(x: Tensor) -> Tensor:
+        if length is None:
+            return x[:, :, -1]
+        batch, heads, tokens = x.shape[:3]
+        flat = x.transpose(1, 2).reshape(batch, tokens, -1)
+        return select(flat, length[:, None] - 1).reshape(batch, heads, *x.shape[3:])
+
+    momentum = coefs.momentum
+    if momentum is not None:
+        momentum = MomentumCoefficients(last(momentum.scale), last(momentum.decay), last(momentum.writes))
+    return Coefficients(last(coefs.scale), last(coefs.writes), momentum)
+
+
+def _effective(
+    weights: Weights, momentum: Weights | None, coefs: Coefficients, writes: list[tuple[Tensor, Writes]]
+) -> tuple[Callable[[int, Tensor], Tensor], Tensor | None]:
+    """The memory every token sees: `X W_t = b (X W) + f (X S) - sum (G * (X A^T)) Delta`, without forming `W_t`.
+
+    Args:
+        weights, momentum: the memory at the last commit.
+        coefs: of the tokens over that memory and momentum.
+        writes: pairs of G `[B, H, T, n]` and the n writes it weighs.
+
+    Returns:
+        A function applying matrix `l` to `[B, H, T, d_in]`, and the gain per token `[B, H, T, d]` or None.
+    """
+    b = coefs.scale[..., None]
+    f = None if coefs.momentum is None else coefs.momentum.scale[..., None]
+
+    def matrix(layer: int, x: Tensor) -> Tensor:
+        out = b * (x @ weights.matrices[layer])
+        if momentum is not None and f is not None:
+            out = out + f * (x @ momentum.matrices[layer])
+        for weight, rows in writes:
+            out = out - (weight * (x @ rows.inputs[layer].transpose(-1, -2))) @ rows.errors[layer]
+        return out
+
+    if weights.gain is None:
+        return matrix, None
+    gain = b * weights.gain[..., None, :]
+    if momentum is not None and momentum.gain is not None and f is not None:
+        gain = gain + f * momentum.gain[..., None, :]
+    for weight, rows in writes:
+        if rows.gain_errors is not None:
+            gain = gain - weight @ rows.gain_errors
+    return matrix, gain

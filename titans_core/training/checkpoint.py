@@ -1,0 +1,239 @@
+"""Checkpoints: a directory that survives being killed at any moment.
+
+    CKPT/titans-checkpoint.json      says what the directory is
+    CKPT/step-00000300/              complete as soon as it has this name; the newest one counts, the last two are kept
+        config.json                  the model's configuration
+        weights.safetensors          the model's state_dict
+        training.safetensors         optimizer moments, carried memory of every row, random state
+        tokenizer.json               only if the model has one
+        checkpoint.json              step, settings, provenance, and size and hash of the files above
+
+A step directory is written under a temporary name, flushed to disk and renamed. Nothing is ever unpickled.
+
+Knows files. Does not know the loop, nor what the training tensors mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from titans_core.config import TitansConfig
+from titans_core.errors import CheckpointError, ConfigError
+from titans_core.model import TitansModel
+from titans_core.training.task import Scalar
+
+MARKER = "titans-checkpoint.json"
+FORMAT = {"format": "titans-checkpoint", "format_version": 1}
+KEPT = 2
+_CONFIG, _WEIGHTS, _TRAINING = "config.json", "weights.safetensors", "training.safetensors"
+_TOKENIZER, _MANIFEST = "tokenizer.json", "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model as stored: all that export needs."""
+
+    config: TitansConfig
+    tensors: dict[str, Tensor]  # the model's state_dict, on the CPU
+    tokenizer_json: str | None
+    provenance: dict[str, str | int | float]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The rest of a run: all that resuming needs."""
+
+    step: int  # steps done; also the data position, which is a function of the step
+    tensors: dict[str, Tensor]
+    settings: dict[str, Scalar] = field(default_factory=dict)  # what must not change for a resume to be exact
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    step: int
+    settings: dict[str, Scalar]
+    provenance: dict[str, str | int | float]
+    files: dict[str, str]  # name -> sha256
+
+
+def prepare_directory(path: Path) -> None:
+    """Make `path` a checkpoint directory without harm to anything else.
+
+    Raises:
+        CheckpointError: `path` is a file, an unrelated directory with something in it, or cannot be written.
+    """
+    try:
+        if path.exists() and not path.is_dir():
+            raise CheckpointError(f"{path} is a file; choose a directory for the checkpoint")
+        if path.is_dir() and any(path.iterdir()) and not (path / MARKER).exists():
+            raise CheckpointError(
+                f"{path} holds files that are not a checkpoint; choose a new or an empty directory, nothing was touched"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".{MARKER}.{os.getpid()}"
+        _write_text(probe, json.dumps(FORMAT) + "\n")
+        probe.replace(path / MARKER)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path} ({error.strerror}); choose a directory you can write to") from error
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Whether `path` is a checkpoint directory with at least one complete step."""
+    return (path / MARKER).is_file() and bool(_steps(path))
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint, progress: Progress) -> None:
+    """Add a step to the prepared directory `path`, atomically, and drop all but the newest two.
+
+    Raises:
+        CheckpointError: it cannot be written (for example a full disk); the earlier steps are as they were.
+    """
+    final = path / f"step-{progress.step:08d}"
+    temporary = path / f".{final.name}.tmp"
+    try:
+        for stale in path.glob(".step-*.tmp"):  # what a killed process left
+            shutil.rmtree(stale)
+        temporary.mkdir()
+        _write_step(temporary, checkpoint, progress)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _sync(path)
+        for old in _steps(path)[:-KEPT]:
+            shutil.rmtree(old)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"could not write {final} ({error}); free some space or check the permissions, then resume"
+        ) from error
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """The newest model in `path`, a checkpoint directory or one of its step directories.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or not a checkpoint.
+    """
+    step = _newest(path)
+    manifest = _verified_manifest(step)
+    try:
+        config = TitansConfig.from_json((step / _CONFIG).read_text(encoding="utf-8"))
+    except ConfigError as error:
+        raise CheckpointError(f"{step / _CONFIG}: {error}") from error
+    tokenizer = (step / _TOKENIZER).read_text(encoding="utf-8") if _TOKENIZER in manifest.files else None
+    return Checkpoint(config, _tensors(step / _WEIGHTS), tokenizer, manifest.provenance)
+
+
+def load_model(path: Path) -> tuple[TitansModel, Checkpoint]:
+    """The newest model in `path`, built and filled, on the CPU in fp32. Raises `CheckpointError`."""
+    checkpoint = load_checkpoint(path)
+    model = TitansModel(checkpoint.config)
+    try:
+        model.load_state_dict(checkpoint.tensors, assign=True)  # no second copy of a large model
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the weights in {path} do not fit its configuration ({error}); train it again, or restore the files"
+        ) from error
+    return model, checkpoint
+
+
+def load_progress(path: Path) -> Progress:
+    """Where the run stored in `path` stands. Raises `CheckpointError` as `load_checkpoint` does."""
+    step = _newest(path)
+    manifest = _verified_manifest(step)
+    return Progress(manifest.step, _tensors(step / _TRAINING), manifest.settings)
+
+
+def _steps(path: Path) -> list[Path]:
+    """Complete step directories, oldest first."""
+    return sorted(step for step in path.glob("step-*") if step.is_dir())
+
+
+def _newest(path: Path) -> Path:
+    if (path / _MANIFEST).is_file():
+        return path
+    if not path.exists():
+        raise CheckpointError(f"there is no checkpoint at {path}; check the path, or make one with titans train")
+    if not (path / MARKER).is_file():
+        raise CheckpointError(f"{path} is not a checkpoint (it has no {MARKER}); give the --out of a titans train")
+    steps = _steps(path)
+    if not steps:
+        raise CheckpointError(f"{path} has no finished step yet; train further, or save more often with --save-every")
+    return steps[-1]
+
+
+def _write_step(directory: Path, checkpoint: Checkpoint, progress: Progress) -> None:
+    _write_text(directory / _CONFIG, checkpoint.config.to_json() + "\n")
+    if checkpoint.tokenizer_json is not None:
+        _write_text(directory / _TOKENIZER, checkpoint.tokenizer_json)
+    for name, tensors in ((_WEIGHTS, checkpoint.tensors), (_TRAINING, progress.tensors)):
+        save_file({key: value.contiguous() for key, value in tensors.items()}, directory / name)
+        _sync(directory / name)
+    files = {file.name: _sha256(file) for file in sorted(directory.iterdir())}
+    manifest = _Manifest(progress.step, progress.settings, checkpoint.provenance, files)
+    _write_text(directory / _MANIFEST, json.dumps({**FORMAT, **asdict(manifest)}, indent=2) + "\n")
+    _sync(directory)
+
+
+def _verified_manifest(step: Path) -> _Manifest:
+    """The manifest of a step directory whose files all match it."""
+    path = step / _MANIFEST
+    try:
+        values = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+        version = values.pop("format_version")
+        if values.pop("format") != FORMAT["format"]:
+            raise CheckpointError(f"{path} is not a checkpoint's; give the --out of a titans train")
+        if version != FORMAT["format_version"]:
+            raise CheckpointError(f"{path} has format version {version}, newer than this program; update titans-deploy")
+        manifest = _Manifest(**values)
+        for name, expected in manifest.files.items():
+            if _sha256(step / name) != expected:
+                raise _damaged(step, f"{name} is not what was written (sha256 differs)")
+        missing = {_CONFIG, _WEIGHTS, _TRAINING} - set(manifest.files)
+        if missing:
+            raise _damaged(step, f"{', '.join(sorted(missing))} is not listed in {_MANIFEST}")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _damaged(step, str(error)) from error
+    return manifest
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path.parent, f"{path.name}: {error}") from error
+
+
+def _damaged(step: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{step} is damaged: {what}; delete this step directory to fall back to the one before it")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a directory entry to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,79 @@
+"""A model and its loss as one module: reset what starts afresh, run a slice, add up the loss that counts.
+
+One module, so that DistributedDataParallel sees every use of a parameter, the learned initial memory included.
+Knows tokens (cross-entropy) and vectors (squared error). Does not know data, steps or optimizers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from titans_core.model import TitansModel, detach
+from titans_core.state import State
+from titans_core.training.task import Batch
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A `Batch` as tensors on the training device."""
+
+    inputs: Tensor  # int64 [B, T] or float32 [B, T, F]
+    targets: Tensor  # int64 [B, T] or float32 [B, T, outputs]
+    mask: Tensor  # bool [B, T]
+    reset: Tensor | None  # bool [B]; None if every row starts afresh
+
+    @classmethod
+    def of(cls, batch: Batch, device: torch.device) -> Slice:
+        """`batch` moved to `device`."""
+        tensors = [torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in (batch.inputs, batch.targets)]
+        mask, reset = torch.from_numpy(batch.mask).to(device), torch.from_numpy(batch.reset).to(device)
+        return cls(tensors[0], tensors[1], mask, None if batch.reset.all() else reset)
+
+    def split(self, parts: int) -> list[Slice]:
+        """The rows in `parts` equal groups."""
+        resets = [None] * parts if self.reset is None else list(self.reset.chunk(parts))
+        columns = zip(self.inputs.chunk(parts), self.targets.chunk(parts), self.mask.chunk(parts), resets, strict=True)
+        return [Slice(*column) for column in columns]
+
+
+class Objective(nn.Module):
+    """`model` with the loss it is trained on."""
+
+    def __init__(self, model: TitansModel) -> None:
+        super().__init__()
+        self.model = model
+        self.tokens = model.config.vocab_size is not None
+
+    def forward(
+        self, inputs: Tensor, targets: Tensor, mask: Tensor, reset: Tensor | None, state: State | None
+    ) -> tuple[Tensor, Tensor, State]:
+        """One slice of B streams.
+
+        Args:
+            inputs: int64 `[B, T]` or float32 `[B, T, F]`.
+            targets: int64 `[B, T]` or float32 `[B, T, outputs]`.
+            mask: bool `[B, T]`, the predictions that count.
+            reset: bool `[B]`, rows that start afresh; None for all of them.
+            state: what the streams left behind, or None before their first slice.
+
+        Returns:
+            Summed loss (nats, or squared error averaged over the targets), int64 number of right tokens, and the next
+            state, cut from the graph.
+        """
+        if reset is None or state is None:
+            state = self.model.initial_state(len(inputs))
+        else:
+            state = self.model.reset(state, reset)
+        outputs, state = self.model(inputs, state)
+        predictions, wanted = outputs[mask], targets[mask]
+        if self.tokens:
+            loss = nn.functional.cross_entropy(predictions, wanted, reduction="sum")
+            correct = (predictions.argmax(-1) == wanted).sum()
+        else:
+            loss = (predictions - wanted).square().mean(-1).sum()
+            correct = mask.new_zeros((), dtype=torch.int64)
+        return loss, correct, detach(state)

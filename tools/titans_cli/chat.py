@@ -1,0 +1,182 @@
+"""`titans chat`: lines in, answers out, and a memory in a file that is there again next time.
+
+Knows the conversation's commands and when the memory is saved. Does not know how text is generated.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from titans_cli.options import bundle_argument, json_option, print_json
+
+if TYPE_CHECKING:
+    from titans_runtime import Mark, SamplingOptions, Session
+
+_HELP = """\
+/undo   forget the last message and its answer
+/reset  forget everything
+/stats  figures of the memory
+/save   write the memory now (it is written after every answer anyway)
+/quit   leave; so does the end of input
+"""
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  titans chat model.titans --memory me.state
+  echo "def main():" | titans chat model.titans --memory me.state --temperature 0"""
+)
+@bundle_argument
+@click.option("--memory", type=click.Path(path_type=Path), help="Where the memory lives; made if it is not there.")
+@click.option("--template", default="{message}\n", help="How a message is put to the model. [default: the line itself]")
+@click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Per answer.")
+@click.option("--stop", multiple=True, help="An answer ends at this text; may be given several times.")
+@click.option("--temperature", type=float, default=0.8, show_default=True, help="0 takes the most likely token.")
+@click.option("--top-p", type=float, help="Choose among the likely tokens that make up this probability.")
+@click.option("--seed", type=int, help="Makes the choice of tokens repeatable.")
+@click.option("--provider", default="auto", show_default=True, help="Where to run; titans doctor lists what works.")
+@click.option("--threads", type=int, help="CPU threads per graph. [default: one per core]")
+@json_option
+def chat(
+    bundle: Path,
+    memory: Path | None,
+    template: str,
+    max_new_tokens: int,
+    stop: tuple[str, ...],
+    temperature: float,
+    top_p: float | None,
+    seed: int | None,
+    provider: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Talk to a bundle whose memory outlives the process.
+
+    Every line is put to the model and answered; the model learns from both. With --memory the memory is written after
+    every answer, all of it or nothing, and is there again next time. Ctrl-C ends an answer, /help lists commands. With
+    --json the whole conversation is one document at its end.
+    """
+    import titans_runtime
+
+    if "{message}" not in template:
+        raise click.UsageError('--template must contain {message}, for example --template "User: {message}\\nBot:"')
+    options = titans_runtime.SamplingOptions(temperature=temperature, top_p=top_p, seed=seed)
+    model = titans_runtime.load(bundle, provider=provider, threads=threads)
+    if memory is not None and memory.exists():
+        session = model.restore(memory)
+        _say(f"the memory of {memory} goes on after {session.position:,} tokens")
+    else:
+        session = model.session()
+    conversation = _Conversation(session, memory, template, max_new_tokens, stop, options, show=not as_json)
+    conversation.run()
+    if as_json:
+        print_json({"exchanges": conversation.exchanges, "position": session.position, "provider": model.provider})
+
+
+class _Conversation:
+    """The loop of one process."""
+
+    def __init__(
+        self,
+        session: Session,
+        memory: Path | None,
+        template: str,
+        max_new_tokens: int,
+        stop: tuple[str, ...],
+        options: SamplingOptions,
+        show: bool,
+    ) -> None:
+        self.exchanges: list[dict[str, str]] = []
+        self._show = show
+        self._session, self._memory, self._template = session, memory, template
+        self._limit, self._stop, self._options = max_new_tokens, stop, options
+        self._marks: list[Mark] = []
+
+    def run(self) -> None:
+        """Until /quit or the end of input."""
+        if sys.stdin.isatty():
+            _say("/help lists commands")
+        while (line := _read()) is not None and line != "/quit":
+            if line.startswith("/"):
+                self._command(line)
+            elif line:
+                self._answer(line)
+                self._save()
+
+    def _command(self, line: str) -> None:
+        if line == "/undo" and self._marks:
+            self._session.rewind(self._marks.pop())
+            self._save()
+            _say(f"back at {self._session.position:,} tokens")
+        elif line == "/undo":
+            _say("there is nothing to undo in this conversation")
+        elif line == "/reset":
+            self._marks.append(self._session.mark())
+            self._session.reset()
+            self._save()
+            _say("everything is forgotten; /undo brings it back")
+        elif line == "/stats":
+            stats = self._session.stats
+            _say(
+                f"{stats.position:,} tokens, {stats.commits:,} commits, {stats.tokens_per_second:,.0f} tokens/s,"
+                f" surprise {stats.surprise_mean:.4g} on average, {stats.surprise_highest:.4g} at most"
+            )
+        elif line == "/save" and self._memory is not None:
+            self._save()
+            _say(f"written to {self._memory}")
+        elif line == "/save":
+            _say("start with --memory FILE to have a place to save to")
+        else:
+            _say(_HELP.rstrip())
+
+    def _answer(self, line: str) -> None:
+        from titans_runtime import SessionPoisonedError
+
+        mark, answer = self._session.mark(), ""
+        try:
+            message = self._template.replace("{message}", line)
+            for piece in self._session.generate(
+                message,
+                self._limit,
+                temperature=self._options.temperature,
+                top_p=self._options.top_p,
+                seed=self._options.seed,
+                stop=self._stop,
+            ):
+                answer += piece
+                if self._show:
+                    click.echo(piece, nl=False)
+        except KeyboardInterrupt:
+            _say("\n(interrupted)")
+        except SessionPoisonedError:
+            self._session.rewind(mark)
+            raise
+        if self._show:
+            click.echo()
+        self.exchanges.append({"message": line, "answer": answer})
+        self._marks = [*self._marks[-31:], mark]  # each holds a state; so far back is enough
+
+    def _save(self) -> None:
+        if self._memory is not None:
+            self._session.save(self._memory)
+
+
+def _read() -> str | None:
+    """The next line, or None at the end of input."""
+    if sys.stdin.isatty():
+        click.echo("> ", nl=False, err=True)
+    try:
+        line = sys.stdin.readline()
+    except KeyboardInterrupt:
+        click.echo(err=True)
+        return None
+    return line.rstrip("\n") if line else None
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)

@@ -1,0 +1,83 @@
+"""`titans export`: from a checkpoint to a bundle.
+
+Knows the options. Imports PyTorch only when the command runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from titans_cli.options import json_option, print_json, progress_bar
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  titans export checkpoint --out model.titans
+  titans export checkpoint --out model-fp16.titans --dtype fp16"""
+)
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle directory to make.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="Weights and activations; norms, gates and memory stay fp32. int8: weights alone, for CPUs.",
+)
+@click.option(
+    "--verify-tokens",
+    type=click.IntRange(0),
+    default=2048,
+    show_default=True,
+    help="Length of the stream that the new bundle is verified on; 0 leaves it unverified.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the bundle that is there.")
+@json_option
+@click.pass_context
+def export(
+    context: click.Context,
+    checkpoint: Path,
+    out: Path,
+    dtype: str,
+    verify_tokens: int,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Turn a checkpoint into a bundle of ONNX graphs, and verify it.
+
+    A bundle appears under its name only when it is complete and, unless --verify-tokens is 0, has agreed with the
+    PyTorch model on every output and every state tensor. Exits with 1 if they disagree, and leaves no bundle.
+    """
+    from titans_export.errors import VerificationError
+    from titans_export.export import export_checkpoint
+
+    try:
+        with progress_bar("exporting") as progress:
+            manifest = export_checkpoint(
+                checkpoint, out, dtype=dtype, verify_tokens=verify_tokens, overwrite=overwrite, progress=progress
+            )
+    except VerificationError as error:
+        click.echo(f"Error: {error}", err=True)
+        context.exit(1)
+    if as_json:
+        print_json(
+            {
+                "bundle": str(out),
+                "model": manifest.model.name,
+                "parameters": manifest.model.parameters,
+                "dtype": manifest.dtype,
+                "graphs": [graph.name for graph in manifest.graphs],
+                "verification": manifest.verification,
+            }
+        )
+        return
+    click.echo(f"{out}: {manifest.model.name}, {manifest.model.parameters:,} parameters, {manifest.dtype}", err=True)
+    report = manifest.verification
+    if report is None:
+        click.echo("not verified; titans verify does it", err=True)
+    else:
+        largest = f"{report['max_abs_error']:.1e}"
+        click.echo(f"verified over {report['tokens']:,} tokens, largest error {largest}", err=True)

@@ -1,0 +1,111 @@
+"""`titans inspect`: what is inside a bundle.
+
+Knows how to lay a manifest out, as tables for people or as JSON. Does not run any graph.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from titans_cli.options import bundle_argument, json_option, print_json
+
+if TYPE_CHECKING:
+    from titans_runtime.manifest import Manifest
+
+
+@click.command(
+    epilog="""\b
+Example:
+  titans inspect model.titans"""
+)
+@bundle_argument
+@json_option
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what is inside a bundle.
+
+    Model, parameters, bytes of state per stream, graphs, files with their hashes, and how it was verified. Every hash
+    is checked before anything is shown.
+    """
+    from titans_runtime.bundle import open_bundle
+
+    manifest = open_bundle(bundle).manifest
+    sizes = {file.file: (bundle / file.file).stat().st_size for file in manifest.files()}
+    if as_json:
+        print_json({"bundle": str(bundle), **_document(manifest, sizes)})
+    else:
+        _show(manifest, sizes)
+
+
+def _document(manifest: Manifest, sizes: dict[str, int]) -> dict[str, object]:
+    """The manifest and what follows from it, ready for JSON; `sizes` in bytes by file name."""
+    return {
+        **json.loads(manifest.to_json()),
+        "state_bytes": {state.name: state.stream_bytes for state in manifest.states},
+        "state_bytes_per_stream": manifest.stream_bytes,
+        "file_bytes": sizes,
+        "bundle_bytes": sum(sizes.values()),
+    }
+
+
+def _show(manifest: Manifest, sizes: dict[str, int]) -> None:
+    """The same for people, on stdout."""
+    console = Console(highlight=False)
+    model = manifest.model
+    console.print(f"{model.name}: {model.parameters:,} parameters, {manifest.dtype} weights, opset {manifest.opset}")
+    takes = [f"{name} {value}" for name, value in asdict(manifest.inputs).items()]
+    if manifest.tokenizer:
+        takes.append(f"{manifest.tokenizer.kind} tokenizer")
+    console.print(", ".join([*takes, f"chunk {manifest.chunk}"]))
+    made = [f"{name} {value}" for name, value in manifest.provenance.items() if "." not in name]  # a.b: settings
+    console.print(f"made with {', '.join(made)}")
+    console.print(_verdict(manifest))
+
+    table = Table(title=f"State of one stream: {_bytes(manifest.stream_bytes)}", title_justify="left")
+    for column in ("tensor", "kind", "type", "shape", "starts as"):
+        table.add_column(column, overflow="fold")  # a name cut short is no name
+    table.add_column("size", justify="right")
+    for state in manifest.states:
+        shape = " × ".join(map(str, state.shape))
+        table.add_row(state.name, state.kind, state.dtype, shape, state.initial.kind, _bytes(state.stream_bytes))
+    console.print(table)
+
+    uses = {graph.file: f"graph {graph.name}, {_span(graph.tokens)}" for graph in manifest.graphs}
+    table = Table(title=f"Files: {_bytes(sum(sizes.values()))}, all hashes match", title_justify="left")
+    for column in ("file", "what", "sha256"):
+        table.add_column(column, overflow="fold")
+    table.add_column("size", justify="right")
+    for file in manifest.files():
+        table.add_row(file.file, uses.get(file.file, "data"), file.sha256[:12], _bytes(sizes[file.file]))
+    console.print(table)
+
+
+def _verdict(manifest: Manifest) -> str:
+    report = manifest.verification
+    if report is None:
+        return "not verified; run titans verify with the checkpoint it was made from"
+    verdict = "agrees with its checkpoint" if report.get("ok") is True else "DISAGREES with its checkpoint"
+    tokens, error = report.get("tokens"), report.get("max_abs_error")
+    if not isinstance(tokens, int) or not isinstance(error, (int, float)):
+        return verdict
+    return f"{verdict} over {tokens:,} tokens, largest error {error:.1e}"
+
+
+def _span(tokens: int) -> str:
+    return {0: "between tokens", 1: "1 token a call"}.get(tokens, f"{tokens} tokens a call")
+
+
+def _bytes(size: int) -> str:
+    """`size` for people: 512 B, 3.4 KiB, 12.0 MiB."""
+    amount = float(size)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GiB"

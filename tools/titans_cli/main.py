@@ -1,0 +1,150 @@
+"""The `titans` command: which subcommands there are, and how their errors reach a person.
+
+Loads a subcommand's module only when that subcommand is asked for, so `titans --help` and `titans run` never pay for
+PyTorch. Knows the error types of the packages below by name only. Does not know what any subcommand does.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import keyword
+import os
+import sys
+from typing import IO, Any, cast
+
+import click
+
+# Subcommand -> its line in `titans --help`. The command itself is the attribute of that name in titans_cli.<name>; both
+# have a `_` at the end where the name is a word of Python's.
+COMMANDS = {
+    "train": "Train a model and leave a checkpoint.",
+    "export": "Turn a checkpoint into a bundle of ONNX graphs, and verify it.",
+    "import": "Turn a model that was trained elsewhere into a bundle.",
+    "verify": "Drive a bundle beside its checkpoint and compare everything.",
+    "build": "Build TensorRT engines for every graph of a bundle.",
+    "slim": "Copy what one target needs of a bundle.",
+    "run": "Generate text with a bundle.",
+    "chat": "Talk to a bundle whose memory outlives the process.",
+    "state": "Look into saved sessions, or compare two.",
+    "inspect": "Show what is inside a bundle.",
+    "doctor": "Show what this machine can run, and what to install for the rest.",
+}
+
+# Errors that the packages raise on purpose, by module; a module that was never imported cannot have raised one.
+_OWN_ERRORS = {
+    "titans_core.errors": "TitansCoreError",
+    "titans_export.errors": "ExportError",
+    "titans_runtime.errors": "TitansError",
+}
+
+# Subcommand -> the extra of titans-deploy that brings what it imports beyond the base dependencies.
+_EXTRAS = {
+    "train": "train",
+    "export": "export",
+    "import": "export",
+    "verify": "export",
+    "build": "export",
+    "slim": "export",
+    "run": "cpu",
+    "chat": "cpu",
+    "state": "cpu",
+    "inspect": "cpu",
+    "doctor": "cpu",
+}
+_OPTIONAL_PACKAGES = ("torch", "onnx", "onnxruntime")
+
+_OS_REMEDIES = {
+    errno.ENOSPC: "free some disk space or choose another place",
+    errno.EDQUOT: "free some of your quota or choose another place",
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.EACCES: "check the permissions or choose another place",
+    errno.EPERM: "check the permissions or choose another place",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path: a part of it is a file",
+    errno.EISDIR: "name a file, not a directory",
+    errno.EEXIST: "choose another place or remove what is there",
+}
+
+
+class CleanError(click.ClickException):
+    """One line on stderr, `Error: <message>`, and exit code 2."""
+
+    exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"Error: {self.message}", file=file or sys.stderr)
+
+
+class LazyGroup(click.Group):
+    """A group that imports `titans_cli.<name>` when `<name>` is used, and turns known errors into `CleanError`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        return cast(click.Command, getattr(importlib.import_module(f"titans_cli.{name}"), name))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx else "titans"
+            raise CleanError(f"{error.format_message().rstrip('.')} (see {path} --help)") from error
+        except Exception as error:
+            message = explain(error, ctx.invoked_subcommand or "")
+            if message is None or os.environ.get("TITANS_DEBUG") == "1":
+                raise
+            raise CleanError(message) from error
+
+
+def explain(error: Exception, command: str) -> str | None:
+    """The message a person should see for `error` of subcommand `command`, or None if it deserves its traceback."""
+    for module, name in _OWN_ERRORS.items():
+        loaded = sys.modules.get(module)
+        if loaded is not None and isinstance(error, getattr(loaded, name)):
+            return str(error)
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _OPTIONAL_PACKAGES:
+        extra = _EXTRAS[command]
+        return f"titans {command} needs {error.name}, which is missing; run: pip install 'titans-deploy[{extra}]'"
+    if isinstance(error, OSError) and error.strerror and error.errno != errno.EPIPE:  # click ends a broken pipe quietly
+        where = f"{error.filename}: " if error.filename is not None else ""
+        remedy = _OS_REMEDIES.get(error.errno or 0, "check the path and try again")
+        return f"{where}{error.strerror}; {remedy}"
+    return None
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="titans-deploy", prog_name="titans")
+def cli() -> None:
+    """Titans test-time memory models: train in PyTorch, export to ONNX bundles, run them without PyTorch.
+
+    Exit codes: 0 done, 1 a check failed, 2 wrong usage or bad input. Set TITANS_DEBUG=1 for tracebacks.
+
+    \b
+    Example:
+      titans train --task text --data stdlib --variant mac --preset tiny --steps 300 --out checkpoint
+      titans export checkpoint --out model.titans
+      titans run model.titans --prompt "def main():" --max-new-tokens 64
+    """
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    cli(prog_name="titans")
+
+
+if __name__ == "__main__":
+    main()

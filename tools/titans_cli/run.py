@@ -1,0 +1,177 @@
+"""`titans run`: a prompt in, text out, through the runtime alone.
+
+Knows the options and what is printed. Never imports PyTorch or ONNX.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from titans_cli.options import bundle_argument, json_option, print_json
+
+if TYPE_CHECKING:
+    from titans_runtime import Model, SamplingOptions, Session
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  titans run model.titans --prompt "def main():" --max-new-tokens 64
+  titans run model.titans --prompt-file notes.txt --temperature 0 --json
+  titans run model.titans --prompt "Remember this." --state-out me.state
+  titans run model.titans --prompt "What was it?" --state-in me.state --state-out me.state"""
+)
+@bundle_argument
+@click.option("--prompt", help="Text to continue.")
+@click.option("--prompt-file", type=click.Path(path_type=Path), help="A file with the text to continue.")
+@click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--temperature", type=float, default=0.8, show_default=True, help="0 takes the most likely token.")
+@click.option("--top-k", type=int, help="Choose among the k most likely tokens.")
+@click.option("--top-p", type=float, help="Choose among the likely tokens that make up this probability.")
+@click.option("--min-p", type=float, help="Drop tokens less likely than this fraction of the most likely one.")
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1: repeat less.")
+@click.option("--seed", type=int, help="Makes the choice of tokens repeatable.")
+@click.option("--stop", multiple=True, help="End at this text; may be given several times.")
+@click.option("--state-in", type=click.Path(path_type=Path), help="Go on from this saved session.")
+@click.option("--state-out", type=click.Path(path_type=Path), help="Save the session here afterwards.")
+@click.option(
+    "--stream/--no-stream",
+    default=None,
+    help="Show text as it comes; with --json on stderr. [default: on, with --json off]",
+)
+@click.option("--provider", default="auto", show_default=True, help="Where to run; titans doctor lists what works.")
+@click.option("--threads", type=int, help="CPU threads per graph. [default: one per core]")
+@json_option
+def run(
+    bundle: Path,
+    prompt: str | None,
+    prompt_file: Path | None,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    repetition_penalty: float,
+    seed: int | None,
+    stop: tuple[str, ...],
+    state_in: Path | None,
+    state_out: Path | None,
+    stream: bool | None,
+    provider: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Generate text with a bundle.
+
+    The text streams to stdout as it comes; with --json it is part of the one JSON document instead. With --state-in the
+    memory of an earlier run goes on, and the prompt may be left out.
+    """
+    import titans_runtime
+
+    text = _prompt(prompt, prompt_file, optional=state_in is not None)
+    options = titans_runtime.SamplingOptions(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    model = titans_runtime.load(bundle, provider=provider, threads=threads)
+    session = model.session() if state_in is None else model.restore(state_in)
+    show = not as_json if stream is None else stream
+    answer = _generate(model, session, text, max_new_tokens, options, stop, show=show, err=as_json)
+    if state_out is not None:
+        session.save(state_out)
+    if as_json:
+        print_json({**answer.figures(), "position": session.position, **_provider(model)})
+    else:
+        click.echo("" if show else answer.text)
+        click.echo(answer.summary(), err=True)
+
+
+def _provider(model: Model) -> dict[str, object]:
+    """Where it ran, and why "auto" took nothing better."""
+    return {"provider": model.provider, "passed_over": model.passed_over}
+
+
+def _prompt(prompt: str | None, file: Path | None, optional: bool) -> str | bytes | None:
+    if optional and prompt is None and file is None:
+        return None
+    if (prompt is None) == (file is None):
+        raise click.UsageError("give the text to continue with either --prompt or --prompt-file")
+    return file.read_bytes() if file is not None else prompt or ""
+
+
+@dataclass
+class _Answer:
+    """What came out, and how fast."""
+
+    text: str = ""
+    prompt_tokens: int = 0
+    surprise: list[float] = field(default_factory=list)  # per generated token, mean over the memory layers
+    arrived: list[float] = field(default_factory=list)  # seconds from the start, per generated token
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Speed after the first token, which waited for the prompt; None if there was only one."""
+        span = self.arrived[-1] - self.arrived[0]
+        return (len(self.arrived) - 1) / span if span > 0 else None
+
+    def figures(self) -> dict[str, object]:
+        """Everything, ready for JSON."""
+        return {
+            "text": self.text,
+            "prompt_tokens": self.prompt_tokens,
+            "tokens": len(self.arrived),
+            "first_token_seconds": self.arrived[0],
+            "tokens_per_second": self.tokens_per_second,
+            "surprise_mean": sum(self.surprise) / len(self.surprise),
+        }
+
+    def summary(self) -> str:
+        """One line for people."""
+        speed = "" if self.tokens_per_second is None else f", {self.tokens_per_second:,.0f} tokens/s"
+        return f"{self.prompt_tokens:,} prompt tokens, {len(self.arrived):,} new ones{speed}"
+
+
+def _generate(
+    model: Model,
+    session: Session,
+    prompt: str | bytes | None,
+    max_new_tokens: int,
+    options: SamplingOptions,
+    stop: tuple[str, ...],
+    *,
+    show: bool,
+    err: bool,
+) -> _Answer:
+    """Continue `prompt`; with `show`, write each piece of text to stdout, or stderr, as soon as it is certain."""
+    from titans_runtime import TextError
+    from titans_runtime.stopping import StopFilter
+
+    if model.tokenizer is None:
+        raise TextError("this model has no tokenizer, so it cannot continue text; drive it from Python with feed()")
+    pieces, stops, before = model.tokenizer.stream(), StopFilter(stop), session.position
+    answer = _Answer()
+
+    def emit(piece: str) -> None:
+        answer.text += piece
+        if show:
+            click.echo(piece, nl=False, err=err)
+
+    start = time.perf_counter()
+    for token in session.generate_tokens(prompt, max_new_tokens, options):
+        answer.arrived.append(time.perf_counter() - start)
+        answer.surprise.append(float(session.surprise[-1]))
+        emit(stops.push(pieces.push(token)))
+        if stops.stopped:
+            break
+    emit(stops.push(pieces.finish()) + stops.finish())
+    answer.prompt_tokens = session.position - before - len(answer.arrived)
+    return answer

@@ -1,0 +1,157 @@
+"""`titans state`: saved sessions, looked into and compared, without the model they belong to.
+
+Knows how a state file is laid out for people and as JSON. Runs no graph.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from titans_cli.options import json_option, print_json
+
+if TYPE_CHECKING:
+    from titans_runtime.arrays import Array
+    from titans_runtime.statefile import Header
+
+
+@click.group(
+    epilog="""\b
+Examples:
+  titans state inspect me.state
+  titans state diff yesterday.state today.state"""
+)
+def state() -> None:
+    """Look into saved sessions, or compare two. The exit code of diff is 1 if they differ."""
+
+
+@state.command(
+    epilog="""\b
+Example:
+  titans state inspect me.state --json"""
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@json_option
+def inspect(file: Path, as_json: bool) -> None:
+    """Show what is in a saved session: position, surprise, and the size and norm of every tensor.
+
+    The checksum of the file is checked first.
+    """
+    header, tensors = _read(file)
+    document = {
+        "file": str(file),
+        "file_bytes": file.stat().st_size,
+        **_facts(header),
+        "tensors": {
+            name: {
+                "dtype": str(array.dtype),
+                "shape": list(array.shape),
+                "bytes": array.nbytes,
+                "norm": _norm(array),
+            }
+            for name, array in tensors.items()
+        },
+    }
+    if as_json:
+        print_json(document)
+        return
+    console = Console(highlight=False)
+    console.print(f"{file}: {header.position:,} tokens of {header.model}, {header.commits:,} commits")
+    totals = header.totals
+    console.print(f"surprise {totals.mean:.4g} ± {totals.deviation:.4g} per token, {totals.highest:.4g} at most")
+    packed = ", compressed" if header.compressed else ""
+    console.print(f"{file.stat().st_size:,} bytes{packed}, checksum matches, model identity {header.identity[:12]}")
+    table = Table("tensor", "type", "shape")
+    table.columns[0].overflow = "fold"
+    table.add_column("norm", justify="right")
+    for name, array in tensors.items():
+        table.add_row(name, str(array.dtype), " × ".join(map(str, array.shape)), f"{_norm(array):.4g}")
+    console.print(table)
+
+
+@state.command(
+    epilog="""\b
+Example:
+  titans state diff yesterday.state today.state --json"""
+)
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@json_option
+def diff(first: Path, second: Path, as_json: bool) -> None:
+    """Compare two saved sessions of one model, tensor by tensor.
+
+    Exit code 0 if they are the same, 1 if they differ. Rows that only one of them has yet count as different.
+    """
+    from titans_runtime import StateError
+
+    (header, ours), (other, theirs) = _read(first), _read(second)
+    if header.identity != other.identity:
+        raise StateError(f"{first} and {second} belong to different models; compare two states of one model")
+    names = sorted(set(ours) | set(theirs))
+    changes = {name: _change(ours.get(name), theirs.get(name)) for name in names}
+    same = header.position == other.position and all(change["same"] for change in changes.values())
+    if as_json:
+        print_json({"same": same, "first": _facts(header), "second": _facts(other), "tensors": changes})
+    else:
+        console = Console(highlight=False)
+        console.print(f"{header.position:,} tokens in {first}, {other.position:,} in {second}")
+        table = Table("tensor")
+        table.columns[0].overflow = "fold"
+        for column in ("largest difference", "relative to the norm"):
+            table.add_column(column, justify="right")
+        for name, change in changes.items():
+            if not change["same"]:
+                table.add_row(name, _number(change["max_abs_difference"]), _number(change["relative_difference"]))
+        console.print("the same, bit for bit" if same else table)
+    if not same:
+        raise SystemExit(1)
+
+
+def _read(file: Path) -> tuple[Header, dict[str, Array]]:
+    from titans_runtime.statefile import read_file, read_header, read_tensors
+
+    data = read_file(file)
+    header = read_header(data, str(file))
+    return header, read_tensors(data, header, str(file))
+
+
+def _facts(header: Header) -> dict[str, object]:
+    return {
+        "model": header.model,
+        "identity": header.identity,
+        "position": header.position,
+        "commits": header.commits,
+        "compressed": header.compressed,
+        "surprise_mean": header.totals.mean,
+        "surprise_deviation": header.totals.deviation,
+        "surprise_highest": header.totals.highest,
+    }
+
+
+def _change(first: Array | None, second: Array | None) -> dict[str, object]:
+    """What differs between two tensors; None for figures that shapes do not allow."""
+    if first is None or second is None or first.shape != second.shape:
+        return {"same": False, "max_abs_difference": None, "relative_difference": None}
+    same = first.tobytes() == second.tobytes()
+    if first.size == 0:
+        return {"same": same, "max_abs_difference": 0.0, "relative_difference": 0.0}
+    gap = second.astype(np.float64) - first.astype(np.float64)
+    norm = _norm(first)
+    return {
+        "same": same,
+        "max_abs_difference": float(np.abs(gap).max()),
+        "relative_difference": float(np.linalg.norm(gap)) / norm if norm else None,
+    }
+
+
+def _norm(array: Array) -> float:
+    return float(np.linalg.norm(array.astype(np.float64)))
+
+
+def _number(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else "–"

@@ -1,0 +1,71 @@
+"""`titans verify`: a bundle beside the PyTorch model it came from.
+
+Knows the options and the exit code. Imports PyTorch only when the command runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from titans_cli.options import bundle_argument, json_option, print_json, progress_bar
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  titans verify model.titans --checkpoint checkpoint --tokens 8192 --json
+  titans verify model-fp16.titans --checkpoint checkpoint --drift --data stdlib --tokens 16384 --plot drift.svg"""
+)
+@bundle_argument
+@click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="What the bundle was made from.")
+@click.option("--tokens", type=click.IntRange(1), default=8192, show_default=True, help="Length of the stream.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the stream and its splits.")
+@click.option("--drift", is_flag=True, help="Compare with the fp32 model instead: what does the precision cost?")
+@click.option("--data", multiple=True, help="With --drift: text to feed, a file or stdlib; repeatable.")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="With --drift: draw it, .svg or .png.")
+@json_option
+@click.pass_context
+def verify(
+    context: click.Context,
+    bundle: Path,
+    checkpoint: Path,
+    tokens: int,
+    seed: int,
+    drift: bool,
+    data: tuple[str, ...],
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Drive a bundle beside its checkpoint and compare everything.
+
+    A long stream goes through both, split at random into whole chunks, parts of chunks and single tokens; after every
+    call the outputs and all state tensors are compared. Exits with 1 if anything is outside its tolerance.
+
+    With --drift both sides run freely, and the report says how far a bundle of lower precision gets from the fp32
+    model: top-1 agreement, KL divergence and the error of every state along the stream. Exits with 1 outside limits.
+    """
+    if (data or plot) and not drift:
+        raise click.UsageError("--data and --plot belong to --drift")
+    with progress_bar("verifying") as progress:
+        if drift:
+            from titans_export.drift import measure_drift
+
+            drifted = measure_drift(bundle, checkpoint, tokens=tokens, data=data, seed=seed, progress=progress)
+            document, text, ok = drifted.to_json_dict(), drifted.explain(), drifted.ok
+            if plot is not None:
+                from titans_export.drift_plot import plot_drift
+
+                plot_drift(drifted, plot)
+        else:
+            from titans_export.verify import verify_bundle
+
+            report = verify_bundle(bundle, checkpoint, tokens=tokens, seed=seed, progress=progress)
+            document, text, ok = report.to_json_dict(), report.explain(), report.ok
+    if as_json:
+        print_json(document)
+    else:
+        click.echo(text)
+    if not ok:
+        context.exit(1)
