@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from titans_export.errors import ExportError
+from titans_export.left import turn_large
 from titans_export.onnx_model import OPSET, ExportedGraph, check, export_graph, refer_to_weights, state_table
 from titans_export.precision import precision
 from titans_export.quantise import quantise
@@ -103,6 +104,8 @@ def write_bundle(
     used: dict[str, Tensor] = {name: own[name] for graph in exported for name in graph.parameters}
     if wanted.quantised:
         used = quantise((graph.model for graph in exported), used)
+    elif not any(is_half(graph.model) for graph in exported):
+        used = turn_large((graph.model for graph in exported), used)
     places = write_tensors(directory / WEIGHTS_FILE, used)
     specs = [_write_graph(graph, directory, places) for graph in exported]
     learned = {
