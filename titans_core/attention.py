@@ -29,6 +29,9 @@ from titans_core.layers import (
 from titans_core.state import State, StateSpec
 
 
+Source = tuple[Tensor, Tensor, Tensor | None]  # keys, values, which pairs may see each other
+
+
 class _Attention(nn.Module):
     """What both kinds share: persistent keys and values, the rotary table, the softmax over several sources."""
 
@@ -56,13 +59,17 @@ class _Attention(nn.Module):
         """`x` `[B, H, T, d]` rotated by the places `[B, T]`."""
         return rotate(x, self.cosine[places][:, None].to(x.dtype), self.sine[places][:, None].to(x.dtype))
 
-    def attend(self, plain: Tensor, rotated: Tensor, sources: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    def normalised_queries(self, q: Tensor) -> Tensor:
+        """Queries `[..., d]` normalised, and scaled so that their products with keys are logits."""
+        return rms_normalise(q, scale=self.width**-0.5)
+
+    def attend(self, plain: Tensor, rotated: Tensor, sources: Sequence[Source]) -> Tensor:
         """Softmax over persistent memory and `sources` together, without concatenating the cached values.
 
         Args:
-            plain, rotated: the queries `[..., T, d]`, before and after rotation.
+            plain, rotated: the queries `[..., T, d]`, before and after rotation, scaled.
             sources: rotated keys `[..., n, d]`, values `[..., n, d]`, and which pairs may see each other
-                (bool, broadcastable to `[..., T, n]`).
+                (bool, broadcastable to `[..., T, n]`; None is all of them).
 
         Returns:
             `[..., T, d]`.
@@ -73,10 +80,10 @@ class _Attention(nn.Module):
             scores.append(plain @ rms_normalise(self.persistent_key).transpose(-1, -2))
             values.append(self.persistent_value)
         for key, value, visible in sources:
-            masked = (rotated @ key.transpose(-1, -2)).masked_fill(~visible, torch.finfo(rotated.dtype).min)
-            scores.append(masked)
+            score = rotated @ key.transpose(-1, -2)
+            scores.append(score if visible is None else score.masked_fill(~visible, torch.finfo(score.dtype).min))
             values.append(value)
-        weights = torch.softmax(torch.cat(scores, dim=-1) * self.width**-0.5, dim=-1)
+        weights = torch.softmax(torch.cat(scores, dim=-1), dim=-1)
         parts = torch.split(weights, [value.shape[-2] for value in values], dim=-1)
         out: Tensor = parts[0] @ values[0]
         for part, value in zip(parts[1:], values[1:], strict=True):
@@ -104,7 +111,7 @@ class SlidingWindowAttention(_Attention):
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (split_heads(part, self.heads) for part in self.to_qkv(x).chunk(3, dim=-1))
-        return rms_normalise(q), rms_normalise(k), v
+        return self.normalised_queries(q), rms_normalise(k), v
 
     def chunks(self, x: Tensor, state: State, position: Tensor) -> tuple[Tensor, State]:
         """Whole chunks from a chunk boundary.
@@ -201,19 +208,22 @@ class SegmentAttention(_Attention):
         names = [f"{kind}_{part}" for kind in self.kinds for part in ("key", "value")]
         return [StateSpec(name, "rows", rows, 0.0, "activation") for name in names]
 
-    def _project(self, x: Tensor, h: Tensor | None) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Queries of x, and keys and values per kind; h and x share one matmul, so a step reads its weight once."""
+    def _project(self, x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of x, and keys and values of both: `[B, H, T, d]`, and twice `[B, H, kinds * T, d]`, h before x.
+
+        h and x share one matmul, so a step reads its weight once.
+        """
         inputs = x if h is None else torch.cat([h, x], dim=1)
         k, v = (split_heads(part, self.heads) for part in self.to_key_value(inputs).chunk(2, dim=-1))
-        count = len(self.kinds)
-        pairs = list(zip(rms_normalise(k).chunk(count, dim=2), v.chunk(count, dim=2), strict=True))
-        return rms_normalise(split_heads(self.to_query(x), self.heads)), pairs
+        return self.normalised_queries(split_heads(self.to_query(x), self.heads)), rms_normalise(k), v
 
     def segment(self, x: Tensor, h: Tensor | None) -> Tensor:
         """One whole segment: `[B, C, dim]` tokens and answers, result `[B, C, dim]`."""
-        q, pairs = self._project(x, h)
+        q, keys, values = self._project(x, h)
         place = torch.arange(self.chunk, device=x.device)
         visible = place <= place[:, None]
+        kinds = len(self.kinds)
+        pairs = zip(keys.chunk(kinds, dim=2), values.chunk(kinds, dim=2), strict=True)
         sources = [(self.rotate_from(key, 0), value, visible) for key, value in pairs]
         return merge_heads(self.attend(q, self.rotate_from(q, 0), sources))
 
@@ -228,14 +238,18 @@ class SegmentAttention(_Attention):
         Returns:
             `[B, T, dim]`, and the new rows `[T, B, H, d]`.
         """
-        q, pairs = self._project(x, h)
+        q, keys, values = self._project(x, h)
+        kinds = len(self.kinds)
+        keys = self.rotate_at(keys, torch.cat([place] * kinds, dim=1))
         earlier = (torch.arange(self.chunk, device=x.device) < place[:, :1, None])[:, None]
-        among_new = (place[:, None, :] <= place[:, :, None])[:, None]
-        sources: list[tuple[Tensor, Tensor, Tensor]] = []
+        among_new = None  # a token sees itself, and the answer to it
+        if x.shape[1] > 1:
+            among_new = (place[:, None, :] <= place[:, :, None])[:, None]
+            among_new = torch.cat([among_new] * kinds, dim=-1)
+        sources: list[Source] = [(keys, values, among_new)]
         rows: State = {}
-        for kind, (key, value) in zip(self.kinds, pairs, strict=True):
-            rotated = self.rotate_at(key, place)
+        parts = zip(self.kinds, keys.chunk(kinds, dim=2), values.chunk(kinds, dim=2), strict=True)
+        for kind, key, value in parts:
             sources.append((from_rows(state[f"{kind}_key"]), from_rows(state[f"{kind}_value"]), earlier))
-            sources.append((rotated, value, among_new))
-            rows |= {f"{kind}_key": as_rows(rotated), f"{kind}_value": as_rows(value)}
+            rows |= {f"{kind}_key": as_rows(key), f"{kind}_value": as_rows(value)}
         return merge_heads(self.attend(q, self.rotate_at(q, place), sources)), rows

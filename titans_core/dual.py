@@ -19,17 +19,32 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+SOFTPLUS_LINEAR = 40.0  # above this softplus(x) = x even in fp64
 LOG_FLOOR = -30.0  # exp(-30) is 1e-13: below fp32 resolution, far above its denormals
 
 
 @dataclass(frozen=True)
 class Gates:
-    """The gates of T tokens, each `[B, H, T]`; None where the model has the gate switched off."""
+    """The gates of T tokens, each `[B, H, T]`; None where the model has the gate switched off.
 
-    log_keep: Tensor | None  # log(1 - alpha)
-    log_momentum: Tensor | None  # log(eta)
+    `forget` and `momentum` are logits: whole chunks multiply gates up as sums of logarithms, a single token needs none.
+    """
+
+    forget: Tensor | None  # alpha = sigmoid(forget)
+    momentum: Tensor | None  # eta = sigmoid(momentum)
     step_size: Tensor  # theta
+
+    @property
+    def log_keep(self) -> Tensor | None:
+        """log(1 - alpha)"""
+        return None if self.forget is None else -F.softplus(self.forget, threshold=SOFTPLUS_LINEAR)
+
+    @property
+    def log_momentum(self) -> Tensor | None:
+        """log(eta)"""
+        return None if self.momentum is None else -F.softplus(-self.momentum, threshold=SOFTPLUS_LINEAR)
 
 
 @dataclass(frozen=True)
@@ -74,14 +89,26 @@ def products(log_gate: Tensor) -> tuple[Tensor, Tensor]:
 
 def coefficients(gates: Gates) -> Coefficients:
     """The dual form's coefficients for one chunk; shapes as in `Coefficients`."""
-    theta = gates.step_size
-    if gates.log_keep is None:
+    if gates.step_size.shape[-1] == 1:
+        return _single(gates)
+    theta, log_keep, log_momentum = gates.step_size, gates.log_keep, gates.log_momentum
+    if log_keep is None:
         keep, b = _triangle(theta), torch.ones_like(theta)
     else:
-        keep, b = products(gates.log_keep)
+        keep, b = products(log_keep)
     scale = theta[..., None, :]
-    if gates.log_momentum is None:
+    if log_momentum is None:
         return Coefficients(b, keep * scale, None)
-    past, m = products(gates.log_momentum)
+    past, m = products(log_momentum)
     f = (keep @ m[..., None]).squeeze(-1)
     return Coefficients(b, (keep @ past) * scale, MomentumCoefficients(f, m, past * scale))
+
+
+def _single(gates: Gates) -> Coefficients:
+    """Of one token: every triangle is 1."""
+    b = torch.ones_like(gates.step_size) if gates.forget is None else torch.sigmoid(-gates.forget)
+    writes = gates.step_size[..., None]
+    if gates.momentum is None:
+        return Coefficients(b, writes, None)
+    m = torch.sigmoid(gates.momentum)
+    return Coefficients(b, writes, MomentumCoefficients(m, m, writes))

@@ -28,7 +28,6 @@ from titans_core.memory_network import MemoryNetwork, Writes
 from titans_core.state import State, StateSpec
 
 LAST_MATRIX_STD = 0.02  # a fresh memory answers almost nothing, whatever it is asked
-SOFTPLUS_LINEAR = 40.0  # above this softplus(x) = x even in fp64
 
 
 @dataclass(frozen=True)
@@ -211,16 +210,11 @@ class NeuralMemory(nn.Module):
         return x.dtype if x.dtype == torch.float64 else torch.float32
 
     def gates(self, logits: Tensor) -> Gates:
-        """Gates from logits `[..., H, T, gates]`, biases added: sigmoids, kept as logarithms where they multiply up."""
+        """Gates from logits `[..., H, T, gates]`, biases added."""
         biased = {
             name: logits[..., index] + self.gate_bias[name][:, None].to(logits.dtype)
             for index, name in enumerate(self.gate_names)
         }
-        keep = momentum = None
-        if "forget" in biased:  # log(1 - sigmoid(x)) = -softplus(x)
-            keep = -F.softplus(biased["forget"], threshold=SOFTPLUS_LINEAR)
-        if "momentum" in biased:
-            momentum = -F.softplus(-biased["momentum"], threshold=SOFTPLUS_LINEAR)
         if "step_size" in biased:
             step_size = self.options.max_step_size * torch.sigmoid(biased["step_size"])
         elif self.options.step_size == "constant":
@@ -228,7 +222,7 @@ class NeuralMemory(nn.Module):
             step_size = value[:, None].expand(logits.shape[:-1])
         else:
             step_size = torch.zeros(logits.shape[:-1], dtype=logits.dtype, device=logits.device)
-        return Gates(keep, momentum, step_size)
+        return Gates(biased.get("forget"), biased.get("momentum"), step_size)
 
     def held_for_chunk(self, logits: Tensor) -> Tensor:
         """Gate logits `[B, H, C, gates]` of a whole chunk: its first token's for every token, if so configured."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from titans_core.config import Activation
 
@@ -42,8 +43,13 @@ class Writes:
     surprise: Tensor
 
 
+def activation(z: Tensor, kind: Activation) -> Tensor:
+    """The activation at `z`. GELU is the exact one, with erf."""
+    return F.silu(z) if kind == "silu" else F.gelu(z)
+
+
 def activate(z: Tensor, kind: Activation) -> tuple[Tensor, Tensor]:
-    """The activation and its derivative at `z`, both shaped like `z`. GELU is the exact one, with erf."""
+    """The activation and its derivative at `z`, both shaped like `z`."""
     if kind == "silu":
         gate = torch.sigmoid(z)
         return z * gate, gate * (1 + z * (1 - gate))
@@ -56,7 +62,17 @@ def bounded(error: Tensor, bound: float | None) -> Tensor:
     """Rows of `error` `[..., d]` scaled down to norm <= `bound`; unchanged where smaller, or without a bound."""
     if bound is None:
         return error
-    return error * torch.rsqrt((error.pow(2).sum(-1, keepdim=True) / bound**2).clamp(min=1))
+    norm = torch.linalg.vector_norm(error, dim=-1, keepdim=True)
+    return error / (norm / bound if bound != 1 else norm).clamp(min=1)
+
+
+def surprised(miss: Tensor, bound: float | None) -> tuple[Tensor, Tensor]:
+    """The loss `||miss||^2` `[...]` and the gradient at the answer, `2 miss` `[..., d]`, bounded; one norm for both."""
+    norm = torch.linalg.vector_norm(miss, dim=-1, keepdim=True)
+    surprise = (norm * norm).squeeze(-1)
+    if bound is None:
+        return surprise, 2 * miss
+    return surprise, miss / (norm / bound if bound != 1 else norm).clamp(min=0.5)
 
 
 def normalise(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,7 +103,7 @@ class MemoryNetwork:
         for layer in range(self.depth):
             hidden = matrix(layer, hidden)
             if layer < self.depth - 1:
-                hidden = activate(hidden, self.activation)[0]
+                hidden = activation(hidden, self.activation)
         if gain is None:
             return hidden
         return x + gain * normalise(hidden)[0]
@@ -110,13 +126,11 @@ class MemoryNetwork:
                 slopes.append(slope)
         gain_errors = None
         if gain is None:
-            miss = z - values
-            error = bounded(2 * miss, self.surprise_bound)
+            surprise, error = surprised(z - values, self.surprise_bound)
         else:
             direction, rate = normalise(z)
             scale = gain[..., None, :]
-            miss = keys + scale * direction - values
-            outer = bounded(2 * miss, self.surprise_bound)
+            surprise, outer = surprised(keys + scale * direction - values, self.surprise_bound)
             gain_errors = outer * direction
             pull = outer * scale  # back through the norm: remove what a shift or a scale of z cannot change
             along = (pull * direction).mean(-1, keepdim=True)
@@ -125,4 +139,4 @@ class MemoryNetwork:
         for layer in range(self.depth - 1, 0, -1):
             below = (errors[0] @ weights[layer].transpose(-1, -2)) * slopes[layer - 1]
             errors.insert(0, bounded(below, self.surprise_bound))
-        return Writes(inputs, errors, gain_errors, miss.pow(2).sum(-1))
+        return Writes(inputs, errors, gain_errors, surprise)

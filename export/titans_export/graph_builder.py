@@ -20,6 +20,7 @@ from titans_export.trace import BatchSize, Constant, Ref
 
 BATCH_AXIS = "batch"
 Size = int | BatchSize
+Shape = tuple[Size, ...]
 
 ONNX_TYPES: dict[torch.dtype, int] = {
     torch.float32: TensorProto.FLOAT,
@@ -49,6 +50,7 @@ class GraphBuilder:
         self.info: dict[str, onnx.ValueInfoProto] = {}
         self._done: dict[tuple[Any, ...], list[str]] = {}  # (operator, inputs, attributes) -> outputs
         self._numbers: Counter[str] = Counter()
+        self._views: dict[str, tuple[str, Shape]] = {}  # reshaped value -> what it is a view of
         self.scope = ""
 
     def emit(self, operator: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> list[str]:
@@ -66,6 +68,21 @@ class GraphBuilder:
     def op(self, operator: str, *inputs: str, **attributes: Any) -> str:
         """`emit` for an operator with one output."""
         return self.emit(operator, inputs, **attributes)[0]
+
+    def reshaped(self, value: str, before: Shape, after: Shape) -> str:
+        """`value` of shape `before` in another shape; a view of a view is a view of the source.
+
+        Raises:
+            TraceError: more than one axis of the new shape follows the batch.
+        """
+        source, start = self._views.get(value, (value, before))
+        if start == after:
+            return source
+        if sum(isinstance(size, BatchSize) for size in after) > 1:
+            raise TraceError(f"a reshape in {self.scope} puts the batch into two axes; keep it in one")
+        result = self.op("Reshape", source, self.integers(*(size if isinstance(size, int) else -1 for size in after)))
+        self._views[result] = source, start
+        return result
 
     def constant(self, value: np.ndarray[Any, Any] | Tensor) -> str:
         """The name of a constant tensor; equal constants are stored once."""

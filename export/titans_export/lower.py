@@ -109,7 +109,6 @@ _BINARY: tuple[tuple[tuple[str, ...], str], ...] = (
     (("sub",), "Sub"),
     (("mul", "rmul"), "Mul"),
     (("div", "truediv"), "Div"),
-    (("matmul", "bmm"), "MatMul"),
     (("pow",), "Pow"),
     (("remainder", "mod"), "Mod"),
     (("and", "logical_and"), "And"),
@@ -186,6 +185,15 @@ def _reduction(operator: str) -> Rule:
     return rule
 
 
+@_rule("linalg_vector_norm", "vector_norm")
+def _vector_norm(builder: GraphBuilder, call: Call) -> list[str]:
+    if _argument(call, 1, "ord", 2) != 2:
+        raise TraceError(f"a norm in {call.scope} is of another order than 2; express it with other functions")
+    axis = _argument(call, 2, "dim")
+    keep = int(_argument(call, 3, "keepdim", False))
+    return [builder.op("ReduceL2", builder.value_of(call.args[0]), builder.integers(axis), keepdims=keep)]
+
+
 _rule("mean")(_reduction("ReduceMean"))
 _rule("sum")(_reduction("ReduceSum"))
 _rule("amax")(_reduction("ReduceMax"))
@@ -220,17 +228,25 @@ def _floor_divide(builder: GraphBuilder, call: Call) -> list[str]:
     return [builder.op("Div", *_operands(builder, call, call.results[0].dtype))]
 
 
-@_rule("reshape", "view", "flatten", "unflatten")
-def _reshape(builder: GraphBuilder, call: Call) -> list[str]:
-    sizes = call.results[0].shape
-    if sum(isinstance(size, BatchSize) for size in sizes) > 1:
-        raise TraceError(f"a reshape in {call.scope} puts the batch into two axes; keep it in one")
-    target = builder.integers(*(size if isinstance(size, int) else -1 for size in sizes))
-    return [builder.op("Reshape", builder.value_of(call.args[0]), target)]
+def _view(builder: GraphBuilder, call: Call) -> list[str]:
+    """The result is the argument in another shape."""
+    source = call.args[0]
+    return [builder.reshaped(builder.value_of(source), source.shape, call.results[0].shape)]
+
+
+_rule("reshape", "view", "flatten", "unflatten", "unsqueeze", "squeeze")(_view)
 
 
 def _rank(item: Ref | Constant) -> int:
     return len(item.shape)
+
+
+def _permuted(builder: GraphBuilder, call: Call, order: list[int]) -> list[str]:
+    """Axes in another order, which is a view where only axes of size 1 move."""
+    sizes = call.args[0].shape
+    if [axis for axis in order if sizes[axis] != 1] == [axis for axis in range(len(sizes)) if sizes[axis] != 1]:
+        return _view(builder, call)
+    return [builder.op("Transpose", builder.value_of(call.args[0]), perm=order)]
 
 
 @_rule("transpose")
@@ -238,32 +254,28 @@ def _transpose(builder: GraphBuilder, call: Call) -> list[str]:
     order = list(range(_rank(call.args[0])))
     a, b = call.args[1], call.args[2]
     order[a], order[b] = order[b], order[a]
-    return [builder.op("Transpose", builder.value_of(call.args[0]), perm=order)]
+    return _permuted(builder, call, order)
 
 
 @_rule("T", "t", "mT")
 def _matrix_transpose(builder: GraphBuilder, call: Call) -> list[str]:
     order = list(range(_rank(call.args[0])))
     order[-1], order[-2] = order[-2], order[-1]
-    return [builder.op("Transpose", builder.value_of(call.args[0]), perm=order)]
+    return _permuted(builder, call, order)
 
 
 @_rule("permute")
 def _permute(builder: GraphBuilder, call: Call) -> list[str]:
     order = call.args[1] if isinstance(call.args[1], (tuple, list)) else call.args[1:]
-    return [builder.op("Transpose", builder.value_of(call.args[0]), perm=[axis % len(order) for axis in order])]
+    return _permuted(builder, call, [axis % len(order) for axis in order])
 
 
-@_rule("unsqueeze")
-def _unsqueeze(builder: GraphBuilder, call: Call) -> list[str]:
-    axis = builder.integers(_argument(call, 1, "dim"))
-    return [builder.op("Unsqueeze", builder.value_of(call.args[0]), axis)]
-
-
-@_rule("squeeze")
-def _squeeze(builder: GraphBuilder, call: Call) -> list[str]:
-    axis = builder.integers(_argument(call, 1, "dim"))
-    return [builder.op("Squeeze", builder.value_of(call.args[0]), axis)]
+@_rule("matmul", "bmm")
+def _matmul(builder: GraphBuilder, call: Call) -> list[str]:
+    """A product; an outer product of vectors is a broadcast one."""
+    left, right = call.args[:2]
+    outer = _rank(left) > 1 and _rank(right) > 1 and left.shape[-1] == 1
+    return _binary("Mul" if outer else "MatMul")(builder, call)
 
 
 @_rule("expand", "expand_as")
@@ -322,13 +334,15 @@ def _getitem(builder: GraphBuilder, call: Call) -> list[str]:
                 raise TraceError(f"an index in {call.scope} needs one integer tensor at most; use torch.where")
             gathered = (axis, builder.value_of(item))
         elif isinstance(item, int):
-            slices.append((item, item + 1 if item != -1 else _INT_MAX, axis, 1))
+            if source.shape[axis] != 1:
+                slices.append((item, item + 1 if item != -1 else _INT_MAX, axis, 1))
             dropped.append(axis)
         elif item != slice(None):
             bounds = (item.start or 0, _INT_MAX if item.stop is None else item.stop, item.step or 1)
             if any(isinstance(bound, BatchSize) for bound in bounds):
                 raise TraceError(f"a slice in {call.scope} depends on the batch size; slice other axes")
-            slices.append((bounds[0], bounds[1], axis, bounds[2]))
+            if not _everything(bounds, source.shape[axis]):
+                slices.append((bounds[0], bounds[1], axis, bounds[2]))
         axis += 1
     if slices:
         value = builder.op("Slice", value, *(builder.integers(*part) for part in zip(*slices, strict=True)))
@@ -336,9 +350,23 @@ def _getitem(builder: GraphBuilder, call: Call) -> list[str]:
         if dropped or added:
             raise TraceError(f"an index in {call.scope} mixes a tensor with integers or None; index in two steps")
         return [builder.op("Gather", value, gathered[1], axis=gathered[0])]
-    if dropped:
-        value = builder.op("Squeeze", value, builder.integers(*dropped))
-    return [builder.op("Unsqueeze", value, builder.integers(*added)) if added else value]
+    after = call.results[0].shape
+    if not dropped and not added:
+        return [value]
+    sizes = list(after)
+    for place in reversed(added):
+        del sizes[place]
+    for place in dropped:
+        sizes.insert(place, 1)
+    return [builder.reshaped(value, tuple(sizes), after)]
+
+
+def _everything(bounds: tuple[int, int, int], size: int | BatchSize) -> bool:
+    """Whether a slice takes a whole axis."""
+    start, end, step = bounds
+    if step != 1 or not isinstance(size, int):
+        return False
+    return start in (0, -size) and end >= size
 
 
 def _is_bool(item: Ref | Constant) -> bool:
