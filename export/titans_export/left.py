@@ -121,7 +121,9 @@ def _turned(
 
     def step(operator: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
         name = output or f"{result}/{len(made)}"
-        made.append(helper.make_node(operator, inputs, [name], name=f"{node.name}/{operator}_{len(made)}", **attributes))
+        made.append(
+            helper.make_node(operator, inputs, [name], name=f"{node.name}/{operator}_{len(made)}", **attributes)
+        )
         return name
 
     def integer(*values: int) -> str:

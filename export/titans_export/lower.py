@@ -185,7 +185,7 @@ def _reduction(operator: str) -> Rule:
     return rule
 
 
-@_rule("linalg_vector_norm", "vector_norm")
+@_rule("vector_norm")
 def _vector_norm(builder: GraphBuilder, call: Call) -> list[str]:
     if _argument(call, 1, "ord", 2) != 2:
         raise TraceError(f"a norm in {call.scope} is of another order than 2; express it with other functions")

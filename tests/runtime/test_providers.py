@@ -138,26 +138,3 @@ def test_a_refused_bundle_needs_no_onnxruntime(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BundleError):
         load(tmp_path)
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux's account of a process's memory")
-def test_the_weights_are_in_memory_once_however_many_graphs_use_them(tmp_path: Path) -> None:
-    words = 400_000
-    toy = Toy(vocab_size=words)
-    bundle = write_toy(tmp_path / "wide.titans", toy)
-    result = run_python(
-        "import numpy as np, titans_runtime as titans\n"
-        "from titans_runtime.backends import onnx_cpu\n"
-        "onnx_cpu._PREPACK_BELOW_BYTES = 0\n"
-        "def private():\n"
-        "    lines = open('/proc/self/smaps_rollup').read().splitlines()\n"
-        "    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith('Anonymous:'))\n"
-        "model = titans.load(sys.argv[1], threads=1)\n"
-        "before = private()\n"
-        "for graph in model.manifest.graphs: model._backend.session(graph, 1)\n"
-        "print(private() - before)\n",
-        bundle,
-    )
-    assert result.returncode == 0, result.stderr
-    one_copy = sum(weight.nbytes for weight in toy.weights().values())
-    assert int(result.stdout) < one_copy / 2  # a copy in each graph would be three

@@ -85,8 +85,6 @@ class FakeEngine:
         options.log_severity_level = 3
         options.intra_op_num_threads = 1
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
-        if graph.tokens < 4:  # as the CPU's for a single stream, so that sums are made in the same order
-            options.add_session_config_entry("session.disable_prepacking", "1")
         self._weights = wrap_weights(onnxruntime, bundle)
         for name, value in self._weights.items():
             options.add_initializer(name, value)

@@ -118,7 +118,7 @@ def check_tensors(manifest: Manifest, tensors: Mapping[str, Array], batch: int) 
 class Graphs(Protocol):
     """What an executor needs of its backend."""
 
-    def session(self, graph: GraphSpec, batch: int, threads: int | None = None) -> ort.InferenceSession: ...
+    def session(self, graph: GraphSpec, threads: int | None = None) -> ort.InferenceSession: ...
 
     def weight_inputs(self, session: ort.InferenceSession) -> dict[str, ort.OrtValue]: ...
 
@@ -154,7 +154,7 @@ class CpuExecutor:
         """A graph's inputs and outputs in this executor, set up when first needed."""
         found = self._bound.get(graph.name)
         if found is None:
-            session = self._graphs.session(graph, self._layout.batch, self._threads)
+            session = self._graphs.session(graph, self._threads)
             found = self._bound[graph.name] = BoundGraph(
                 graph, session, self._layout, self._graphs.weight_inputs(session)
             )

@@ -34,17 +34,14 @@ from titans_runtime.tensorfile import MappedTensor
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-# Pre-packing re-orders a weight matrix for the matmul kernel and keeps that copy per session. Measured for
-# [768, 2304]: with 64 tokens a matmul takes 0.98 ms packed and 1.23 ms not (1 thread); with one token 75 us and
-# 78 us, no difference; from 4 rows on, an unpacked matrix is packed anew in every call, and a step of 4 to 16
-# streams took 1.2 to 2 times as long. So a single stream's step never packs, a step of many streams always does, and
-# other calls of many rows do while a copy costs less than 64 MiB; beyond that a resident copy of the weights per graph
-# is worse than a quarter of the speed.
-_PREPACK_BELOW_BYTES = 64 * 2**20
-_PREPACK_FROM_ROWS = 4
+# Pre-packing re-orders a weight matrix for the matmul kernel and keeps that copy per session. A product with few rows
+# then takes half the time or less. A large bundle has nothing worth packing: its matrices are left operands
+# (`titans_export.left`), which are used in place.
 # A step has hundreds of small operators, at each of which threads that share them wait for one another. Strips of
-# lanes, a thread each, meet once per step; with fewer lanes than this, reading the weights once per strip costs more.
+# lanes, a thread each, meet once per step; but every strip reads all weights. With fewer lanes than this in a strip, or
+# more weights than caches hold, sharing the operators is faster: 16 streams of a 170 M model 62 ms against 70 ms a step.
 _LANES_PER_STRIP = 4
+_STRIPS_BELOW_BYTES = 128 * 2**20
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 _QUIET = 3  # errors only; they come back as exceptions as well
 
@@ -63,13 +60,11 @@ class CpuBackend:
         self._bundle = bundle
         self._options = options
         self._lock = threading.Lock()
-        self._sessions: dict[tuple[str, bool, int | None], ort.InferenceSession] = {}
+        self._sessions: dict[tuple[str, int | None], ort.InferenceSession] = {}
         self._wide: dict[str, ort.OrtValue] = {}
         self._layouts: dict[int, Layout] = {}
         self._idle: dict[tuple[int, int | None], list[CpuExecutor]] = {}
         self._weights = wrap_weights(self._ort, bundle)  # must outlive the sessions, which use the memory in place
-        # Kernels for quantised weights only exist for the packed form: without it a matmul took 80 times as long.
-        self._always_pack = any(tensor.dtype == "U8" for tensor in bundle.weights.values())
 
     def initial(self, batch: int) -> HostState:
         """The beginning of `batch` streams; the same object each time."""
@@ -100,7 +95,8 @@ class CpuBackend:
         if step is None:
             raise ValueError("a manifest without a step graph, which Manifest.from_json would have refused")
         threads = self._options.threads or os.cpu_count() or 1
-        strips = max(1, min(threads, width // _LANES_PER_STRIP))
+        large = (self._bundle.manifest.weights.bytes or 0) > _STRIPS_BELOW_BYTES
+        strips = 1 if large else max(1, min(threads, width // _LANES_PER_STRIP))
         while width % strips:
             strips -= 1
         if strips == 1:
@@ -122,23 +118,21 @@ class CpuBackend:
                 self._layouts[batch] = Layout(self._bundle, batch)
             return self._layouts[batch]
 
-    def session(self, graph: GraphSpec, batch: int, threads: int | None = None) -> ort.InferenceSession:
-        """The ONNX Runtime session of a graph for so many streams and threads, created by whoever needs it first.
+    def session(self, graph: GraphSpec, threads: int | None = None) -> ort.InferenceSession:
+        """The ONNX Runtime session of a graph for so many threads, created by whoever needs it first.
 
         Raises:
             BundleError: ONNX Runtime refuses the graph.
         """
-        small = (self._bundle.manifest.weights.bytes or 0) <= _PREPACK_BELOW_BYTES
-        packed = self._always_pack or ((small or graph.kind == "step") and graph.tokens * batch >= _PREPACK_FROM_ROWS)
         with self._lock:
-            key = graph.name, packed, threads
+            key = graph.name, threads
             if key not in self._sessions:
-                self._sessions[key] = self._load(graph, packed, threads or self._options.threads)
+                self._sessions[key] = self._load(graph, threads or self._options.threads)
             return self._sessions[key]
 
-    def _load(self, graph: GraphSpec, packed: bool, threads: int | None) -> ort.InferenceSession:
+    def _load(self, graph: GraphSpec, threads: int | None) -> ort.InferenceSession:
         path = self._bundle.path / (graph.file if graph.cpu is None else graph.cpu.file)
-        options = self._session_options(packed, threads)
+        options = self._session_options(threads)
         try:
             with denormals_as_zero():
                 return self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -158,7 +152,7 @@ class CpuBackend:
                     self._wide[name] = self._ort.OrtValue.ortvalue_from_numpy(wide)
             return {name: self._wide[name] for name in names}
 
-    def _session_options(self, packed: bool, threads: int | None) -> ort.SessionOptions:
+    def _session_options(self, threads: int | None) -> ort.SessionOptions:
         options = self._ort.SessionOptions()
         options.log_severity_level = _QUIET
         if threads is not None:
@@ -167,8 +161,6 @@ class CpuBackend:
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         # Spinning stays as it is: with two graphs in turn, switching it off made a call of 75 us take 175 us, and
         # session.force_spinning_stop gained nothing.
-        if not packed:
-            options.add_session_config_entry("session.disable_prepacking", "1")
         for name, value in self._weights.items():  # names that a graph does not use are ignored
             options.add_initializer(name, value)
         return options
