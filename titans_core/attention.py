@@ -28,7 +28,6 @@ from titans_core.layers import (
 )
 from titans_core.state import State, StateSpec
 
-
 Source = tuple[Tensor, Tensor, Tensor | None]  # keys, values, which pairs may see each other
 
 

@@ -62,13 +62,13 @@ def bounded(error: Tensor, bound: float | None) -> Tensor:
     """Rows of `error` `[..., d]` scaled down to norm <= `bound`; unchanged where smaller, or without a bound."""
     if bound is None:
         return error
-    norm = torch.linalg.vector_norm(error, dim=-1, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(error, dim=-1, keepdim=True)
     return error / (norm / bound if bound != 1 else norm).clamp(min=1)
 
 
 def surprised(miss: Tensor, bound: float | None) -> tuple[Tensor, Tensor]:
     """The loss `||miss||^2` `[...]` and the gradient at the answer, `2 miss` `[..., d]`, bounded; one norm for both."""
-    norm = torch.linalg.vector_norm(miss, dim=-1, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(miss, dim=-1, keepdim=True)
     surprise = (norm * norm).squeeze(-1)
     if bound is None:
         return surprise, 2 * miss

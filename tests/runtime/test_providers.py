@@ -10,7 +10,6 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from tests.runtime.toy import Toy, write_toy
 from titans_runtime import BundleError, ProviderError, backends, load, providers
 from titans_runtime.backends import PROVIDERS, nvidia, ort_providers
 
