@@ -1,7 +1,8 @@
 """Attention over a bounded past: a sliding window, or the segment of a memory-as-context block.
 
-Keys carry no absolute position. A window caches them un-rotated and every query rotates them by their place inside
-the window, so angles stay bounded however long the stream is. Persistent memory is kept as learned keys and values
+Keys carry no absolute position. A key is rotated once, by its place inside its own chunk; a window is whole chunks of
+such keys, and a query is turned once for each of them, by its distance to that chunk's start. So angles stay bounded
+however long the stream is, and a step reads the window as it lies. Persistent memory is kept as learned keys and values
 (what the persistent tokens of §3.3 become after their projections); it has no place in time and is not rotated.
 Queries and keys are normalised, which keeps the logits bounded at high learning rates.
 
@@ -28,7 +29,7 @@ from titans_core.layers import (
 )
 from titans_core.state import State, StateSpec
 
-Source = tuple[Tensor, Tensor, Tensor | None]  # keys, values, which pairs may see each other
+Source = tuple[Tensor, Tensor]  # scores [..., T, n] and values [..., n, d]
 
 
 class _Attention(nn.Module):
@@ -62,48 +63,54 @@ class _Attention(nn.Module):
         """Queries `[..., d]` normalised, and scaled so that their products with keys are logits."""
         return rms_normalise(q, scale=self.width**-0.5)
 
-    def attend(self, plain: Tensor, rotated: Tensor, sources: Sequence[Source]) -> Tensor:
+    def attend(self, plain: Tensor, sources: Sequence[Source]) -> Tensor:
         """Softmax over persistent memory and `sources` together, without concatenating the cached values.
 
         Args:
-            plain, rotated: the queries `[..., T, d]`, before and after rotation, scaled.
-            sources: rotated keys `[..., n, d]`, values `[..., n, d]`, and which pairs may see each other
-                (bool, broadcastable to `[..., T, n]`; None is all of them).
+            plain: the queries `[..., T, d]`, scaled and not rotated.
+            sources: scores `[..., T, n]` and values `[..., n, d]`.
 
         Returns:
             `[..., T, d]`.
         """
-        values: list[Tensor] = []
-        scores: list[Tensor] = []
+        sources = list(sources)
         if self.persistent_key is not None and self.persistent_value is not None:
-            scores.append(plain @ rms_normalise(self.persistent_key).transpose(-1, -2))
-            values.append(self.persistent_value)
-        for key, value, visible in sources:
-            score = rotated @ key.transpose(-1, -2)
-            scores.append(score if visible is None else score.masked_fill(~visible, torch.finfo(score.dtype).min))
-            values.append(value)
-        weights = torch.softmax(torch.cat(scores, dim=-1), dim=-1)
-        parts = torch.split(weights, [value.shape[-2] for value in values], dim=-1)
-        out: Tensor = parts[0] @ values[0]
-        for part, value in zip(parts[1:], values[1:], strict=True):
+            score = plain @ rms_normalise(self.persistent_key).transpose(-1, -2)
+            sources.insert(0, (score, self.persistent_value))
+        weights = torch.softmax(torch.cat([score for score, _ in sources], dim=-1), dim=-1)
+        parts = torch.split(weights, [value.shape[-2] for _, value in sources], dim=-1)
+        out: Tensor = parts[0] @ sources[0][1]
+        for part, (_, value) in zip(parts[1:], sources[1:], strict=True):
             out = out + part @ value
         return out
 
 
+def scored(query: Tensor, key: Tensor, visible: Tensor | None) -> Tensor:
+    """Scores of rotated queries `[..., T, d]` and keys `[..., n, d]`, `[..., T, n]`.
+
+    `visible` says which pairs may see each other, a bool that broadcasts to the scores; None is all of them.
+    """
+    score = query @ key.transpose(-1, -2)
+    return score if visible is None else score.masked_fill(~visible, torch.finfo(score.dtype).min)
+
+
 class SlidingWindowAttention(_Attention):
-    """Causal attention over the last `window` tokens, the query's own included."""
+    """Causal attention over the last `window` tokens, the query's own included.
+
+    The cache holds whole chunks, as many as the window reaches into; what of the oldest lies outside is never seen.
+    """
 
     def __init__(self, config: TitansConfig) -> None:
-        super().__init__(config, config.window + 2 * config.chunk)
-        self.window = config.window
+        self.window, self.past = config.window, -(-config.window // config.chunk)  # in tokens, in chunks
+        super().__init__(config, (self.past + 2) * config.chunk)  # padding reaches into the next chunk
         self.to_qkv = Linear(config.dim, 3 * config.dim)
 
     def state_specs(self) -> list[StateSpec]:
-        """The window as it stood at the last commit, and the chunk's own keys and values."""
-        window, rows = (self.heads, self.window, self.width), (self.chunk, self.heads, self.width)
+        """The chunks before this one as they stood at the last commit, and the chunk's own keys and values."""
+        past, rows = (self.heads, self.past * self.chunk, self.width), (self.chunk, self.heads, self.width)
         return [
-            StateSpec("key", "carried", window, 0.0, "activation"),
-            StateSpec("value", "carried", window, 0.0, "activation"),
+            StateSpec("key", "carried", past, 0.0, "activation"),
+            StateSpec("value", "carried", past, 0.0, "activation"),
             StateSpec("chunk_key", "rows", rows, 0.0, "activation"),
             StateSpec("chunk_value", "rows", rows, 0.0, "activation"),
         ]
@@ -112,79 +119,120 @@ class SlidingWindowAttention(_Attention):
         q, k, v = (split_heads(part, self.heads) for part in self.to_qkv(x).chunk(3, dim=-1))
         return self.normalised_queries(q), rms_normalise(k), v
 
+    def _past_scores(self, q: Tensor, key: Tensor, place: Tensor, visible: Tensor) -> Tensor:
+        """Scores with the chunks before this one.
+
+        Args:
+            q: `[B, H, T, d]`, not rotated.
+            key: `[B, H, past * C, d]`, the oldest chunk first.
+            place: `[B or 1, T]` places of the queries in their chunk.
+            visible: bool `[B or 1, T, past * C]`.
+
+        Returns:
+            `[B, H, T, past * C]`.
+        """
+        batch, heads, tokens, width = q.shape
+        ages = self.chunk * torch.arange(self.past, 0, -1, device=q.device)  # from a chunk's start to this one's
+        turns = place[:, None] + ages[:, None]  # [B, past, T]
+        turned = rotate(q[:, :, None], self.cosine[turns][:, None].to(q.dtype), self.sine[turns][:, None].to(q.dtype))
+        chunks = key.reshape(batch, heads, self.past, self.chunk, width)
+        score = (turned @ chunks.transpose(-1, -2)).transpose(2, 3).reshape(batch, heads, tokens, -1)
+        return score.masked_fill(~visible[:, None], torch.finfo(score.dtype).min)
+
     def chunks(self, x: Tensor, state: State, position: Tensor) -> tuple[Tensor, State]:
         """Whole chunks from a chunk boundary.
 
         Args:
             x: `[B, n * C, dim]`.
-            state: the window, `key` and `value`.
+            state: the chunks before, `key` and `value`.
             position: `[B]` tokens of each stream before this call.
 
         Returns:
-            `[B, n * C, dim]`, and the next window.
+            `[B, n * C, dim]`, and the next `key` and `value`.
         """
-        chunk, window = self.chunk, self.window
-        count = x.shape[1] // chunk
-        q, k, v = self._project(x)
-        keys = torch.cat([state["key"], k], dim=2)
-        values = torch.cat([state["value"], v], dim=2)
-        # chunk c sees the w tokens before it and itself: [B, n, H, w + C, d], chunks beside streams from here on
-        spans = [slice(c * chunk, c * chunk + window + chunk) for c in range(count)]
-        near_keys = torch.stack([keys[:, :, span] for span in spans], dim=1).flatten(0, 1)
-        near_values = torch.stack([values[:, :, span] for span in spans], dim=1).flatten(0, 1)
-        q = split_heads(merge_heads(q).reshape(-1, chunk, self.heads * self.width), self.heads)
-        place = torch.arange(window + chunk, device=x.device)
-        own = place[window:, None]
-        visible = (place <= own) & (own - place < window)  # [C, w + C]
-        starts = position[:, None] + chunk * torch.arange(count, device=x.device)
-        exists = place >= window - starts.reshape(-1, 1)  # [B * n, w + C]: the window is not full yet
-        sources = [(self.rotate_from(near_keys, 0), near_values, visible & exists[:, None, None])]
-        out = merge_heads(self.attend(q, self.rotate_from(q, window), sources)).reshape(x.shape)
-        return out, {"key": keys[:, :, -window:], "value": values[:, :, -window:]}
+        chunk, span = self.chunk, self.past * self.chunk
+        batch, count = x.shape[0], x.shape[1] // chunk
+        q, k, v = (self._by_chunk(part) for part in self._project(x))  # [B * n, H, C, d], chunks beside streams
+        k = self.rotate_from(k, 0)
+        keys = torch.cat([state["key"], self._by_stream(k, batch)], dim=2)
+        values = torch.cat([state["value"], self._by_stream(v, batch)], dim=2)
+        firsts = [slice(c * chunk, c * chunk + span) for c in range(count)]
+        past_keys, past_values = (
+            torch.stack([stream[:, :, first] for first in firsts], dim=1).flatten(0, 1) for stream in (keys, values)
+        )
+        place = torch.arange(chunk, device=x.device)
+        starts = (position[:, None] + chunk * torch.arange(count, device=x.device)).reshape(-1, 1)
+        in_past = self._in_past(place[None], starts)
+        ahead = place[:, None] - place
+        among = (ahead >= 0) & (ahead < self.window)
+        out = self.attend(
+            q,
+            [
+                (self._past_scores(q, past_keys, place[None], in_past), past_values),
+                (scored(self.rotate_from(q, 0), k, among), v),
+            ],
+        )
+        return merge_heads(out).reshape(x.shape), {"key": keys[:, :, -span:], "value": values[:, :, -span:]}
 
     def extend(self, x: Tensor, state: State, position: Tensor, place: Tensor) -> tuple[Tensor, State]:
         """Some tokens inside a chunk.
 
         Args:
             x: `[B, T, dim]`, right-padded.
-            state: the window and the chunk's rows.
+            state: the chunks before and the chunk's rows.
             position: `[B]` tokens of each stream before this call.
             place: `[B, T]` chunk positions of the tokens.
 
         Returns:
             `[B, T, dim]`, and the new rows `[T, B, H, d]`.
         """
-        chunk, window = self.chunk, self.window
         q, k, v = self._project(x)
-        own = window + place[:, :, None]  # [B, T, 1], counted from the window's first slot
-        started = (position - place[:, 0])[:, None, None]
-        slots = torch.arange(window, device=x.device)
-        in_window = (own - slots < window) & (slots >= window - started)
-        rows = window + torch.arange(chunk, device=x.device)
-        in_rows = (rows < own[:, :1]) & (own - rows < window)
-        ahead = own - own.transpose(1, 2)
-        among_new = (ahead >= 0) & (ahead < window)
+        k, turned = self.rotate_at(k, place), self.rotate_at(q, place)
+        started = (position - place[:, 0])[:, None]
+        own = place[:, :, None]
+        rows = torch.arange(self.chunk, device=x.device)
+        in_rows = (rows < own[:, :1]) & (own - rows < self.window)
+        among = None  # a token sees itself
+        if x.shape[1] > 1:
+            ahead = own - own.transpose(1, 2)
+            among = ((ahead >= 0) & (ahead < self.window))[:, None]
         out = self.attend(
             q,
-            self.rotate_at(q, window + place),
             [
-                (self.rotate_from(state["key"], 0), state["value"], in_window[:, None]),
-                (
-                    self.rotate_from(from_rows(state["chunk_key"]), window),
-                    from_rows(state["chunk_value"]),
-                    in_rows[:, None],
-                ),
-                (self.rotate_at(k, window + place), v, among_new[:, None]),
+                (self._past_scores(q, state["key"], place, self._in_past(place, started)), state["value"]),
+                (scored(turned, from_rows(state["chunk_key"]), in_rows[:, None]), from_rows(state["chunk_value"])),
+                (scored(turned, k, among), v),
             ],
         )
         return merge_heads(out), {"chunk_key": as_rows(k), "chunk_value": as_rows(v)}
 
     def commit(self, state: State) -> State:
-        """Slide the window over a full chunk of rows."""
+        """Drop the oldest chunk for a full chunk of rows."""
         return {
-            name: torch.cat([state[name], from_rows(state[f"chunk_{name}"])], dim=2)[:, :, -self.window :]
+            name: torch.cat([state[name][:, :, self.chunk :], from_rows(state[f"chunk_{name}"])], dim=2)
             for name in ("key", "value")
         }
+
+    def _in_past(self, place: Tensor, started: Tensor) -> Tensor:
+        """Which slots of the chunks before a query sees.
+
+        Args:
+            place: `[B or 1, T]` of the queries in their chunk.
+            started: `[B, 1]` tokens of the stream before that chunk.
+
+        Returns:
+            bool `[B, T, past * C]`.
+        """
+        back = torch.arange(self.past * self.chunk, 0, -1, device=place.device)  # from a slot to this chunk's start
+        return (place[:, :, None] + back < self.window) & (back <= started[:, :, None])
+
+    def _by_chunk(self, x: Tensor) -> Tensor:
+        """`[B, H, n * C, d] -> [B * n, H, C, d]`."""
+        return split_heads(merge_heads(x).reshape(-1, self.chunk, self.heads * self.width), self.heads)
+
+    def _by_stream(self, x: Tensor, batch: int) -> Tensor:
+        """`[B * n, H, C, d] -> [B, H, n * C, d]`."""
+        return split_heads(merge_heads(x).reshape(batch, -1, self.heads * self.width), self.heads)
 
 
 class SegmentAttention(_Attention):
@@ -223,8 +271,9 @@ class SegmentAttention(_Attention):
         visible = place <= place[:, None]
         kinds = len(self.kinds)
         pairs = zip(keys.chunk(kinds, dim=2), values.chunk(kinds, dim=2), strict=True)
-        sources = [(self.rotate_from(key, 0), value, visible) for key, value in pairs]
-        return merge_heads(self.attend(q, self.rotate_from(q, 0), sources))
+        turned = self.rotate_from(q, 0)
+        sources = [(scored(turned, self.rotate_from(key, 0), visible), value) for key, value in pairs]
+        return merge_heads(self.attend(q, sources))
 
     def extend(self, x: Tensor, h: Tensor | None, state: State, place: Tensor) -> tuple[Tensor, State]:
         """Some tokens inside a segment.
@@ -239,16 +288,18 @@ class SegmentAttention(_Attention):
         """
         q, keys, values = self._project(x, h)
         kinds = len(self.kinds)
-        keys = self.rotate_at(keys, torch.cat([place] * kinds, dim=1))
+        turned, keys = self.rotate_at(q, place), self.rotate_at(keys, torch.cat([place] * kinds, dim=1))
         earlier = (torch.arange(self.chunk, device=x.device) < place[:, :1, None])[:, None]
         among_new = None  # a token sees itself, and the answer to it
         if x.shape[1] > 1:
             among_new = (place[:, None, :] <= place[:, :, None])[:, None]
             among_new = torch.cat([among_new] * kinds, dim=-1)
-        sources: list[Source] = [(keys, values, among_new)]
+        sources: list[Source] = [(scored(turned, keys, among_new), values)]
         rows: State = {}
         parts = zip(self.kinds, keys.chunk(kinds, dim=2), values.chunk(kinds, dim=2), strict=True)
         for kind, key, value in parts:
-            sources.append((from_rows(state[f"{kind}_key"]), from_rows(state[f"{kind}_value"]), earlier))
+            sources.append(
+                (scored(turned, from_rows(state[f"{kind}_key"]), earlier), from_rows(state[f"{kind}_value"]))
+            )
             rows |= {f"{kind}_key": as_rows(key), f"{kind}_value": as_rows(value)}
-        return merge_heads(self.attend(q, self.rotate_at(q, place), sources)), rows
+        return merge_heads(self.attend(q, sources)), rows

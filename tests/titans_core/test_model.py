@@ -155,7 +155,7 @@ def test_sliding_window_attention_is_softmax_over_the_last_tokens() -> None:
     attention = next(m for m in model.modules() if isinstance(m, SlidingWindowAttention))
     x = torch.randn(1, 20, 16, dtype=torch.float64)
     heads, _ = attention.chunks(
-        x, {"key": torch.zeros(1, 2, 7, 8).double(), "value": torch.zeros(1, 2, 7, 8).double()}, torch.zeros(1).long()
+        x, {"key": torch.zeros(1, 2, 8, 8).double(), "value": torch.zeros(1, 2, 8, 8).double()}, torch.zeros(1).long()
     )
     q, k, v = (split_heads(part, 2) for part in (x @ attention.to_qkv.weight).chunk(3, dim=-1))
     persistent = rms_normalise(attention.persistent_key)
