@@ -131,8 +131,8 @@ def _turned(
 
     width = int(shape[-1] or 0)
     if len(shape) > 2 and all(size == 1 for size in shape[1:-1]):
-        # One row per stream. ONNX Runtime would fuse a transpose into the product behind it and then not find its kernel
-        # for a single column: a step of 170 M weights took an eighth longer. So a reshape stands between them.
+        # One row per stream. ONNX Runtime would fuse a transpose into the product behind it, and then not find the
+        # kernel for a single column: a step of 170 M weights took an eighth longer. So a reshape stands between them.
         columns = step("Transpose", [rows], perm=[len(shape) - 1, *range(len(shape) - 1)])
         columns = step("Reshape", [columns, integer(width, -1)])
     else:
