@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import sys
 import tempfile
 import time
@@ -32,6 +33,7 @@ from titans_runtime.arrays import FloatArray
 
 WARM_UP = 0.05  # share of the stream before resident memory counts
 SAMPLES = 100  # points in the plot
+FAST_WEIGHTS = re.compile(r"\.memory_(\d+|gain)$")  # of a state's name
 
 
 @dataclass
@@ -88,7 +90,7 @@ def endure(model: Model, tokens: int, places: int) -> Run:
                 run.positions.append(session.position)
                 run.resident.append(resident_bytes())
                 norms = session.stats.state_norms
-                run.norms.append({name: norm for name, norm in norms.items() if "memory" in name})
+                run.norms.append({name: norm for name, norm in norms.items() if FAST_WEIGHTS.search(name)})
     return run
 
 
