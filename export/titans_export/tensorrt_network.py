@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from titans_export.errors import ExportError
+from titans_export.tensorrt_norms import with_sums_as_products
 from titans_runtime.manifest import GraphSpec, TensorSpec
 
 _TYPES = {
@@ -64,7 +65,8 @@ def parse(module: Any, backend: str, builder: Any, logger: Any, path: Path) -> A
     flag = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # since 11 there is no other kind
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = module.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(path)):
+    changed = with_sums_as_products(path)
+    if not (parser.parse_from_file(str(path)) if changed is None else parser.parse(changed, str(path))):
         raise ExportError(f"{path.name}: {backend} {module.__version__} refuses {_refusals(parser)}")
     return network
 
