@@ -28,8 +28,9 @@ from titans_export.tensorrt_options import (
     load_timing_cache,
     timings,
 )
-from titans_runtime.backends import nvidia
+from titans_runtime.backends import nvidia, tensorrt_modules
 from titans_runtime.bundle import open_bundle
+from titans_runtime.errors import ProviderError
 from titans_runtime.manifest import GraphSpec, Manifest
 
 ENGINES = "engines"
@@ -44,6 +45,7 @@ class Engine:
     """One built engine and what its sidecar says.
 
     Attributes:
+        sm: compute capabilities it was built for; () where the builder named none.
         read_back: what `io` was taken from and compared with the manifest: the finished "engine", where a GPU is at
             hand, or the strongly typed "network" it was built from.
         layers: how many layers compute in each type.
@@ -165,7 +167,7 @@ class _Build:
             onnx_sha256=graph.sha256,
             weights_sha256=manifest.weights.sha256,
             batch=self.options.batch,
-            sm=self.options.sm,
+            sm=self._targets(),
             dtype=manifest.dtype,
             version_compatible=self.options.version_compatible,
             hardware_compatible=self.options.hardware_compatible,
@@ -176,6 +178,13 @@ class _Build:
             layers=layers,
             io=io,
         ), data
+
+    def _targets(self) -> tuple[int, ...]:
+        """What the engine is for: what was asked for, or the GPU here where TensorRT builds for that alone."""
+        if self.backend == "tensorrt" and nvidia.has_driver():
+            with contextlib.suppress(ProviderError):
+                return (tensorrt_modules.capability(self.backend),)
+        return self.options.sm
 
     def _serialised(self, builder: Any, network: Any, graph: GraphSpec, log: Log) -> bytes:
         config = builder.create_builder_config()

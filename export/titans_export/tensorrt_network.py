@@ -98,7 +98,9 @@ def check_io(module: Any, network: Any, graph: GraphSpec) -> tuple[EngineIO, ...
 
 def read_back(module: Any, logger: Any, data: bytes, graph: GraphSpec) -> bool:
     """Compare a finished engine with the manifest; False where this machine cannot load it. Raises `ExportError`."""
-    engine = module.Runtime(logger).deserialize_cuda_engine(data)
+    runtime = module.Runtime(logger)
+    runtime.engine_host_code_allowed = True  # it was built a moment ago, here
+    engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         return False
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]

@@ -14,7 +14,7 @@ from titans_export.errors import ExportError
 from titans_export.export import export_model
 from titans_export.tensorrt_engines import build_engines
 from titans_export.tensorrt_options import BuildOptions
-from titans_runtime.backends import nvidia
+from titans_runtime.backends import nvidia, tensorrt_modules
 
 
 @pytest.fixture(params=["10.14.1", "11.0.0"])
@@ -88,6 +88,16 @@ def test_a_finished_engine_is_read_back_where_there_is_a_gpu(
         build_engines(exported, backend="tensorrt")
     monkeypatch.setattr(nvidia, "has_driver", lambda: False)
     assert {engine.read_back for engine in build_engines(exported, backend="tensorrt")} == {"network"}
+
+
+def test_the_sidecar_names_the_gpu_that_an_engine_was_built_for(
+    module: FakeBuilderModule, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvidia, "has_driver", lambda: True)
+    monkeypatch.setattr(tensorrt_modules, "capability", lambda name: 90 if name == "tensorrt" else 0)
+    assert {engine.sm for engine in build_engines(exported, backend="tensorrt")} == {(90,)}
+    monkeypatch.setattr(nvidia, "has_driver", lambda: False)
+    assert {engine.sm for engine in build_engines(exported, backend="tensorrt")} == {()}
 
 
 def test_an_option_that_a_version_lacks_is_refused(

@@ -20,9 +20,9 @@ import pytest
 from tests.runtime.devices import traffic
 from tests.runtime.toy import C, Toy, write_toy
 from tests.standin.cuda import FakeCuda, Violation, cudaMemcpyKind
-from tests.standin.tensorrt import FakeTensorRT, write_engines
+from tests.standin.tensorrt import FakeOnnxParserRefitter, FakeTensorRT, write_engines
 from titans_runtime import ExecutionError, Model, ProviderError, Session, load, providers
-from titans_runtime.backends import nvidia
+from titans_runtime.backends import engine_files, nvidia
 from titans_runtime.backends.cuda import Cuda, CudaBuffer
 from titans_runtime.backends.tensorrt_device import CudaMemory, EngineBound
 
@@ -232,6 +232,54 @@ def test_an_engine_that_fits_is_found_beside_one_that_does_not(machine: Machine,
     write_engines(bundle, sm=(120,), version="1.2.0")
     assert load(bundle, provider="tensorrt-rtx").provider == "tensorrt-rtx"
     assert load(bundle).provider == "tensorrt-rtx"  # and "auto" likes it best
+
+
+@pytest.mark.parametrize(
+    ("built", "runs"), [("1.6.9", True), ("1.7.1", True), ("1.8.0", False), ("0.9.0", False), ("2.0.0", False)]
+)
+def test_a_version_compatible_engine_runs_on_later_versions_once_its_code_is_trusted(
+    machine: Machine, bundle: Path, monkeypatch: pytest.MonkeyPatch, built: str, runs: bool
+) -> None:
+    shutil.rmtree(bundle / "engines")
+    write_engines(bundle, version=built, version_compatible=True)
+    if not runs:
+        with pytest.raises(ProviderError, match=r"later versions, and 1\.7\.1 is installed.* --version-compatible$"):
+            load(bundle, provider="tensorrt-rtx")
+        return
+    with pytest.raises(ProviderError, match=r"carries code that runs on the host; set TITANS_TRUST_ENGINE_CODE=1"):
+        load(bundle, provider="tensorrt-rtx")
+    monkeypatch.setenv("TITANS_TRUST_ENGINE_CODE", "1")
+    assert np.isfinite(load(bundle, provider="tensorrt-rtx").session().feed([1, 2, 3])).all()
+
+
+def test_engines_of_ten_run_with_eleven_and_no_other_major_version() -> None:
+    assert engine_files._runs_later("10.3.0", "11.1.0")
+    assert engine_files._runs_later("10.3.0.26", "10.13.0.1")
+    assert not engine_files._runs_later("8.6.1", "11.1.0")
+    assert not engine_files._runs_later("11.1.0", "10.3.0")
+
+
+def test_a_hardware_compatible_engine_runs_from_ampere_on(machine: Machine, bundle: Path) -> None:
+    shutil.rmtree(bundle / "engines")
+    paths = write_engines(bundle, sm=(90,), hardware_compatible=True)
+    assert load(bundle, provider="tensorrt-rtx").provider == "tensorrt-rtx"  # the device has 86
+    for path in paths:
+        edit(path, hardware_compatible=False)
+    with pytest.raises(ProviderError, match="was built for compute capability 90, and this device has 86"):
+        load(bundle, provider="tensorrt-rtx")
+
+
+def test_an_engine_without_weights_gets_those_of_the_bundle(
+    machine: Machine, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = [5, 6, 7, 8]
+    with_weights = load(bundle, provider="tensorrt-rtx").session().feed(tokens)
+    shutil.rmtree(bundle / "engines")
+    write_engines(bundle, strip_weights=True)
+    assert np.array_equal(load(bundle, provider="tensorrt-rtx").session().feed(tokens), with_weights)
+    monkeypatch.setattr(FakeOnnxParserRefitter, "refit_from_file", lambda self, path: True)
+    with pytest.raises(ProviderError, match=r"refused by tensorrt-rtx 1\.7\.1: missing weights; run: titans build"):
+        load(bundle, provider="tensorrt-rtx")
 
 
 def test_the_report_says_what_is_missing(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,16 +64,27 @@ class FakeTensorRT:
     def Runtime(self, logger: ILogger) -> FakeRuntime:
         return FakeRuntime(self, logger)
 
+    def Refitter(self, engine: FakeEngine, logger: ILogger) -> FakeRefitter:
+        return FakeRefitter(engine, logger)
+
+    def OnnxParserRefitter(self, refitter: FakeRefitter, logger: ILogger) -> FakeOnnxParserRefitter:
+        return FakeOnnxParserRefitter(refitter)
+
 
 class FakeRuntime:
     def __init__(self, module: FakeTensorRT, logger: ILogger) -> None:
         self.module, self.logger = module, logger
+        self.engine_host_code_allowed = False
 
     def deserialize_cuda_engine(self, data: bytes) -> FakeEngine | None:
         if not data.startswith(MAGIC):
             self.logger.log(ILogger.ERROR, "magic tag\nis wrong")
             return None
-        return FakeEngine(self, json.loads(data[len(MAGIC) :]))
+        facts = json.loads(data[len(MAGIC) :])
+        if facts["version_compatible"] and not self.engine_host_code_allowed:
+            self.logger.log(ILogger.ERROR, "engine contains host code")
+            return None
+        return FakeEngine(self, facts)
 
 
 class FakeEngine:
@@ -97,6 +108,8 @@ class FakeEngine:
         self.outputs = {tensor.name: tensor for tensor in graph.outputs}
         self.tensors = {**self.inputs, **self.outputs}
         self.retyped: dict[str, str] = facts.get("retyped", {})
+        self.graph_file = bundle.path / graph.file
+        self.weightless: bool = facts["strip_weights"]
 
     @property
     def num_io_tensors(self) -> int:
@@ -118,10 +131,33 @@ class FakeEngine:
         return tuple(-1 if isinstance(size, str) else size for size in self.tensors[name].shape)
 
     def create_execution_context(self) -> FakeContext | None:
+        if self.weightless:
+            raise Violation("an engine without weights is run before it is refitted")
         if self.runtime.module.out_of_memory:
             self.runtime.logger.log(ILogger.ERROR, "out of memory")
             return None
         return FakeContext(self)
+
+
+class FakeRefitter:
+    def __init__(self, engine: FakeEngine, logger: ILogger) -> None:
+        self.engine, self.logger, self.filled = engine, logger, False
+
+    def refit_cuda_engine(self) -> bool:
+        if not self.filled:
+            self.logger.log(ILogger.ERROR, "missing weights")
+            return False
+        self.engine.weightless = False
+        return True
+
+
+class FakeOnnxParserRefitter:
+    def __init__(self, refitter: FakeRefitter) -> None:
+        self.refitter = refitter
+
+    def refit_from_file(self, path: str) -> bool:
+        self.refitter.filled = Path(path) == self.refitter.engine.graph_file
+        return self.refitter.filled
 
 
 class FakeContext:
@@ -214,12 +250,17 @@ def write_engines(
     sm: tuple[int, ...] = (86,),
     batch: tuple[int, int, int] = (1, 1, 8),
     retyped: dict[str, str] | None = None,
+    **compatible: bool,
 ) -> list[Path]:
-    """Engines for every graph of a bundle, as `titans build` would leave them; returns their paths."""
+    """Engines for every graph of a bundle, as `titans build` would leave them; returns their paths.
+
+    compatible: `Engine`'s version_compatible, hardware_compatible, strip_weights.
+    """
     manifest = Manifest.from_json((bundle / "manifest.json").read_text())
     paths = []
     for graph in manifest.graphs:
         facts = {"bundle": str(bundle), "graph": graph.name, "batch": batch, "retyped": retyped or {}}
+        facts |= {name: compatible.get(name, False) for name in ("version_compatible", "strip_weights")}
         data = MAGIC + json.dumps(facts).encode()
         engine = Engine(
             backend=backend,
@@ -233,6 +274,7 @@ def write_engines(
             batch=batch,
             sm=sm,
             io=(),
+            **compatible,
         )
         path = bundle / engine.file
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,15 @@
 """Engine files beside a bundle's graphs: found by their sidecars, and refused if they are not what must run here.
 
 Knows the sidecars that `titans build` writes, and what makes an engine useless: other graphs, another TensorRT, another
-device, damage. Does not know how an engine runs (`tensorrt_device`). Every refusal names the command that rebuilds.
+device, damage, host code that nobody agreed to. Does not know how an engine runs (`tensorrt_device`). Every refusal
+names the command that rebuilds.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +23,8 @@ from titans_runtime.manifest import GraphSpec
 ENGINES = "engines"
 FORMAT = "titans-engine"
 FORMAT_VERSION = 1
+TRUST = "TITANS_TRUST_ENGINE_CODE"  # environment variable that agrees to the host code in version-compatible engines
+_AMPERE = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +33,9 @@ class EngineFile:
 
     batch: fewest, usual and most streams.
     sm: compute capabilities it was built for; () where the builder did not name any.
+    version_compatible: later versions of TensorRT run it too, with host code that it carries.
+    hardware_compatible: every GPU from Ampere on runs it.
+    strip_weights: it has no weights and gets them from the bundle.
     """
 
     path: Path
@@ -40,6 +48,9 @@ class EngineFile:
     weights_sha256: str
     batch: tuple[int, int, int]
     sm: tuple[int, ...]
+    version_compatible: bool
+    hardware_compatible: bool
+    strip_weights: bool
 
 
 @dataclass(frozen=True)
@@ -122,21 +133,54 @@ class EngineFiles:
             return 0, self._refuse(f"{engine.path} was built from another {graph.file} than the bundle's")
         if engine.weights_sha256 != self._bundle.manifest.weights.sha256:
             return 1, self._refuse(f"{engine.path} was built with other weights than the bundle's")
-        if engine.tensorrt != here.tensorrt:
-            return 2, self._refuse(
-                f"{engine.path} was built by {engine.backend} {engine.tensorrt}, and {here.tensorrt} is installed here"
-            )
-        if engine.sm and here.sm not in engine.sm:
+        later = engine.version_compatible and _runs_later(engine.tensorrt, here.tensorrt)
+        if engine.tensorrt != here.tensorrt and not later:
+            built_by = f"{engine.path} was built by {engine.backend} {engine.tensorrt}"
+            what = f"and {here.tensorrt} is installed here"
+            if engine.version_compatible:
+                what = f"for that and later versions, {what}"
+            return 2, self._refuse(f"{built_by}, {what}", *_compatible(engine))
+        if engine.sm and here.sm not in engine.sm and not (engine.hardware_compatible and here.sm >= _AMPERE):
             built = ", ".join(map(str, engine.sm))
+            if engine.hardware_compatible:
+                built += f" and everything from {_AMPERE} on"
+            options = (
+                [f"--sm {here.sm}"] if here.backend == "tensorrt-rtx" else []
+            )  # the other builds for what it is on
             return 3, self._refuse(
-                f"{engine.path} was built for compute capability {built}, and this device has {here.sm}",
-                f"--sm {here.sm}",
+                f"{engine.path} was built for compute capability {built}, and this device has {here.sm}", *options
+            )
+        if engine.version_compatible and os.environ.get(TRUST) != "1":
+            return 4, ProviderError(
+                f"{engine.path} is version-compatible and carries code that runs on the host",
+                f"set {TRUST}=1 if you trust whoever built it, or build it without --version-compatible",
+                "no engines",
             )
         return None
 
     def _refuse(self, what: str, *options: str) -> ProviderError:
         command = ["titans build", shlex.quote(str(self._bundle.path)), f"--backend {self._here.backend}", *options]
         return ProviderError(what, f"run: {' '.join(command)}", "no engines")
+
+
+def _compatible(engine: EngineFile) -> list[str]:
+    """The options that build an engine of the same kind again."""
+    names = ("version_compatible", "hardware_compatible", "strip_weights")
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(engine, name)]
+
+
+def _runs_later(built: str, here: str) -> bool:
+    """Whether a version-compatible engine runs: later versions of the same major one do, and 11 runs those of 10.
+
+    Source: NVIDIA's support matrix of TensorRT 11.4, "Engine Portability".
+    """
+    old, new = ([int(part) for part in re.findall(r"\d+", version)] for version in (built, here))
+    return old <= new and (old[:1] == new[:1] or (old[:1], new[:1]) == ([10], [11]))
+
+
+def _flag(root: Node, name: str) -> bool:
+    found = root.optional(name)
+    return found is not None and found.boolean()
 
 
 def _read(root: Node, path: Path) -> EngineFile:
@@ -156,4 +200,7 @@ def _read(root: Node, path: Path) -> EngineFile:
         weights_sha256=root.field("weights_sha256").sha256(),
         batch=(batch[0], batch[1], batch[2]),
         sm=tuple(node.integer(1) for node in root.field("sm").items()),
+        version_compatible=_flag(root, "version_compatible"),
+        hardware_compatible=_flag(root, "hardware_compatible"),
+        strip_weights=_flag(root, "strip_weights"),
     )

@@ -159,7 +159,7 @@ class CpuBackend:
             options.intra_op_num_threads = threads
         # For onnxruntime's own threads; `denormals` does it for the caller's.
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
-        # A thread that fell asleep between two steps takes longer to wake than to do its share. Waiting for 1 ms, longer
+        # A thread that fell asleep between two steps takes longer to wake than to do its share. Waiting 1 ms, longer
         # than sampling takes, gave 1.2 to 1.4 times the tokens per second; waiting for 5 ms gave no more.
         options.add_session_config_entry("session.intra_op.spin_duration_us", "1000")
         for name, value in self._weights.items():  # names that a graph does not use are ignored

@@ -127,6 +127,7 @@ class TensorRtDevice(CudaMemory):
         self._module = module
         self._log = Log(module)
         self._runtime = module.Runtime(self._log.logger)
+        self._bundle = bundle
         self._files = EngineFiles(bundle, Here(backend, module.__version__, cuda.capability))
         self._engines: dict[str, tuple[EngineFile, Any]] = {}
         for graph in bundle.manifest.graphs:  # all of them now: a stream must not meet a refusal half way
@@ -147,12 +148,21 @@ class TensorRtDevice(CudaMemory):
     def _load(self, graph: GraphSpec) -> tuple[EngineFile, Any]:
         file, data = self._files.read(graph)
         self._log.last = ""
+        if file.version_compatible:  # `EngineFiles` saw to it that this is wanted
+            self._runtime.engine_host_code_allowed = True
         engine = self._runtime.deserialize_cuda_engine(data)
-        if engine is None:
+        if engine is None or (file.strip_weights and not self._refit(engine, graph)):
             raise self._files.refused(file, self._log.last or "it gave no reason")
         if wrong := _misfits(self._module, engine, graph):
             raise self._files.refused(file, f"its inputs and outputs are not the graph's: {', '.join(wrong[:5])}")
         return file, engine
+
+    def _refit(self, engine: Any, graph: GraphSpec) -> bool:
+        """Give a stripped engine the bundle's weights."""
+        refitter = self._module.Refitter(engine, self._log.logger)
+        parser = self._module.OnnxParserRefitter(refitter, self._log.logger)
+        path = self._bundle.path / graph.file
+        return bool(parser.refit_from_file(str(path)) and refitter.refit_cuda_engine())
 
 
 class EngineProgram:

@@ -40,6 +40,12 @@ def prove(name: str) -> str:
     return f"compute capability {cuda.capability}; bundles run here once `titans build` made their engines"
 
 
+def capability(name: str) -> int:
+    """The device's compute capability, such as 86. Raises `ProviderError` where engines cannot run."""
+    _, cuda = _load(name)
+    return cuda.capability
+
+
 def _load(name: str) -> tuple[Any, Cuda]:
     for needed in (_MODULES[name], _CUDA):
         if not _installed(needed):
