@@ -56,7 +56,8 @@ def slim(bundle: Path, out: Path, *, target: str, engines: str | None = None, ov
     if engines is not None and target not in MODULES:
         raise ExportError(f"{target} runs no engines of a bundle; leave --engines out, or choose another --target")
     folder = _engines(bundle, target, engines) if target in MODULES else None
-    omitted = tuple(sorted({*manifest.omitted, *_not_needed(manifest, target)}))
+    whole = folder is not None and not any(_sidecar(path).get("strip_weights") for path in folder.glob("*.json"))
+    omitted = tuple(sorted({*manifest.omitted, *_not_needed(manifest, target, whole_engines=whole)}))
     smaller = replace(manifest, providers=(target,), omitted=omitted)
     with staged(out, overwrite) as stage:
         for file in smaller.files():
@@ -68,11 +69,11 @@ def slim(bundle: Path, out: Path, *, target: str, engines: str | None = None, ov
     return Slimmed(target, size(bundle), after, omitted, None if folder is None else folder.name)
 
 
-def _not_needed(manifest: Manifest, target: str) -> list[str]:
-    """Files that a provider never reads."""
+def _not_needed(manifest: Manifest, target: str, *, whole_engines: bool) -> list[str]:
+    """Files that a provider never reads. Engines without weights are refitted from the graphs."""
     graphs = [graph.file for graph in manifest.graphs]
     twins = [graph.cpu.file for graph in manifest.graphs if graph.cpu is not None]
-    if target in MODULES:
+    if whole_engines:
         return [*graphs, *twins, manifest.weights.file]
     if target == "cpu":
         return [graph.file for graph in manifest.graphs if graph.cpu is not None]
@@ -81,7 +82,7 @@ def _not_needed(manifest: Manifest, target: str) -> list[str]:
 
 def _engines(bundle: Path, target: str, wanted: str | None) -> Path:
     """The folder of a target's engines."""
-    found = {path.parent.name: path.parent for path in (bundle / ENGINES).glob("*/*.json") if _backend(path) == target}
+    found = {path.parent.name: path.parent for path in (bundle / ENGINES).glob("*/*.json") if _sidecar(path).get("backend") == target}
     if wanted is not None and wanted in found:
         return found[wanted]
     if not found:
@@ -92,12 +93,13 @@ def _engines(bundle: Path, target: str, wanted: str | None) -> Path:
     raise ExportError(f"{bundle} {what} for {target}; choose with --engines: {', '.join(sorted(found))}")
 
 
-def _backend(sidecar: Path) -> object:
+def _sidecar(path: Path) -> dict[str, object]:
+    """What a sidecar says. Raises `ExportError` if it is not one."""
     try:
-        found = json.loads(sidecar.read_text(encoding="utf-8"))
-        return found.get("backend") if isinstance(found, dict) else None
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ExportError(f"{sidecar} is not an engine's sidecar ({error}); build the engines again") from error
+        raise ExportError(f"{path} is not an engine's sidecar ({error}); build the engines again") from error
+    return found if isinstance(found, dict) else {}
 
 
 def size(directory: Path) -> int:

@@ -23,6 +23,7 @@ from titans_export.slim import size, slim
 from titans_export.tensorrt_engines import build_engines
 from titans_runtime import load
 from titans_runtime.backends import PROVIDERS, nvidia
+from titans_runtime.bundle import open_bundle
 from titans_runtime.errors import ProviderError
 
 TOKENS = np.random.default_rng(0).integers(0, 50, 40)
@@ -79,6 +80,17 @@ def test_engines_need_no_graphs_and_no_weights(tmp_path: Path, monkeypatch: pyte
     pytest.importorskip("tensorrt_rtx", reason="needs titans-deploy[tensorrt-rtx]", exc_type=ImportError)
     with pytest.raises(ExportError, match=r"slimmed to its engines and has no commit\.onnx"):
         build_engines(tmp_path / "rtx.titans", backend="tensorrt-rtx")
+
+
+def test_engines_without_weights_keep_what_they_are_refitted_from(half: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "model.titans"
+    shutil.copytree(half, bundle)
+    write_engines(bundle, strip_weights=True)
+    slim(bundle, tmp_path / "stripped.titans", target="tensorrt-rtx")
+    manifest = open_bundle(tmp_path / "stripped.titans").manifest
+    assert (tmp_path / "stripped.titans" / manifest.weights.file).exists()
+    assert all((tmp_path / "stripped.titans" / graph.file).exists() for graph in manifest.graphs)
+    assert all(graph.cpu is None or graph.cpu.file in manifest.omitted for graph in manifest.graphs)
 
 
 def test_the_engines_to_keep_must_be_clear(half: Path, tmp_path: Path) -> None:
