@@ -18,6 +18,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from titans_export.cost import cost
 from titans_export.errors import ExportError
 from titans_export.left import turn_large
 from titans_export.onnx_model import OPSET, ExportedGraph, check, export_graph, refer_to_weights, state_table
@@ -146,7 +147,8 @@ def _write_graph(graph: ExportedGraph, directory: Path, places: dict[str, tuple[
     twin = None
     if is_half(graph.model):
         twin = data_file(_save(widened(graph.model, set(places)), directory / f"{graph.source.name}.cpu.onnx"))
-    return replace(graph.spec(path.name, sha256(path)), cpu=twin)
+    needs = cost(graph.model, {name: length for name, (_, length) in places.items()})
+    return replace(graph.spec(path.name, sha256(path)), cpu=twin, cost=needs)
 
 
 def _save(model: onnx.ModelProto, path: Path) -> Path:

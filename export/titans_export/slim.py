@@ -82,7 +82,11 @@ def _not_needed(manifest: Manifest, target: str, *, whole_engines: bool) -> list
 
 def _engines(bundle: Path, target: str, wanted: str | None) -> Path:
     """The folder of a target's engines."""
-    found = {path.parent.name: path.parent for path in (bundle / ENGINES).glob("*/*.json") if _sidecar(path).get("backend") == target}
+    found = {
+        path.parent.name: path.parent
+        for path in (bundle / ENGINES).glob("*/*.json")
+        if _sidecar(path).get("backend") == target
+    }
     if wanted is not None and wanted in found:
         return found[wanted]
     if not found:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Literal, TypeAlias, cast, get_args
 
@@ -144,12 +144,33 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one call with one stream costs at least; for benchmarks.
+
+    flops: multiplications and additions of its matrix products.
+    weight_bytes: of the weights that it reads, each once.
+    read_bytes, written_bytes: of its inputs and outputs, state included.
+    """
+
+    flops: int
+    weight_bytes: int
+    read_bytes: int
+    written_bytes: int
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes that must move."""
+        return self.weight_bytes + self.read_bytes + self.written_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class GraphSpec:
     """One ONNX graph and what it reads and writes.
 
     tokens: how many positions one call holds; 0 for a commit.
     cpu: the same graph for CPUs, which have few half-precision kernels: it computes in float32, and takes the
         half-precision weights that it uses as float32 inputs under their names. None where `file` runs everywhere.
+    cost: of one call; None in bundles that were exported before it was counted.
     """
 
     name: str
@@ -160,6 +181,7 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     cpu: DataFile | None = None
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,7 +357,8 @@ def _tensor(tensor: TensorSpec) -> JsonObject:
 
 def _graph(graph: GraphSpec) -> JsonObject:
     cpu: JsonObject = {} if graph.cpu is None else {"cpu": _file(graph.cpu)}
-    return cpu | {
+    cost: JsonObject = {} if graph.cost is None else {"cost": asdict(graph.cost)}
+    return (cpu | cost) | {
         "name": graph.name,
         "kind": graph.kind,
         "file": graph.file,

@@ -21,6 +21,7 @@ from titans_runtime.manifest import (
     MANIFEST_FILE,
     STATE_KINDS,
     ContinuousInputs,
+    Cost,
     DataFile,
     DType,
     Due,
@@ -219,7 +220,17 @@ def _graph(node: Node) -> GraphSpec:
         inputs=tuple(_tensor(item) for item in node.field("inputs").items()),
         outputs=tuple(_tensor(item) for item in node.field("outputs").items()),
         cpu=_optional_file(_nullable(node, "cpu")),
+        cost=_cost(_nullable(node, "cost")),
     )
+
+
+def _cost(node: Node | None) -> Cost | None:
+    if node is None:
+        return None
+    flops, weights, read, written = (
+        node.field(name).integer(0) for name in ("flops", "weight_bytes", "read_bytes", "written_bytes")
+    )
+    return Cost(flops=flops, weight_bytes=weights, read_bytes=read, written_bytes=written)
 
 
 def _due(node: Node) -> Due:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from titans_runtime import BundleError, Manifest
+from titans_runtime.manifest import Cost
 
 Document = dict[str, Any]
 
@@ -110,6 +112,19 @@ def test_a_manifest_survives_the_round_trip(text: str) -> None:
     manifest = Manifest.from_json(text)
     assert Manifest.from_json(manifest.to_json()) == manifest
     assert manifest.to_json() == text
+
+
+def test_what_a_call_costs_survives_too_and_has_to_be_whole(text: str) -> None:
+    manifest = Manifest.from_json(text)
+    costed = replace(manifest.graphs[0], cost=Cost(flops=1, weight_bytes=2, read_bytes=3, written_bytes=4))
+    again = Manifest.from_json(replace(manifest, graphs=(costed, *manifest.graphs[1:])).to_json())
+    assert again.graphs[0].cost == costed.cost
+    assert again.graphs[0].cost is not None
+    assert again.graphs[0].cost.moved_bytes == 9
+    document = json.loads(again.to_json())
+    document["graphs"][0]["cost"]["flops"] = -1
+    with pytest.raises(BundleError, match=r"graphs\.0\.cost\.flops"):
+        Manifest.from_json(json.dumps(document))
 
 
 @pytest.mark.parametrize(("edit", "where"), [(e, w) for _, e, w in WRONG], ids=[name for name, _, _ in WRONG])
