@@ -62,7 +62,7 @@ def _flops(node: onnx.NodeProto, shapes: Shapes) -> int:
         raise ExportError(f"the shape of {missing[0]}, which {node.name} multiplies, is unknown; report this")
     left, right = shapes[node.input[0]], shapes[node.input[1]]
     if node.op_type == "MatMulNBits":
-        columns = next(attribute.i for attribute in node.attribute if attribute.name == "N")
+        columns = next(int(attribute.i) for attribute in node.attribute if attribute.name == "N")
         return 2 * math.prod(left) * columns
     batch, other = left[:-2], right[:-2]
     rank = max(len(batch), len(other))
@@ -78,7 +78,7 @@ def _read(item: TensorProto, graph: onnx.GraphProto, shapes: Shapes, weights: Ma
     if not all(node.op_type == "Gather" and node.input[0] == item.name for node in users):
         return weights[item.name]
     elements = sum(math.prod(shapes[node.output[0]]) for node in users)
-    return min(weights[item.name], weights[item.name] * elements // max(1, math.prod(item.dims)))
+    return min(weights[item.name], weights[item.name] * elements // max(1, int(math.prod(item.dims))))
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:

@@ -28,6 +28,7 @@ COMMANDS = {
     "chat": "Talk to a bundle whose memory outlives the process.",
     "state": "Look into saved sessions, or compare two.",
     "inspect": "Show what is inside a bundle.",
+    "bench": "Measure how fast a bundle runs here.",
     "doctor": "Show what this machine can run, and what to install for the rest.",
 }
 
@@ -50,6 +51,7 @@ _EXTRAS = {
     "chat": "cpu",
     "state": "cpu",
     "inspect": "cpu",
+    "bench": "cpu",
     "doctor": "cpu",
 }
 _OPTIONAL_PACKAGES = ("torch", "onnx", "onnxruntime")

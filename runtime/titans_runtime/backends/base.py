@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from titans_runtime.arrays import Array, FloatArray
@@ -22,9 +23,15 @@ from titans_runtime.manifest import GraphSpec
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """How a backend is set up. `threads` is per graph; None leaves the choice to the provider."""
+    """How a backend is set up.
+
+    threads: per graph; None leaves the choice to the provider.
+    profiles: where the CPU leaves one profile of ONNX Runtime's per graph when `CpuBackend.finish_profiles` is called;
+        None measures nothing.
+    """
 
     threads: int | None = None
+    profiles: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
@@ -130,9 +131,19 @@ class CpuBackend:
                 self._sessions[key] = self._load(graph, threads or self._options.threads)
             return self._sessions[key]
 
+    def finish_profiles(self) -> dict[str, Path]:
+        """End profiling; the file of each graph that ran, by name. Empty unless `LoadOptions.profiles` was given."""
+        if self._options.profiles is None:
+            return {}
+        with self._lock:
+            return {name: Path(session.end_profiling()) for (name, _), session in self._sessions.items()}
+
     def _load(self, graph: GraphSpec, threads: int | None) -> ort.InferenceSession:
         path = self._bundle.path / (graph.file if graph.cpu is None else graph.cpu.file)
         options = self._session_options(threads)
+        if self._options.profiles is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(self._options.profiles / graph.name)
         try:
             with denormals_as_zero():
                 return self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,62 @@
+"""What this machine can do at all: matrix products and reading memory, with as many threads as the bundle gets.
+
+Knows two probes. Does not know models.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from titans_bench.timing import Work
+from titans_runtime.backends.onnx_cpu import import_onnxruntime
+from titans_runtime.backends.onnx_writer import Node, Value, model
+
+SIZE = 2048  # rows of the matrices, 16 MiB each: beyond a core's caches
+READ_BYTES = 256 * 2**20
+SGEMM, READ = "sgemm", "read"
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Gigaflops per second of fp32 matrix products, and gigabytes per second read from memory."""
+
+    sgemm_gflops: float
+    read_gb_per_second: float
+
+
+class Probes:
+    """The two pieces of work, to be measured in turns with everything else.
+
+    Products go through ONNX Runtime, whose kernels the bundle uses as well. Reading is a dot product of a large vector
+    with itself, a part of it to each thread: the fastest way to look at every number once that was found.
+    """
+
+    def __init__(self, threads: int | None) -> None:
+        self._threads = threads or os.cpu_count() or 1
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the other probe runs next
+        matrices = [Value(name, "float32", 2) for name in "aby"]
+        product = model(matrices[:2], matrices[2:], [Node("MatMul", ["a", "b"], "y")])
+        self._session = ort.InferenceSession(product, options, providers=["CPUExecutionProvider"])
+        a, b = np.random.default_rng(0).standard_normal((2, SIZE, SIZE)).astype(np.float32)
+        self._matrices = {"a": ort.OrtValue.ortvalue_from_numpy(a), "b": ort.OrtValue.ortvalue_from_numpy(b)}
+        self._parts = np.array_split(np.ones(READ_BYTES // 4, np.float32), self._threads)
+        self._pool = ThreadPoolExecutor(self._threads)
+
+    def work(self) -> dict[str, Work]:
+        """Name and work of each probe."""
+        return {
+            SGEMM: lambda: self._session.run_with_ort_values(None, self._matrices),
+            READ: lambda: list(self._pool.map(lambda part: np.dot(part, part), self._parts)),
+        }
+
+    def roofline(self, seconds: Mapping[str, float]) -> Roofline:
+        """What the probes' seconds mean."""
+        return Roofline(2 * SIZE**3 / seconds[SGEMM] / 1e9, READ_BYTES / seconds[READ] / 1e9)

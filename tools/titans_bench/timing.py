@@ -1,0 +1,26 @@
+"""Seconds of pieces of work that take turns, so that a busy moment slows all of them alike.
+
+Knows the clock. Does not know what is measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+Work = Callable[[], object]
+Progress = Callable[[int, int], None]  # (done, total)
+
+
+def interleaved(work: Mapping[str, Work], rounds: int, progress: Progress | None = None) -> dict[str, list[float]]:
+    """Run each piece of work once to warm up, then once in every round; its seconds in each round."""
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for number in range(rounds + 1):
+        for place, (name, function) in enumerate(work.items()):
+            began = time.perf_counter()
+            function()
+            if number:
+                times[name].append(time.perf_counter() - began)
+            if progress is not None:
+                progress(number * len(work) + place + 1, (rounds + 1) * len(work))
+    return times
