@@ -11,6 +11,7 @@ Knows how memory, attention, norms and gates combine. Does not know their inside
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from titans_core.attention import SegmentAttention, SlidingWindowAttention
 from titans_core.config import TitansConfig
 from titans_core.layers import MLP, Linear, RMSNorm, merge_heads
-from titans_core.memory import MemoryInputs, NeuralMemory
+from titans_core.memory import Chunk, MemoryInputs, NeuralMemory
 from titans_core.state import State, StateSpec
 
 # A memory that knows nothing answers next to nothing. Normalised with the usual 1e-6 that nothing becomes noise of full
@@ -29,6 +30,7 @@ from titans_core.state import State, StateSpec
 ANSWER_EPS = 1e-2
 
 Mixed = tuple[Tensor, State, Tensor | None]  # [B, T, dim], changed entries, surprise [B, T] or None
+ChunkForm = Callable[[Chunk, State], tuple[Tensor, State, Tensor]]  # as NeuralMemory.read_and_write_chunk
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,18 @@ def extension(position: Tensor, tokens: int, chunk: int, length: Tensor | None, 
 
 
 class MemoryReader(nn.Module):
-    """A neural memory with its heads merged and normed: tokens in, answers out, both `[B, T, dim]`."""
+    """A neural memory with its heads merged and normed: tokens in, answers out, both `[B, T, dim]`.
+
+    Attributes:
+        chunk_form: what runs a chunk in place of the memory's own method; training sets it (`training.speed`).
+    """
+
+    chunk_form: ChunkForm | None = None
 
     def __init__(self, config: TitansConfig) -> None:
         super().__init__()
         self.memory = NeuralMemory(config)
         self.norm = RMSNorm(config.dim, ANSWER_EPS)
-        self.chunk = config.chunk
 
     def state_specs(self) -> list[StateSpec]:
         """The memory's."""
@@ -67,15 +74,13 @@ class MemoryReader(nn.Module):
 
     def chunks(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         """Read and write whole chunks `[B, n * C, dim]`; surprise `[B, n * C]` is the mean over heads."""
-        memory, chunk = self.memory, self.chunk
+        memory = self.memory
         q, k, v, logits, past = memory.project(x, state.get("conv_state"))
+        read_and_write = self.chunk_form or memory.read_and_write_chunk
         state, answers, surprise = dict(state), [], []
         changed: State = {}
-        for first in range(0, x.shape[1], chunk):
-            now = slice(first, first + chunk)
-            gates = memory.gates(memory.held_for_chunk(logits[:, :, now]))
-            inputs = MemoryInputs(q[:, :, now], k[:, :, now], v[:, :, now], gates)
-            answer, new, surprised = memory.read_and_write_chunk(inputs, state)
+        for chunk in memory.chunks(q, k, v, logits):
+            answer, new, surprised = read_and_write(chunk, state)
             state |= new
             changed |= new
             answers.append(answer)

@@ -41,6 +41,27 @@ class MemoryInputs:
 
 
 @dataclass(frozen=True)
+class Chunk:
+    """One chunk of C tokens, with all that can be worked out before the memory it meets is known.
+
+    Attributes:
+        keys, values: `[B, H, C, d]`.
+        queries: `[B, H, C, d]`.
+        coefs: of its tokens.
+        first: `b q | f q | -G * (q k^T)`, `[B, H, C, 2 d + C]` (`d + C` without momentum): times the first matrix, its
+            momentum and its errors one above the other, it is the first layer of every token's own memory.
+        last: the coefficients of its last token, by which the chunk is folded into the memory.
+    """
+
+    keys: Tensor
+    values: Tensor
+    queries: Tensor
+    coefs: Coefficients
+    first: Tensor
+    last: Coefficients
+
+
+@dataclass(frozen=True)
 class Weights:
     """Fast weights, or their momentum: `depth` matrices `[B, H, d_in, d_out]` and the norm's gain `[B, H, d]`."""
 
@@ -224,11 +245,16 @@ class NeuralMemory(nn.Module):
             step_size = torch.zeros(logits.shape[:-1], dtype=logits.dtype, device=logits.device)
         return Gates(biased.get("forget"), biased.get("momentum"), step_size)
 
-    def held_for_chunk(self, logits: Tensor) -> Tensor:
-        """Gate logits `[B, H, C, gates]` of a whole chunk: its first token's for every token, if so configured."""
+    def _cut(self, x: Tensor) -> Tensor:
+        """`[B, H, n * C, ...] -> [B, H, n, C, ...]`."""
+        return x.reshape(*x.shape[:2], x.shape[2] // self.chunk, self.chunk, *x.shape[3:])
+
+    def _held_for_chunks(self, logits: Tensor) -> Tensor:
+        """Gate logits `[B, H, n * C, gates]` of whole chunks: a chunk's first token's for all of it, if so configured."""
         if self.options.gate_scope == "token":
             return logits
-        return logits[:, :, :1].expand(logits.shape)
+        cut = self._cut(logits)
+        return cut[:, :, :, :1].expand(cut.shape).reshape(logits.shape)
 
     def held_inside_chunk(self, logits: Tensor, state: State, place: Tensor) -> tuple[Tensor, State]:
         """The same inside a chunk, where the first token may be gone: its logits are state.
@@ -252,22 +278,40 @@ class NeuralMemory(nn.Module):
         gain = None if weights.gain is None else weights.gain[..., None, :]
         return self.network.read(queries, lambda layer, x: x @ weights.matrices[layer], gain)
 
-    def read_and_write_chunk(self, inputs: MemoryInputs, state: State) -> tuple[Tensor, State, Tensor]:
+    def chunks(self, q: Tensor, k: Tensor, v: Tensor, logits: Tensor) -> list[Chunk]:
+        """Whole chunks, ready to be read and written in order: what does not need the memory is done for all at once.
+
+        Args:
+            q, k, v: `[B, H, n * C, d]`, from `project`.
+            logits: of the gates, `[B, H, n * C, gates]`.
+        """
+        gates = self.gates(self._held_for_chunks(logits))
+        coefs = coefficients(Gates(*(None if x is None else self._cut(x) for x in (gates.forget, gates.momentum, gates.step_size))))
+        q, k, v = (self._cut(x) for x in (q, k, v))
+        parts = [coefs.scale[..., None] * q]
+        if coefs.momentum is not None:
+            parts.append(coefs.momentum.scale[..., None] * q)
+        first = torch.cat([*parts, -coefs.writes * (q @ k.transpose(-1, -2))], dim=-1)
+        columns = zip(*(_each(x) for x in (k, v, q)), _each_of(coefs), _each(first), strict=True)
+        return [Chunk(*each, _at(each[3], None)) for each in columns]
+
+    def read_and_write_chunk(self, chunk: Chunk, state: State) -> tuple[Tensor, State, Tensor]:
         """Read and write exactly one chunk from a chunk boundary, commit included.
 
         Args:
-            inputs: C tokens.
+            chunk: C tokens.
             state: the layer's memory and momentum entries.
 
         Returns:
             Answers `[B, H, C, d]`, the new memory and momentum entries, and the surprise `[B, H, C]`.
         """
         weights, momentum = self._weights(state), self._momentum(state)
-        writes = self.network.write(weights.matrices, weights.gain, inputs.keys, inputs.values)
-        coefs = coefficients(inputs.gates)
-        matrix, gain = _effective(weights, momentum, coefs, [(coefs.writes, writes)])
-        answers = self.network.read(inputs.queries, matrix, gain)
-        return answers, _fold(weights, momentum, _at(coefs, None), writes), writes.surprise
+        writes = self.network.write(weights.matrices, weights.gain, chunk.keys, chunk.values)
+        deeper, gain = _effective(weights, momentum, chunk.coefs, [(chunk.coefs.writes, writes)])
+        pasts = [weights.matrices[0], *([] if momentum is None else momentum.matrices[:1]), writes.errors[0]]
+        first = chunk.first @ torch.cat(pasts, dim=-2)
+        answers = self.network.read(chunk.queries, lambda layer, x: deeper(layer, x) if layer else first, gain)
+        return answers, _fold(weights, momentum, chunk.last, writes), writes.surprise
 
     def extend(
         self, inputs: MemoryInputs, state: State, place: Tensor, length: Tensor | None
@@ -403,6 +447,21 @@ def _placed(since: Coefficients, among: Coefficients, place: Tensor) -> Coeffici
         own = among.momentum.writes @ place[:, None]
         momentum = MomentumCoefficients(momentum.scale, momentum.decay, momentum.writes + own)
     return Coefficients(since.scale, since.writes + among.writes @ place[:, None], momentum)
+
+
+def _each(x: Tensor) -> list[Tensor]:
+    """The chunks of `[B, H, n, ...]`."""
+    return [part.squeeze(2) for part in x.split(1, dim=2)]
+
+
+def _each_of(coefs: Coefficients) -> list[Coefficients]:
+    """The same of coefficients."""
+    plain = zip(_each(coefs.scale), _each(coefs.writes), strict=True)
+    if coefs.momentum is None:
+        return [Coefficients(scale, writes, None) for scale, writes in plain]
+    past = coefs.momentum
+    momentum = (MomentumCoefficients(*x) for x in zip(*map(_each, (past.scale, past.decay, past.writes)), strict=True))
+    return [Coefficients(*one, other) for one, other in zip(plain, momentum, strict=True)]
 
 
 def _at(coefs: Coefficients, length: Tensor | None) -> Coefficients:

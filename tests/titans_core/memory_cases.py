@@ -57,11 +57,8 @@ def run_chunks(memory: NeuralMemory, x: Tensor) -> tuple[Tensor, State]:
     state = fresh(memory, x.shape[0])
     q, k, v, logits, _ = memory.project(x, state.get("conv_state"))
     answers = []
-    for first in range(0, x.shape[1], memory.chunk):
-        now = slice(first, first + memory.chunk)
-        gates = memory.gates(memory.held_for_chunk(logits[:, :, now]))
-        inputs = MemoryInputs(q[:, :, now], k[:, :, now], v[:, :, now], gates)
-        answer, new, _ = memory.read_and_write_chunk(inputs, state)
+    for chunk in memory.chunks(q, k, v, logits):
+        answer, new, _ = memory.read_and_write_chunk(chunk, state)
         state = state | new
         answers.append(answer)
     return merge_heads(torch.cat(answers, dim=2)), state

@@ -45,6 +45,7 @@ from titans_core.training.optimizer import (
     set_learning_rate,
 )
 from titans_core.training.schedule import default_warmup, learning_rate
+from titans_core.training.speed import prepare
 from titans_core.training.task import Scalar, Task, Totals
 from titans_core.training.workers import Workers, join_workers
 
@@ -71,6 +72,8 @@ class TrainOptions:
     save_every: int = 0  # steps; 0 is only at the end
     device: str = "auto"  # auto | cpu | cuda
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto is bf16 autocast on CUDA devices that have it
+    compile: bool = False  # the memory's chunks with torch.compile
+    recompute: bool = False  # activations of one chunk at a time: less memory, more time
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch", 1), ("accumulate", 1), ("seed", 0), ("eval_every", 0)):
@@ -85,7 +88,7 @@ class TrainOptions:
 
     def settings(self) -> dict[str, Scalar]:
         """The options that shape the loss curve; the others may differ on resume."""
-        free = {"eval_every", "save_every", "device", "precision", "accumulate"}
+        free = {"eval_every", "save_every", "device", "precision", "accumulate", "compile", "recompute"}
         return {name: value for name, value in asdict(self).items() if name not in free}
 
 
@@ -157,6 +160,7 @@ class _Run:
         self.tokenizer_json = tokenizer_json
         torch.manual_seed(options.seed)
         self.model = TitansModel(config).to(workers.device)
+        prepare(self.model, compiled=options.compile, recompute=options.recompute)
         self.objective = Objective(self.model)
         self.optimizer = build_optimizer(self.model, weight_decay=options.weight_decay)
         self.warmup = default_warmup(options.steps) if options.warmup is None else options.warmup
