@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from titans_core.config import TitansConfig, Variant
 
 VARIANTS = ("lmm", "mac", "mag", "mal")
+CONTROLS = ("writes-off", "attention-only")
 PRESETS = ("tiny", "small", "170m", "340m", "400m", "760m")
 
 
@@ -27,9 +28,11 @@ class ModelOptions:
     preset: str
     config: Path | None
     overrides: tuple[str, ...]
+    control: str | None = None  # one of CONTROLS: what the described model is to be compared with
 
     def build(self, vocab_size: int) -> TitansConfig:
         """The configuration they describe, for a vocabulary of `vocab_size` ids unless a file says otherwise."""
+        from titans_core import controls
         from titans_core.config import TitansConfig
         from titans_core.presets import preset
 
@@ -44,7 +47,9 @@ class ModelOptions:
             raise click.UsageError(
                 f"the model has {model.vocab_size} token ids, the data needs {vocab_size}; change one"
             )
-        return model
+        if self.control == "writes-off":
+            return controls.writes_off(model)
+        return controls.attention_only(model) if self.control == "attention-only" else model
 
 
 def _read_json(path: Path) -> dict[str, Any]:

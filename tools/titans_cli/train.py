@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from titans_cli.model_options import PRESETS, VARIANTS, ModelOptions
+from titans_cli.model_options import CONTROLS, PRESETS, VARIANTS, ModelOptions
 from titans_cli.task_options import options_of, with_options
 from titans_cli.train_tasks import OPTIONS, TASKS
 
@@ -36,6 +36,7 @@ Examples:
 @click.option("--preset", type=click.Choice(PRESETS), default="tiny", show_default=True, help="Size of the model.")
 @click.option("--config", type=click.Path(path_type=Path), help="A model configuration in JSON, instead of a preset.")
 @click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Model option, such as memory.depth=1.")
+@click.option("--control", type=click.Choice(CONTROLS), help="Train what the model is to be compared with instead.")
 @click.option("--steps", type=click.IntRange(1), required=True, help="Optimizer steps.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The checkpoint directory to make.")
@@ -60,6 +61,7 @@ def train(
     preset: str,
     config: Path | None,
     overrides: tuple[str, ...],
+    control: str | None,
     steps: int,
     seed: int,
     out: Path,
@@ -79,6 +81,9 @@ def train(
 
     The run can be killed at any time and continued with --resume; log.csv and log.jsonl in the checkpoint directory
     have every step. Under torchrun the batch is divided among the processes. FILEs are more of --data.
+
+    --control writes-off trains the model with a memory that is never written, attention-only one without memories whose
+    feed-forward is widened to at least the same number of parameters.
     """
     own = options_of(context, task)
     if files and "data" not in own:
@@ -102,7 +107,7 @@ def train(
         device=device,
         precision=precision,
     )
-    lesson = TASKS[task](ModelOptions(variant, preset, config, overrides), seed, **own)
+    lesson = TASKS[task](ModelOptions(variant, preset, config, overrides, control), seed, **own)
     with ProgressLine(sys.stderr, steps=steps) as line:
         result = run(
             lesson.model,
