@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEV := .venv/.installed
 RUNTIME := .venv-runtime/.installed
 WHEEL := dist/.built
-SOURCES := $(shell find titans_core export runtime tools/titans_bench tools/titans_cli -name '*.py')
+SOURCES := $(shell find titans_core export runtime tools/titans_bench tools/titans_cli tools/titans_eval -name '*.py')
 
 # Two test processes on two cores: one thread each, unless the caller says otherwise.
 TEST_THREADS ?= 1

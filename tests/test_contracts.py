@@ -17,7 +17,7 @@ import pytest
 from titans_cli.main import COMMANDS, cli
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("titans_core", "export/titans_export", "runtime/titans_runtime", "tools/titans_cli")
+PACKAGES = ("titans_core", "export/titans_export", "runtime/titans_runtime", "tools/titans_cli", "tools/titans_eval")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SOURCES = sorted(p for top in (*PACKAGES, "tools", "tests") for p in (ROOT / top).rglob("*.py"))
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

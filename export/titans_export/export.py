@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from titans_core.controls import without_writes
 from titans_core.model import TitansModel
 from titans_core.training.checkpoint import load_model
 from titans_export.bundle_writer import Progress, staged, with_verification, write_bundle, write_manifest
@@ -21,10 +22,20 @@ def export_checkpoint(
     verify_tokens: int = 2048,
     progress: Progress | None = None,
     overwrite: bool = False,
+    writes: bool = True,
 ) -> Manifest:
-    """Export a checkpoint directory; see `export_model`. Raises `CheckpointError` too."""
+    """Export a checkpoint directory; see `export_model`. Raises `CheckpointError` too.
+
+    Without `writes` the bundle is the control whose memory is never written (`titans_core.controls`), and its
+    provenance says so.
+    """
     model, loaded = load_model(checkpoint)
     provenance = {key: str(value) for key, value in loaded.provenance.items()}
+    if not writes:
+        config, tensors = without_writes(loaded.config, loaded.tensors)
+        model = TitansModel(config)
+        model.load_state_dict(tensors, assign=True)
+        provenance["control"] = "writes-off"
     return export_model(
         model,
         out,

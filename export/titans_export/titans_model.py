@@ -21,7 +21,9 @@ class TitansSteppable:
         self.variant = str(model.config.variant)
         self.name = f"titans-{self.variant}"
         self.chunk = model.config.chunk
-        self.schedule: Sequence[Due] = (Due(graph="commit", period=self.chunk),)
+        # A segment's keys and values are simply forgotten: mac without any memory has nothing to commit.
+        self._commits = self.variant != "mac" or any(model.config.has_memory(i) for i in range(model.config.layers))
+        self.schedule: Sequence[Due] = (Due(graph="commit", period=self.chunk),) if self._commits else ()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -46,12 +48,12 @@ class TitansSteppable:
 
     def graphs(self) -> Sequence[StepGraph]:
         """prefill, extend, step and commit; no commit where nothing is ever committed."""
-        return [
+        graphs = [
             StepGraph("prefill", "prefill", self.chunk, self._prefill),
             StepGraph("extend", "extend", self.chunk, self._extend),
             StepGraph("step", "step", 1, self._step),
-            StepGraph("commit", "commit", 0, self.module.commit),
         ]
+        return [*graphs, StepGraph("commit", "commit", 0, self.module.commit)] if self._commits else graphs
 
     def _tokens(self, feeds: Feeds) -> Tensor:
         return feeds["input_ids" if "input_ids" in feeds else "inputs"]

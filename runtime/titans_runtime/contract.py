@@ -77,8 +77,6 @@ def _check_graph(manifest: Manifest, graph: GraphSpec) -> None:
     _check_tensors(graph, "output", graph.outputs, _allowed_outputs(manifest, graph))
     inputs, outputs = {t.name for t in graph.inputs}, {t.name for t in graph.outputs}
     required = {data_name(manifest)} if graph.tokens else set()
-    if graph.kind == "extend":
-        required |= {"length"}
     for name in sorted(required - inputs):
         _fail(f"graph {graph.name!r} has no input {name!r}")
     if graph.tokens and head_name(manifest) not in outputs:

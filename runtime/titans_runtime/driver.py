@@ -126,6 +126,12 @@ class Driver:
         """Tokens that each stream has consumed."""
         return self._now.position
 
+    def fork(self) -> Driver:
+        """Other streams that go on from here; states are never changed, so nothing is copied."""
+        branch = Driver(self._feeder, self.batch)
+        branch._now = self._now
+        return branch
+
     def reset(self) -> None:
         """Start all streams afresh."""
         self._now = self._feeder.backend.initial(self.batch)

@@ -16,7 +16,8 @@ from titans_cli.options import json_option, print_json, progress_bar
     epilog="""\b
 Examples:
   titans export checkpoint --out model.titans
-  titans export checkpoint --out model-fp16.titans --dtype fp16"""
+  titans export checkpoint --out model-fp16.titans --dtype fp16
+  titans export checkpoint --out control.titans --control writes-off"""
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle directory to make.")
@@ -34,6 +35,9 @@ Examples:
     show_default=True,
     help="Length of the stream that the new bundle is verified on; 0 leaves it unverified.",
 )
+@click.option(
+    "--control", type=click.Choice(["writes-off"]), help="Export the same model with its memory never written."
+)
 @click.option("--overwrite", is_flag=True, help="Replace the bundle that is there.")
 @json_option
 @click.pass_context
@@ -43,6 +47,7 @@ def export(
     out: Path,
     dtype: str,
     verify_tokens: int,
+    control: str | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -57,7 +62,13 @@ def export(
     try:
         with progress_bar("exporting") as progress:
             manifest = export_checkpoint(
-                checkpoint, out, dtype=dtype, verify_tokens=verify_tokens, overwrite=overwrite, progress=progress
+                checkpoint,
+                out,
+                dtype=dtype,
+                verify_tokens=verify_tokens,
+                overwrite=overwrite,
+                progress=progress,
+                writes=control != "writes-off",
             )
     except VerificationError as error:
         click.echo(f"Error: {error}", err=True)

@@ -29,12 +29,14 @@ COMMANDS = {
     "state": "Look into saved sessions, or compare two.",
     "inspect": "Show what is inside a bundle.",
     "bench": "Measure how fast a bundle runs here.",
+    "eval": "Measure what a bundle has learned.",
     "doctor": "Show what this machine can run, and what to install for the rest.",
 }
 
 # Errors that the packages raise on purpose, by module; a module that was never imported cannot have raised one.
 _OWN_ERRORS = {
     "titans_core.errors": "TitansCoreError",
+    "titans_eval.errors": "EvalError",
     "titans_export.errors": "ExportError",
     "titans_runtime.errors": "TitansError",
 }
@@ -52,6 +54,7 @@ _EXTRAS = {
     "state": "cpu",
     "inspect": "cpu",
     "bench": "cpu",
+    "eval": "cpu",
     "doctor": "cpu",
 }
 _OPTIONAL_PACKAGES = ("torch", "onnx", "onnxruntime")

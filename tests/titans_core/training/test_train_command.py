@@ -96,7 +96,7 @@ def test_resume_continues_and_its_absence_is_refused(tmp_path: Path, text: Path)
         (["--task", "text", "--data", "stdlib", "--preset", "huge"], "'huge' is not one of"),
         (["--task", "text", "--data", "stdlib", "--tokenizer", "none.json"], "cannot read the tokenizer none.json"),
         (["--task", "text", "--data", "stdlib", "--set", "vocab_size=100"], "the data needs 256"),
-        (["--task", "recall", "--data", "stdlib"], "belong to --task text"),
+        (["--task", "recall", "--data", "stdlib"], "belongs to --task text"),
         (["--task", "recall", "--pairs", "40"], "use fewer pairs"),
         (["--task", "recall", "--batch", "3", "--accumulate", "2"], "does not divide into 2 equal pieces"),
         (["--task", "recall", "--config", "none.json"], "none.json"),

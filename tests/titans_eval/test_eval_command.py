@@ -1,0 +1,52 @@
+"""`titans eval`: one JSON document, a picture on request, and clean errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.conftest import titans
+from tests.titans_eval.conftest import RECALL
+from titans_cli.main import cli
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, ["eval", *map(str, arguments)])
+
+
+def test_json_is_one_document_and_a_picture_is_drawn(recall_bundle: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "recall.svg"
+    document = titans("eval", recall_bundle, "--task", "recall", *RECALL, "--gap", "4", "--plot", picture)
+    assert document["task"] == "recall"
+    assert picture.read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_without_json_a_person_reads_lines(recall_bundle: Path) -> None:
+    result = run(recall_bundle, "--task", "recall", *RECALL, "--gap", "4", "--streams", "2")
+    assert result.exit_code == 0, result.output
+    assert "2 pairs of 4 keys, gap 4:" in result.stdout
+    assert "memory reset:" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--task", "chess"], ["--task", "recall"]),
+        (["--task", "recall", "--keys", "64"], ["129 token ids", "ask for the sizes it was trained with"]),
+        (["--task", "recall", "--keys", "4", "--pairs", "8"], ["use fewer pairs"]),
+        (["--task", "recall", "--gap", "-1"], ["--gap"]),
+        (["--task", "recall", "--provider", "abacus"], ["abacus"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(recall_bundle: Path, arguments: list[str], words: list[str]) -> None:
+    result = run(recall_bundle, *arguments)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert all(word in result.stderr for word in words), result.stderr
+
+
+def test_a_missing_bundle_is_named(tmp_path: Path) -> None:
+    result = run(tmp_path / "none.titans", "--task", "recall")
+    assert result.exit_code == 2
+    assert "none.titans" in result.stderr

@@ -1,0 +1,70 @@
+"""What a memory has to be compared with: the same model without writes, and attention alone at equal size.
+
+    writes-off      the step size is 0 for every token (theta = 0); every other weight stays, trained or not. The memory
+                    is then its learned start, and all that tokens can do to it is to let it fade
+    attention-only  no layer has a memory; the feed-forward is widened until the model has at least as many parameters
+
+Knows configurations and weights. Does not know how either is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from titans_core.config import TitansConfig
+from titans_core.errors import ConfigError
+from titans_core.model import TitansModel
+
+
+def writes_off(config: TitansConfig) -> TitansConfig:
+    """The configuration with no step size."""
+    return replace(config, memory=replace(config.memory, step_size="off"))
+
+
+def without_writes(config: TitansConfig, tensors: Mapping[str, Tensor]) -> tuple[TitansConfig, dict[str, Tensor]]:
+    """A trained model with its writes switched off.
+
+    Args:
+        config: of the trained model.
+        tensors: its state dict.
+
+    Returns:
+        The configuration and the state dict without the weights that made the step size.
+
+    Raises:
+        ConfigError: the model has no writes to switch off.
+    """
+    if config.memory.step_size == "off" or not any(config.has_memory(layer) for layer in range(config.layers)):
+        raise ConfigError("this model never writes to a memory, so there is nothing to switch off; export it as it is")
+    kept = {name: value for name, value in tensors.items() if not name.endswith(".gate_bias.step_size")}
+    if config.memory.step_size == "token":
+        for name, value in kept.items():
+            if name.endswith(".memory.to_write.weight"):  # [dim, keys | values | gates], the step size's columns last
+                kept[name] = value[:, : -config.memory.heads].contiguous()
+    return writes_off(config), kept
+
+
+def attention_only(config: TitansConfig) -> TitansConfig:
+    """The configuration without memories, and with a feed-forward so wide that it has as many parameters or a few more.
+
+    Raises:
+        ConfigError: the variant has no attention.
+    """
+    if not config.has_attention:
+        raise ConfigError(f"{config.variant} has no attention that could remain; choose mal, mag or mac")
+    narrow = replace(config, memory_layers=())
+    wanted, least, more = (
+        _parameters(config),
+        _parameters(narrow),
+        _parameters(replace(narrow, ffn_hidden=config.ffn_hidden + 1)),
+    )
+    return replace(narrow, ffn_hidden=config.ffn_hidden + max(0, -(-(wanted - least) // (more - least))))
+
+
+def _parameters(config: TitansConfig) -> int:
+    with torch.device("meta"):
+        return TitansModel(config).num_parameters()

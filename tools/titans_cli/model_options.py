@@ -1,0 +1,76 @@
+"""The options that describe a model: a variant and a preset, or a file, and single options over them.
+
+Knows how they become a `TitansConfig`. Imports PyTorch only when one is built. Does not know tasks.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from titans_core.config import TitansConfig, Variant
+
+VARIANTS = ("lmm", "mac", "mag", "mal")
+CONTROLS = ("writes-off", "attention-only")
+PRESETS = ("tiny", "small", "170m", "340m", "400m", "760m")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model options of the command line."""
+
+    variant: Variant
+    preset: str
+    config: Path | None
+    overrides: tuple[str, ...]
+    control: str | None = None  # one of CONTROLS: what the described model is to be compared with
+
+    def build(self, vocab_size: int) -> TitansConfig:
+        """The configuration they describe, for a vocabulary of `vocab_size` ids unless a file says otherwise."""
+        from titans_core import controls
+        from titans_core.config import TitansConfig
+        from titans_core.presets import preset
+
+        if self.config is not None:
+            values = _read_json(self.config)
+        else:
+            values = preset(self.preset, variant=self.variant, vocab_size=vocab_size).to_dict()
+        for override in self.overrides:
+            _override(values, override)
+        model = TitansConfig.from_dict(values)
+        if (model.vocab_size or 0) < vocab_size:
+            raise click.UsageError(
+                f"the model has {model.vocab_size} token ids, the data needs {vocab_size}; change one"
+            )
+        if self.control == "writes-off":
+            return controls.writes_off(model)
+        return controls.attention_only(model) if self.control == "attention-only" else model
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise click.UsageError(f"{path} is not JSON ({error}); give a model configuration") from error
+    if not isinstance(values, dict):
+        raise click.UsageError(f"{path} is not a JSON object; give a model configuration")
+    return values
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Apply `a.b=VALUE` to nested `values`; VALUE is JSON, or else a plain string."""
+    name, equals, text = override.partition("=")
+    *parents, last = name.split(".")
+    for parent in parents:
+        values = values.get(parent, {}) if isinstance(values, dict) else {}
+    if not equals or not isinstance(values, dict) or last not in values:
+        raise click.UsageError(f"--set {override}: use NAME=VALUE with a model option, such as memory.depth=1")
+    try:
+        values[last] = json.loads(text)
+    except json.JSONDecodeError:
+        values[last] = text

@@ -1,0 +1,86 @@
+"""What `titans train --task` can learn: for every task its options, and how they become a model and a source of data.
+
+Imports PyTorch only when a task is made. Does not know how training goes (`train`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from titans_cli.model_options import ModelOptions
+from titans_cli.task_options import task_option
+
+if TYPE_CHECKING:
+    from titans_core.config import TitansConfig
+    from titans_core.training.task import Task
+
+CHUNKS_PER_WINDOW = 4  # tokens per slice, in chunks of the model
+
+OPTIONS = (
+    task_option("--data", tasks=["text"], multiple=True, metavar="stdlib|FILE", help="Text to train on; any number."),
+    task_option(
+        "--tokenizer", tasks=["text"], type=click.Path(path_type=Path), help="A tokenizer.json; the default is bytes."
+    ),
+    task_option(
+        "--window-tokens", "window", tasks=["text"], type=click.IntRange(1),
+        help="Tokens per slice, between memory hand-overs.",
+    ),
+    task_option(
+        "--keys", tasks=["recall"], type=click.IntRange(1), default=32, show_default=True, help="Keys, and values."
+    ),
+    task_option(
+        "--pairs", tasks=["recall"], type=click.IntRange(1), default=16, show_default=True, help="Pairs to remember."
+    ),
+    task_option(
+        "--gap", tasks=["recall"], type=click.IntRange(0), default=128, show_default=True, help="Longest training gap."
+    ),
+    task_option(
+        "--eval-gap", tasks=["recall"], type=click.IntRange(0), default=4096, show_default=True, help="Held-out gap."
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What to train, and on what.
+
+    tokenizer_json: what the checkpoint carries along, or None for bytes and plain ids.
+    """
+
+    model: TitansConfig
+    task: Task
+    tokenizer_json: str | None = None
+
+
+def _text(
+    base: ModelOptions, seed: int, *, data: tuple[str, ...], tokenizer: Path | None, window: int | None
+) -> Lesson:
+    if not data:
+        raise click.UsageError("--task text needs --data: stdlib, or files")
+    from titans_core.tokens import load_tokenizer
+    from titans_core.training.documents import read_corpus
+    from titans_core.training.text import TextTask
+
+    reader = load_tokenizer(tokenizer)
+    model = base.build(reader.vocab_size)
+    window = window or CHUNKS_PER_WINDOW * model.chunk
+    if window % model.chunk:
+        raise click.UsageError(f"--window-tokens {window} is not a multiple of the model's chunk, {model.chunk}")
+    return Lesson(model, TextTask(read_corpus(data), reader, window=window, seed=seed), reader.json)
+
+
+def _recall(base: ModelOptions, seed: int, *, keys: int, pairs: int, gap: int, eval_gap: int) -> Lesson:
+    from titans_core.training.recall import RecallConfig, RecallTask
+
+    recall = RecallConfig(keys=keys, values=keys, pairs=pairs, gap=gap, held_out_gap=eval_gap)
+    model = base.build(recall.vocab_size)
+    return Lesson(model, RecallTask(recall, chunk=model.chunk, seed=seed))
+
+
+# Called with the model options, the seed and the task's own options by name; FILEs are part of `data`.
+TASKS: dict[str, Callable[..., Lesson]] = {"text": _text, "recall": _recall}

@@ -1,0 +1,87 @@
+"""Feeding many streams in lockstep: long contexts in pieces, and what the model says at chosen places.
+
+Knows what tasks need of the runtime, and no task. What it drives is a `Stream`: the runtime's `Driver`, or anything
+that can stand in for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from titans_eval.errors import EvalError
+from titans_runtime import Model
+from titans_runtime.arrays import Array, FloatArray
+from titans_runtime.manifest import TokenInputs
+
+PIECE = 4096  # tokens per feed: outputs and surprise of a piece are held at once
+
+
+class Answer(Protocol):
+    """What a feed gave."""
+
+    @property
+    def outputs(self) -> FloatArray:
+        """float32 `[B, T, O]`, or `[B, 1, O]` where only the last token's were asked for."""
+        ...
+
+
+class Stream(Protocol):
+    """`B` streams in lockstep."""
+
+    def feed(self, inputs: Array, all_outputs: bool = False) -> Answer:
+        """Consume int64 ids `[B, T]` or float32 vectors `[B, T, F]`."""
+        ...
+
+    def fork(self) -> Self:
+        """Other streams that go on from here."""
+        ...
+
+    def reset(self) -> None:
+        """Start afresh."""
+        ...
+
+
+def vocabulary(model: Model, task: str, needs: int) -> int:
+    """The size of the model's vocabulary, which must be at least `needs`. Raises `EvalError`."""
+    kind = model.manifest.inputs
+    if not isinstance(kind, TokenInputs):
+        raise EvalError(f"{task} needs a model of tokens, and this one takes vectors; use --task series")
+    if kind.vocab_size < needs:
+        raise EvalError(
+            f"{task} of this size has {needs} token ids and the model {kind.vocab_size};"
+            " ask for the sizes it was trained with"
+        )
+    return kind.vocab_size
+
+
+def read(stream: Stream, inputs: Array, told: Callable[[int], None] | None = None) -> None:
+    """Feed `inputs` `[B, T, ...]` piece by piece for what they leave in memory; `told` hears of the tokens done."""
+    for start in range(0, inputs.shape[1], PIECE):
+        piece = inputs[:, start : start + PIECE]
+        stream.feed(piece)
+        if told is not None:
+            told(piece.shape[1])
+
+
+def predictions(stream: Stream, tokens: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The most likely next token at some places.
+
+    Args:
+        stream: B streams.
+        tokens: int64 `[B, T]`, fed from the first to the last.
+        places: int64 `[B, Q]`, ascending positions in `tokens`.
+
+    Returns:
+        int64 `[B, Q]`.
+    """
+    found = np.empty(places.shape, np.int64)
+    for start in range(0, tokens.shape[1], PIECE):
+        here = (start <= places) & (places < start + PIECE)
+        outputs = stream.feed(tokens[:, start : start + PIECE], all_outputs=bool(here.any())).outputs
+        rows, columns = np.nonzero(here)
+        found[rows, columns] = outputs[rows, places[rows, columns] - start].argmax(-1)
+    return found
