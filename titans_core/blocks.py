@@ -77,11 +77,11 @@ class MemoryReader(nn.Module):
         memory = self.memory
         q, k, v, logits, past = memory.project(x, state.get("conv_state"))
         read_and_write = self.chunk_form or memory.read_and_write_chunk
-        state, answers, surprise = dict(state), [], []
+        answers, surprise = [], []
         changed: State = {}
         for chunk in memory.chunks(q, k, v, logits):
             answer, new, surprised = read_and_write(chunk, state)
-            state |= new
+            state = state | new  # another dict: a chunk that is computed again needs the one it had
             changed |= new
             answers.append(answer)
             surprise.append(surprised)
@@ -283,14 +283,14 @@ class MAC(nn.Module):
 
     def chunks(self, x: Tensor, state: State, position: Tensor) -> Mixed:
         """`[B, n * C, dim]`, one segment after the other."""
-        state, outputs, surprise = dict(state), [], []
+        outputs, surprise = [], []
         changed: State = {}
         for segment in torch.split(x, self.chunk, dim=1):
             h, read = self.reader.read(segment, state)
             y = self.norm(self.to_attended(self.attention.segment(segment, h)))
             answers, new, surprised = self.reader.chunks(y, state)
             changed |= read | new
-            state |= changed
+            state = state | changed
             outputs.append(y * torch.sigmoid(answers))
             surprise.append(surprised)
         return self.out(torch.cat(outputs, dim=1)), changed, torch.cat(surprise, dim=1)

@@ -250,7 +250,7 @@ class NeuralMemory(nn.Module):
         return x.reshape(*x.shape[:2], x.shape[2] // self.chunk, self.chunk, *x.shape[3:])
 
     def _held_for_chunks(self, logits: Tensor) -> Tensor:
-        """Gate logits `[B, H, n * C, gates]` of whole chunks: a chunk's first token's for all of it, if so configured."""
+        """Gate logits `[B, H, n * C, gates]` of whole chunks: its first token's for a whole chunk, if so configured."""
         if self.options.gate_scope == "token":
             return logits
         cut = self._cut(logits)
@@ -286,14 +286,15 @@ class NeuralMemory(nn.Module):
             logits: of the gates, `[B, H, n * C, gates]`.
         """
         gates = self.gates(self._held_for_chunks(logits))
-        coefs = coefficients(Gates(*(None if x is None else self._cut(x) for x in (gates.forget, gates.momentum, gates.step_size))))
+        forget, momentum = (None if x is None else self._cut(x) for x in (gates.forget, gates.momentum))
+        coefs = coefficients(Gates(forget, momentum, self._cut(gates.step_size)))
         q, k, v = (self._cut(x) for x in (q, k, v))
         parts = [coefs.scale[..., None] * q]
         if coefs.momentum is not None:
             parts.append(coefs.momentum.scale[..., None] * q)
         first = torch.cat([*parts, -coefs.writes * (q @ k.transpose(-1, -2))], dim=-1)
-        columns = zip(*(_each(x) for x in (k, v, q)), _each_of(coefs), _each(first), strict=True)
-        return [Chunk(*each, _at(each[3], None)) for each in columns]
+        columns = zip(_each(k), _each(v), _each(q), _each_of(coefs), _each(first), strict=True)
+        return [Chunk(key, value, query, own, left, last=_at(own, None)) for key, value, query, own, left in columns]
 
     def read_and_write_chunk(self, chunk: Chunk, state: State) -> tuple[Tensor, State, Tensor]:
         """Read and write exactly one chunk from a chunk boundary, commit included.
@@ -451,17 +452,20 @@ def _placed(since: Coefficients, among: Coefficients, place: Tensor) -> Coeffici
 
 def _each(x: Tensor) -> list[Tensor]:
     """The chunks of `[B, H, n, ...]`."""
-    return [part.squeeze(2) for part in x.split(1, dim=2)]
+    return [part.squeeze(2) for part in torch.split(x, 1, dim=2)]
 
 
 def _each_of(coefs: Coefficients) -> list[Coefficients]:
     """The same of coefficients."""
-    plain = zip(_each(coefs.scale), _each(coefs.writes), strict=True)
+    momentum: list[MomentumCoefficients | None]
     if coefs.momentum is None:
-        return [Coefficients(scale, writes, None) for scale, writes in plain]
-    past = coefs.momentum
-    momentum = (MomentumCoefficients(*x) for x in zip(*map(_each, (past.scale, past.decay, past.writes)), strict=True))
-    return [Coefficients(*one, other) for one, other in zip(plain, momentum, strict=True)]
+        momentum = [None] * coefs.scale.shape[2]
+    else:
+        past = coefs.momentum
+        parts = zip(_each(past.scale), _each(past.decay), _each(past.writes), strict=True)
+        momentum = [MomentumCoefficients(*part) for part in parts]
+    columns = zip(_each(coefs.scale), _each(coefs.writes), momentum, strict=True)
+    return [Coefficients(*column) for column in columns]
 
 
 def _at(coefs: Coefficients, length: Tensor | None) -> Coefficients:

@@ -49,6 +49,8 @@ Examples:
 @click.option("--save-every", type=click.IntRange(0), default=0, help="Steps between checkpoints; 0: only at the end.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option("--compile", "compiled", is_flag=True, help="Compile the memory's chunks: slow to start, then faster.")
+@click.option("--recompute", is_flag=True, help="Keep the activations of one chunk at a time: less memory, more time.")
 @with_options(OPTIONS)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout at the end.")
 @click.pass_context
@@ -74,6 +76,8 @@ def train(
     save_every: int,
     device: str,
     precision: Literal["auto", "fp32", "bf16"],
+    compiled: bool,
+    recompute: bool,
     as_json: bool,
     **_options: Any,
 ) -> None:
@@ -106,6 +110,8 @@ def train(
         save_every=save_every,
         device=device,
         precision=precision,
+        compile=compiled,
+        recompute=recompute,
     )
     lesson = TASKS[task](ModelOptions(variant, preset, config, overrides, control), seed, **own)
     with ProgressLine(sys.stderr, steps=steps) as line:
