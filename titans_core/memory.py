@@ -200,7 +200,12 @@ class NeuralMemory(nn.Module):
         projected = self.to_query(x)
         if past is not None:
             projected, past = self.conv(projected, past, self.conv.weight[:, : self.dim], length)
-        return l2_normalise(split_heads(F.silu(projected), self.heads).to(self._dtype(x))), past
+        return self._unit_heads(F.silu(projected).to(self._dtype(x))), past
+
+    def _unit_heads(self, x: Tensor) -> Tensor:
+        """`[B, T, n * d] -> [B, n, T, d]` of unit length, which is made before axes move: there ONNX Runtime fuses it."""
+        batch, tokens, channels = x.shape
+        return l2_normalise(x.reshape(batch, tokens, channels // self.width, self.width)).transpose(1, 2)
 
     def project(
         self, x: Tensor, past: Tensor | None, length: Tensor | None = None
@@ -220,10 +225,11 @@ class NeuralMemory(nn.Module):
         if past is not None:
             stream, past = self.conv(stream, past, self.conv.weight, length)
         dtype = self._dtype(x)
-        q, k, v = (split_heads(part, self.heads) for part in F.silu(stream).to(dtype).chunk(3, dim=-1))
+        asked, told = torch.split(F.silu(stream).to(dtype), [2 * self.dim, self.dim], dim=-1)
+        q, k = self._unit_heads(asked).chunk(2, dim=1)
         batch, tokens = x.shape[:2]
         logits = writes[..., 2 * self.dim :].to(dtype).reshape(batch, tokens, len(self.gate_names), self.heads)
-        return l2_normalise(q), l2_normalise(k), v, logits.permute(0, 3, 1, 2), past
+        return q, k, split_heads(told, self.heads), logits.permute(0, 3, 1, 2), past
 
     @staticmethod
     def _dtype(x: Tensor) -> torch.dtype:
