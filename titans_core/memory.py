@@ -203,7 +203,7 @@ class NeuralMemory(nn.Module):
         return self._unit_heads(F.silu(projected).to(self._dtype(x))), past
 
     def _unit_heads(self, x: Tensor) -> Tensor:
-        """`[B, T, n * d] -> [B, n, T, d]` of unit length, which is made before axes move: there ONNX Runtime fuses it."""
+        """`[B, T, n * d] -> [B, n, T, d]` of unit length, made before axes move, where ONNX Runtime fuses it."""
         batch, tokens, channels = x.shape
         return l2_normalise(x.reshape(batch, tokens, channels // self.width, self.width)).transpose(1, 2)
 
