@@ -62,10 +62,10 @@ def _manifest(victim: Victim, case: Case) -> Verdict:
     if "json" in case:
         document = distort(victim.manifest, case["json"])
         content = json.dumps(seal(document) if case["signed"] else document).encode()
-        same = document == victim.manifest
+        same = _says(document) == _says(victim.manifest)
     else:
         content = damage(victim.files[MANIFEST], case["bytes"])
-        same = _json(content) == victim.manifest
+        same = _says(_json(content)) == _says(victim.manifest)
     return _bundle(victim, MANIFEST, content, same, case)
 
 
@@ -143,6 +143,11 @@ def _json(content: bytes) -> object:
         return json.loads(content)
     except ValueError:
         return None
+
+
+def _says(document: object) -> str:
+    """What a JSON document says, however it is laid out. Compared as text: to Python, true is 1 and 1.0 is too."""
+    return json.dumps(document, sort_keys=True)
 
 
 def _header(content: bytes, case: Case) -> bytes:
