@@ -79,6 +79,9 @@ def _check_graph(manifest: Manifest, graph: GraphSpec) -> None:
     required = {data_name(manifest)} if graph.tokens else set()
     for name in sorted(required - inputs):
         _fail(f"graph {graph.name!r} has no input {name!r}")
+    rows = {state.output for state in manifest.states if state.kind == "rows"}
+    if rows & outputs and (missing := sorted(rows - outputs)):
+        _fail(f"graph {graph.name!r} returns rows, and none for {missing[0]!r}")
     if graph.tokens and head_name(manifest) not in outputs:
         _fail(f"graph {graph.name!r} has no output {head_name(manifest)!r}")
 

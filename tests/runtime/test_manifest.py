@@ -52,6 +52,16 @@ def add_step(scheduled: bool = False) -> Callable[[Document], None]:
     return edit
 
 
+def add_table() -> Callable[[Document], None]:
+    """An edit that adds a table of rows which no graph returns rows for."""
+
+    def edit(document: Document) -> None:
+        table = next(state for state in document["states"] if state["kind"] == "rows")
+        document["states"].append({**table, "name": "0.other", "input": "other", "output": "other_row"})
+
+    return edit
+
+
 WRONG: list[tuple[str, Callable[[Document], None], str]] = [
     ("another format", put("format", value="zip"), "format"),
     ("no version", put("format_version", value=None), "format_version"),
@@ -85,6 +95,7 @@ WRONG: list[tuple[str, Callable[[Document], None], str]] = [
     ("a graph with a state of another shape", put("graphs", 0, "inputs", 2, "shape", value=["batch", 6]), "memory"),
     ("a graph with a state of another dtype", put("graphs", 0, "inputs", 2, "dtype", value="float16"), "memory"),
     ("a graph without its data", put("graphs", 0, "inputs", value=[]), "input_ids"),
+    ("a graph with rows for some tables alone", add_table(), "other_row"),
     ("a graph without its head", put("graphs", 0, "outputs", value=[]), "logits"),
     ("a surprise without layers", put("graphs", 0, "outputs", 1, "shape", value=["batch", 1, "batch"]), "surprise"),
     ("a surprise of fewer layers", put("graphs", 0, "outputs", 1, "shape", value=["batch", 1, 1]), "surprise"),

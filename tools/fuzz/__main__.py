@@ -122,7 +122,8 @@ def run(bundle: Path, blocks: list[tuple[str, int, int]], workers: int, console:
                 findings.verdicts.setdefault(target, Counter()).update(result["verdicts"])
                 if result["error"] is not None:
                     findings.failed.append({"target": target, "case": result["failed"], "error": result["error"]})
-                    progress.console.print(f"[red]{target}[/]: {result['error']}", highlight=False, markup=True)
+                    progress.console.print(f"[red]{target}[/]:", result["error"], highlight=False)
+                    progress.console.print(json.dumps(result["failed"]), highlight=False, markup=False, soft_wrap=True)
             progress.advance(bar, cases)
 
         for future in [pool.submit(one, number, *block) for number, block in enumerate(blocks)]:
