@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from titans_runtime.arrays import Array, FloatArray
-from titans_runtime.backends.base import Backend, Feed, Outputs, State
+from titans_runtime.backends.base import Backend, Best, Feed, Outputs, Rows, State
 from titans_runtime.manifest import Manifest
 from titans_runtime.plan import FASTEST, Call, Planner, Policy
 
@@ -22,12 +22,15 @@ from titans_runtime.plan import FASTEST, Call, Planner, Policy
 class Fed:
     """What a feed of T tokens gave.
 
-    outputs: float32 `[B, T, outputs]`, or `[B, 1, outputs]` where only the last token's were asked for.
+    outputs: float32 `[B, T, outputs]`, or `[B, 1, outputs]` where only the last token's were asked for, or none where
+        `best` says it.
     surprise: float32 `[B, T, M]` for M memory layers.
+    best: the largest outputs after the last token, where only they were asked for and the provider chose them.
     """
 
     outputs: FloatArray
     surprise: FloatArray
+    best: Best | None = None
 
 
 class Feeder(Protocol):
@@ -44,7 +47,12 @@ class Feeder(Protocol):
         ...
 
     def feed(
-        self, state: State, inputs: Array, all_outputs: bool = False, policy: Policy = FASTEST
+        self,
+        state: State,
+        inputs: Array,
+        all_outputs: bool = False,
+        policy: Policy = FASTEST,
+        best: int | None = None,
     ) -> tuple[Fed, State]:
         """Consume T >= 1 tokens of every stream; `state` stays as it is.
 
@@ -53,6 +61,7 @@ class Feeder(Protocol):
             inputs: int64 ids `[B, T]` or float32 vectors `[B, T, F]`, valid for the model.
             all_outputs: return every token's outputs, not only the last one's.
             policy: which graphs may be used.
+            best: of the last token's outputs only so many of the largest need to be seen.
 
         Raises:
             ExecutionError: a graph failed; a `NonFiniteError` says where its outputs were not finite.
@@ -73,18 +82,29 @@ class DirectFeeder:
         self._planner = Planner(manifest)
 
     def feed(
-        self, state: State, inputs: Array, all_outputs: bool = False, policy: Policy = FASTEST
+        self,
+        state: State,
+        inputs: Array,
+        all_outputs: bool = False,
+        policy: Policy = FASTEST,
+        best: int | None = None,
     ) -> tuple[Fed, State]:
         """See `Feeder`."""
         batch, tokens = inputs.shape[:2]
         outputs = np.empty((batch, tokens if all_outputs else 1, self.manifest.inputs.outputs), np.float32)
         surprise = np.empty((batch, tokens, self.manifest.surprise_layers), np.float32)
+        chosen: Best | None = None
         with self.backend.executor(batch) as executor:
             for call in self._planner.calls(state.position, tokens, policy):
-                data = inputs[:, call.offset : call.offset + call.length] if call.length else None
-                told, state = executor.run(call.graph, state, Feed(data, call.length))
+                end = call.offset + call.length
+                data = inputs[:, call.offset : end] if call.length else None
+                rows: Rows = "every" if all_outputs else "last" if end == tokens else "none"
+                told, state = executor.run(
+                    call.graph, state, Feed(data, call.length, rows, best if rows == "last" else None)
+                )
                 _collect(call, told, outputs, surprise)
-        return Fed(outputs, surprise), state
+                chosen = told.best or chosen
+        return Fed(outputs if chosen is None else outputs[:, :0], surprise, chosen), state
 
     def home(self, state: State) -> State:
         """The state itself."""
@@ -93,12 +113,10 @@ class DirectFeeder:
 
 def _collect(call: Call, told: Outputs, outputs: FloatArray, surprise: FloatArray) -> None:
     """Copy what a call said to where the feed's caller will find it."""
-    if told.head is None:
-        return
     end = call.offset + call.length
-    if outputs.shape[1] == surprise.shape[1]:
-        outputs[:, call.offset : end] = told.head
-    elif end == surprise.shape[1]:
+    if told.head is not None and outputs.shape[1] == surprise.shape[1]:
+        outputs[:, end - told.head.shape[1] : end] = told.head
+    elif told.head is not None and end == surprise.shape[1]:
         outputs[:, 0] = told.head[:, -1]
     if told.surprise is not None:
         surprise[:, call.offset : end] = told.surprise

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from titans_runtime.arrays import FloatArray
-from titans_runtime.backends.base import State
+from titans_runtime.backends.base import Best, State
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ class Moment:
     """Where a session stands.
 
     state: the memory, and the position.
-    last: outputs after the last token `[V]` or `[targets]`; None before the first.
+    last: outputs after the last token `[V]` or `[targets]`, or the largest of them; None before the first.
     surprise: float32 `[T, M]` of the last feed's tokens.
     totals: surprise over the stream.
     commits: how many chunks have ended.
     """
 
     state: State
-    last: FloatArray | None
+    last: FloatArray | Best | None
     surprise: FloatArray
     totals: SurpriseTotals = field(default_factory=SurpriseTotals)
     commits: int = 0
@@ -74,6 +74,11 @@ class Moment:
     def position(self) -> int:
         """Tokens consumed."""
         return self.state.position
+
+    @property
+    def outputs(self) -> FloatArray | None:
+        """All outputs after the last token, fetched from the device if they are still there."""
+        return self.last.rest()[0] if isinstance(self.last, Best) else self.last
 
 
 @dataclass(frozen=True)

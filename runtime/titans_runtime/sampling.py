@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from titans_runtime.arrays import FloatArray
+from titans_runtime.arrays import FloatArray, IdArray
 from titans_runtime.errors import InputError
 
 
@@ -68,10 +68,29 @@ class Sampler:
         """Count tokens as seen, for the repetition penalty."""
         self._seen[list(tokens)] = True
 
+    @property
+    def needs(self) -> int | None:
+        """How many of the largest logits it chooses among; None where it has to see all of them.
+
+        Also None where most are wanted anyway: an id and a logit are three times as large as a logit.
+        """
+        options, vocab_size = self.options, len(self._seen)
+        count = 1 if options.temperature == 0 else options.top_k
+        if options.repetition_penalty != 1.0 or count is None or 3 * count >= vocab_size:
+            return None
+        return count
+
     def choose(self, logits: FloatArray) -> int:
         """The next token for logits `[V]`, which are finite; it counts as seen from then on."""
         scores = penalised(logits.astype(np.float64), self._seen, self.options.repetition_penalty)
         token = int(np.argmax(scores)) if self.options.temperature == 0 else self._draw(scores)
+        self._seen[token] = True
+        return token
+
+    def choose_among(self, ids: IdArray, logits: FloatArray) -> int:
+        """The next token where only the `needs` likeliest are known, `[k]` in descending order: what `choose` gives."""
+        scores = logits.astype(np.float64)
+        token = int(ids[0 if self.options.temperature == 0 else self._draw(scores)])
         self._seen[token] = True
         return token
 

@@ -23,7 +23,7 @@ import numpy as np
 from titans_runtime import statefile
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.atomic import write_atomically
-from titans_runtime.backends.base import State
+from titans_runtime.backends.base import Best, State
 from titans_runtime.driver import Fed, Feeder
 from titans_runtime.errors import InputError, NonFiniteError, SessionPoisonedError, TextError
 from titans_runtime.guard import Guard
@@ -259,32 +259,40 @@ class Session:
     def _tokens(self, prompt: IdArray | None, limit: int, sampler: Sampler) -> Iterator[int]:
         if prompt is not None:
             sampler.observe(prompt)
-            self._consume(prompt, every=False)
+            self._consume(prompt, every=False, best=sampler.needs)
         for _ in range(limit):
-            last = self._now.last
-            if last is None:
-                raise InputError("the session was reset while it generated; start again with a prompt")
-            token = sampler.choose(last)
-            self._consume(np.array([token], np.int64), every=False)  # before the yield: a reader may stop there
+            token = self._choose(sampler)
+            # before the yield: a reader may stop there
+            self._consume(np.array([token], np.int64), every=False, best=sampler.needs)
             yield token
 
-    def _consume(self, array: Array, every: bool) -> FloatArray:
-        """Feed checked inputs; outputs `[T or 1, O]`."""
+    def _choose(self, sampler: Sampler) -> int:
+        """The next token, from as little as the sampler needs and the provider brought."""
+        now = self._now
+        if isinstance(now.last, Best) and sampler.needs is not None and now.last.ids.shape[1] >= sampler.needs:
+            return sampler.choose_among(now.last.ids[0, : sampler.needs], now.last.scores[0, : sampler.needs])
+        outputs = now.outputs
+        if outputs is None:
+            raise InputError("the session was reset while it generated; start again with a prompt")
+        return sampler.choose(outputs)
+
+    def _consume(self, array: Array, every: bool, best: int | None = None) -> FloatArray:
+        """Feed checked inputs; outputs `[T or 1, O]`, or none where only the `best` were brought."""
         with self._guard:
             self._check()
             start = time.perf_counter()
             try:
-                fed, state = self._shared.feeder.feed(self._now.state, array[None], every)
+                fed, state = self._shared.feeder.feed(self._now.state, array[None], every, best=best)
             except NonFiniteError as error:
                 self._fall_ill(error)
                 raise
             return self._accept(fed, state, time.perf_counter() - start)
 
     def _accept(self, fed: Fed, state: State, seconds: float) -> FloatArray:
-        """Make what a feed gave this session's own; outputs `[T or 1, O]`."""
+        """Make what a feed gave this session's own; its outputs."""
         now, surprise = self._now, fed.surprise[0]
         tokens = len(surprise)
-        last = fed.outputs[0, -1].copy()  # what is returned belongs to the caller
+        last = fed.best or fed.outputs[0, -1].copy()  # what is returned belongs to the caller
         chunk = self._manifest.chunk
         commits = (now.position + tokens) // chunk - now.position // chunk
         after = Moment(state, last, surprise, now.totals.add(surprise), now.commits + commits)

@@ -79,8 +79,8 @@ def pack(manifest: Manifest, tensors: Mapping[str, Array], moment: Moment, *, co
     from safetensors.numpy import save  # only whoever saves or restores pays for the import
 
     stored = {spec.name: tensors[spec.name][: _counts(spec, moment.position)[0]] for spec in manifest.states}
-    if moment.last is not None:
-        stored[LAST] = moment.last
+    if (last := moment.outputs) is not None:
+        stored[LAST] = last
     table = {name: [str(value.dtype), list(value.shape)] for name, value in stored.items()}
     if compress:
         stored = {name: _deflate(value) for name, value in stored.items()}

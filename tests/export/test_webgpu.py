@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from tests.export.conftest import KINDS, Exported
 from tests.runtime.devices import traffic
 from titans_cli.main import cli
-from titans_runtime import Model, ProviderError, load
+from titans_runtime import Model, ProviderError, SamplingOptions, load
 from titans_runtime.backends import ort_providers, prove
 from titans_runtime.manifest import Manifest
 
@@ -121,6 +121,21 @@ def test_sessions_fork_and_run_in_batches_there(exported: Exported) -> None:
         expected = alone.feed(piece)
         np.testing.assert_allclose(told[2 * i], expected, atol=CLOSE)
         np.testing.assert_allclose(told[2 * i + 1], expected, atol=CLOSE)
+
+
+@pytest.mark.parametrize("exported", ["mac-tokens"], indirect=True)
+@pytest.mark.parametrize(("options", "numbers"), [({"temperature": 0}, 3), ({"top_k": 4, "seed": 1}, 9)])
+def test_tokens_are_chosen_there_and_only_what_is_chosen_among_comes_back(
+    exported: Exported, options: dict[str, int], numbers: int
+) -> None:
+    there, here = load(exported.path, provider="webgpu"), load(exported.path, provider="cpu", threads=1)
+    ours, theirs = there.session(), here.session()
+    sampling = SamplingOptions(**options)  # type: ignore[arg-type]
+    assert list(ours.generate_tokens([1, 2, 3], 8, sampling)) == list(theirs.generate_tokens([1, 2, 3], 8, sampling))
+    before = traffic(there).told
+    assert len(list(ours.generate_tokens(None, 10, sampling))) == 10
+    assert traffic(there).told - before == 10 * numbers
+    assert ours._now.outputs is not None  # what stayed there can still be fetched
 
 
 def test_titans_run_takes_the_provider(tiny_bundle: Path) -> None:

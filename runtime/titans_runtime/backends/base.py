@@ -10,13 +10,13 @@ successors; a fork or a mark is a second reference; and nothing big is copied fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
-from titans_runtime.arrays import Array, FloatArray
+from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.errors import NonFiniteError
 from titans_runtime.manifest import GraphSpec
 
@@ -34,28 +34,52 @@ class LoadOptions:
     profiles: Path | None = None
 
 
+Rows: TypeAlias = Literal["every", "last", "none"]  # which tokens' outputs
+
+
 @dataclass(frozen=True)
 class Feed:
     """The data of one call.
 
     inputs: `[B, length]` int64 ids or `[B, length, F]` float32 vectors; None for a commit.
     length: real tokens in `inputs`; 0 for a commit.
+    rows: whose outputs the caller wants to see: every token's, the last one's, or none. A device brings no more.
+    best: with "last", only so many of the largest are wanted; for providers that can choose them themselves.
     """
 
     inputs: Array | None
     length: int
+    rows: Rows = "every"
+    best: int | None = None
+
+
+@dataclass(frozen=True)
+class Best:
+    """The largest outputs after the last token, in descending order, equal ones by their place.
+
+    ids: int64 `[B, k]`, their places.
+    scores: float32 `[B, k]`.
+    rest: gives all outputs after that token, `[B, outputs]`; whoever holds it holds their memory.
+    """
+
+    ids: IdArray
+    scores: FloatArray
+    rest: Callable[[], FloatArray]
 
 
 @dataclass(frozen=True)
 class Outputs:
     """What one call returned: windows that stay valid until the same executor runs again.
 
-    head: `[B, length, outputs]`; None for a commit.
+    head: `[B, n, outputs]` of the last n tokens, at least of those that were wanted; None for a commit, where none were
+        wanted, and where `best` says it.
     surprise: `[B, length, M]`; None for a commit or a model without memory.
+    best: what was wanted of the last token, from a provider that chose it.
     """
 
     head: FloatArray | None
     surprise: FloatArray | None
+    best: Best | None = None
 
 
 class State(Protocol):

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from titans_runtime.arrays import Array
+from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.backends.pool import Shapes
 from titans_runtime.manifest import GraphSpec
 
@@ -41,13 +41,15 @@ class Traffic:
 
     uploads, downloads: state tensors copied to and from the device.
     cleared: state tensors that were sent zeros when their memory was first taken.
-    calls: graphs run. Each takes its tokens and positions along and brings its outputs and surprise back.
+    calls: graphs run. Each takes its tokens and positions along and brings surprise back.
+    told: outputs that were brought back because somebody wanted to see them, in numbers: logits, or ids and scores.
     """
 
     uploads: int = 0
     downloads: int = 0
     cleared: int = 0
     calls: int = 0
+    told: int = 0
 
     @property
     def state_copies(self) -> int:
@@ -117,6 +119,17 @@ class Device(Protocol):
 
     def sums(self, buffers: Sequence[Buffer]) -> Array | None:
         """The sum of each tensor, which shows whether all its numbers are finite; None where only engines compute."""
+        ...
+
+    def rows(self, head: Buffer, first: int, count: int) -> FloatArray:
+        """The outputs of some tokens, head[:, first:first+count] of `[B, T, O]`, in host memory."""
+        ...
+
+    def best(self, head: Buffer, row: int, count: int) -> tuple[IdArray, FloatArray, FloatArray] | None:
+        """The largest outputs of one token: their places and values `[B, count]`, and the sum of all `[B]`.
+
+        In descending order, equal ones by their place. None where only engines compute.
+        """
         ...
 
     def append(

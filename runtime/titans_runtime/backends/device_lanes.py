@@ -88,9 +88,13 @@ class DeviceLanes:
         with self._device.lock:
             bound = self._executor.graph(self._step)
             written = {i: self._wide.carried[i].take() for i in bound.writes}
-            bound.load(Feed(data, 1), self._positions)
+            feed = Feed(data, 1)
+            bound.load(feed, self._positions)
             bound.run((*self._carried, *self._rows), written)
-            bad = bound.not_finite()
+            told = bound.tell(feed).outputs
+            head = cast(FloatArray, told.head)
+            arrays = [head] if told.surprise is None else [head, told.surprise]
+            bad = np.logical_or.reduce([~np.isfinite(array).all(axis=(1, 2)) for array in arrays])
             failed = {
                 lane: NonFiniteError(self._step.name, int(self._positions[lane]), None) for lane in lanes if bad[lane]
             }
@@ -105,8 +109,6 @@ class DeviceLanes:
                     places = [int(place) for place in self._positions % pool.length]
                     self._device.place(_all(table, pool), bound.rows(pool), places)
         self._positions[moving] += 1
-        told = bound.outputs(1)
-        head = cast(FloatArray, told.head)
         return head[:, 0], None if told.surprise is None else told.surprise[:, 0], failed
 
     def undo(self, lane: int) -> None:

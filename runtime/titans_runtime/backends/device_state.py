@@ -5,7 +5,8 @@ or when a graph is due (`plan`). The host twin is `cpu_state`, with the same rul
 
 A call reads the blocks of the state it is given and writes carried tensors into spare blocks, so they alternate between
 two. Rows come out into a place of their own and are put into their table by the device. What crosses the bus is tokens
-and positions on the way in, outputs and surprise on the way out.
+and positions on the way in, surprise and those outputs that the caller wants to see on the way out: outputs stay in a
+block of their own, and whoever may ask for the last token's later holds it.
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
 
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.backends.arena import scratch
-from titans_runtime.backends.base import Feed, Outputs, State
+from titans_runtime.backends.base import Best, Feed, Outputs, State
 from titans_runtime.backends.cpu_state import check_tensors
 from titans_runtime.backends.device import Bound, Buffer, Device, DeviceBlock, Program
-from titans_runtime.backends.pool import Lease, Pool, Shapes, Table, TablePool, by_length, by_writers
+from titans_runtime.backends.pool import Lease, Pool, Table, TablePool, by_length, by_writers
 from titans_runtime.bundle import Bundle
 from titans_runtime.contract import data_name, head_name
 from titans_runtime.errors import NonFiniteError
-from titans_runtime.manifest import GraphSpec
+from titans_runtime.manifest import GraphSpec, Initial, Shape, StateSpec
 
 # Combinations of blocks that a stream meets while it decodes and reads prompts in turn; see `cpu_state`.
 _BINDINGS = 32
@@ -57,11 +59,9 @@ class DeviceLayout:
         self.manifest = bundle.manifest
         self._forgetters: list[Callable[[int], None]] = []
 
-        def make(shapes: Shapes) -> DeviceBlock:
-            return DeviceBlock(device, shapes)
-
-        self.carried = tuple(Pool(specs, batch, make, self._forget) for specs in by_writers(bundle.manifest))
-        self.rows = tuple(TablePool(specs, batch, make, self._forget) for specs in by_length(bundle.manifest))
+        self._make = partial(DeviceBlock, device)
+        self.carried = tuple(Pool(specs, batch, self._make, self._forget) for specs in by_writers(bundle.manifest))
+        self.rows = tuple(TablePool(specs, batch, self._make, self._forget) for specs in by_length(bundle.manifest))
         beginning = {
             spec.name: np.broadcast_to(
                 bundle.initial.get(spec.name, np.zeros((), spec.dtype))
@@ -88,6 +88,13 @@ class DeviceLayout:
         """A state of its own with copies of these values. Raises `InputError` for what does not fit."""
         check_tensors(self.manifest, tensors, self.batch)
         return self._filled(tensors, position)
+
+    def outputs(self, name: str, shape: Shape) -> Pool[DeviceBlock]:
+        """Blocks for one graph's outputs, which are leased as a state's tensors are."""
+        spec = StateSpec(
+            name=name, kind="carried", dtype="float32", shape=shape, initial=Initial(), input=name, output=name
+        )
+        return Pool([spec], self.batch, self._make, self._forget)
 
     def on_drop(self, forget: Callable[[int], None]) -> None:
         """Call `forget` with the id of a block that is gone, so that nothing else keeps its memory."""
@@ -126,7 +133,8 @@ class DeviceExecutor:
             written = {i: layout.carried[i].take() for i in bound.writes}
             bound.load(feed, state.position)
             bound.run((*state.carried, *state.rows), written)
-            bound.check_finite(written, state.position, feed.length)
+            told = bound.tell(feed)
+            bound.check_finite(told, written, state.position, feed)
             after = tuple(written.get(i, lease) for i, lease in enumerate(state.carried))
             rows = state.rows
             if bound.appends:
@@ -134,7 +142,7 @@ class DeviceExecutor:
                     self._append(pool, table, state.position % pool.length, feed.length, bound)
                     for pool, table in zip(layout.rows, rows, strict=True)
                 )
-        return bound.outputs(feed.length), DeviceState(state.batch, state.position + feed.length, after, rows)
+        return told.outputs, DeviceState(state.batch, state.position + feed.length, after, rows)
 
     def graph(self, graph: GraphSpec) -> DeviceGraph:
         """A graph with this executor's places for what goes in and comes out, set up when first needed."""
@@ -161,6 +169,14 @@ class DeviceExecutor:
             bound.forget(block)
 
 
+@dataclass(frozen=True)
+class Told:
+    """What came back of one run, and whether all of it is finite; `best` chooses by comparison, so its sum is added."""
+
+    outputs: Outputs
+    finite: bool
+
+
 class DeviceGraph:
     """One graph: fixed places for the data that goes in and comes out, and bindings to the blocks it met lately.
 
@@ -181,8 +197,11 @@ class DeviceGraph:
             i for i, pool in enumerate(self._states) if any(spec.input in self._inputs for spec in pool.specs)
         )
         states = {name for spec in manifest.states for name in (spec.input, spec.output)}
+        head = [t for t in graph.outputs if t.name == head_name(manifest)]
         self._data = scratch([t for t in graph.inputs if t.name not in states], layout.batch)
-        self._results = scratch([t for t in graph.outputs if t.name not in states], layout.batch)
+        self._results = scratch([t for t in graph.outputs if t.name not in states and t not in head], layout.batch)
+        self._heads = [layout.outputs(t.name, t.shape) for t in head]  # one, or none of a commit
+        self._head: Lease[DeviceBlock] | None = None  # of the last run
         rows = {spec.output: spec for spec in manifest.states if spec.kind == "rows"}
         self._rows: dict[str, Buffer] = {}
         for tensor in graph.outputs:
@@ -206,10 +225,13 @@ class DeviceGraph:
 
     def run(self, leases: Sequence[Lease[DeviceBlock]], written: Mapping[int, Lease[DeviceBlock]]) -> None:
         """Run, reading `leases` (carried, then rows) and writing `written` (by group)."""
+        self._head = None  # its block is the next run's, unless somebody holds it
+        self._head = next((pool.take() for pool in self._heads), None)
         key = (*(leases[i].block.id for i in self._reads), *(written[i].block.id for i in self.writes))
+        key += () if self._head is None else (self._head.block.id,)
         binding = self._bindings.get(key)
         if binding is None:
-            binding = self._bindings[key] = self._bind(leases, written)
+            binding = self._bindings[key] = self._bind(leases, written, self._head)
             if len(self._bindings) > _BINDINGS:
                 self._bindings.popitem(last=False)
         else:
@@ -217,17 +239,39 @@ class DeviceGraph:
         binding.run()
         self._layout.device.traffic.calls += 1
 
-    def check_finite(self, written: Mapping[int, Lease[DeviceBlock]], position: int, length: int) -> None:
-        """Raise `NonFiniteError` if an output that came to the host, padding aside, or a written memory is not finite.
+    def tell(self, feed: Feed) -> Told:
+        """Bring what the caller of the last run wants to see."""
+        surprise = self._surprise(feed.length)
+        finite = surprise is None or bool(np.isfinite(surprise).all())
+        if self._head is None or feed.rows == "none":
+            return Told(Outputs(None, surprise), finite)
+        device, head = self._layout.device, self._head
+        buffer = head.block.tensors[head_name(self._manifest)]
+        best = None if feed.best is None or feed.rows != "last" else device.best(buffer, feed.length - 1, feed.best)
+        if best is not None:
+            ids, scores, total = best
+            rest = partial(_last, device, head, buffer, feed.length)
+            finite = finite and bool(np.isfinite(total).all())
+            return Told(Outputs(None, surprise, Best(ids, scores, rest)), finite)
+        count = feed.length if feed.rows == "every" else 1
+        rows = device.rows(buffer, feed.length - count, count)
+        return Told(Outputs(rows, surprise), finite and bool(np.isfinite(rows).all()))
+
+    def check_finite(self, told: Told, written: Mapping[int, Lease[DeviceBlock]], position: int, feed: Feed) -> None:
+        """Raise `NonFiniteError` if what came to the host, padding aside, or a written memory is not finite.
 
         What a step writes reaches its own outputs. What a commit writes is read by the next token only, so it is added
-        up on the device, where the device can. The state is fetched if something is wrong, to say where it began.
+        up on the device, where the device can; so are outputs that stay there. All of it is fetched if something is
+        wrong, to say where it began.
         """
-        told = self._told(length)
-        sound = all(np.isfinite(array).all() for array in told)
-        if sound and (self._graph.kind not in ("prefill", "commit") or self._sums_are_finite(written)):
+        if told.finite and (self._graph.kind not in ("prefill", "commit") or self._sums_are_finite(written)):
             return
-        tokens = [int(np.flatnonzero(~np.isfinite(a).all(axis=(0, 2)))[0]) for a in told if not np.isfinite(a).all()]
+        length = feed.length
+        arrays = [] if told.outputs.surprise is None else [told.outputs.surprise]
+        if self._head is not None:
+            buffer = self._head.block.tensors[head_name(self._manifest)]
+            arrays.append(self._layout.device.rows(buffer, 0, length))
+        tokens = [int(np.flatnonzero(~np.isfinite(a).all(axis=(0, 2)))[0]) for a in arrays if not np.isfinite(a).all()]
         found: dict[str, Array] = {}
         for i, lease in written.items():
             tensors = lease.block.tensors
@@ -239,38 +283,32 @@ class DeviceGraph:
 
     def _sums_are_finite(self, written: Mapping[int, Lease[DeviceBlock]]) -> bool:
         """Whether what was written adds up to finite numbers, as far as the device can tell."""
-        buffers = [buffer for lease in written.values() for buffer in lease.block.tensors.values()]
+        leases = [*written.values(), *([] if self._head is None else [self._head])]
+        buffers = [buffer for lease in leases for buffer in lease.block.tensors.values()]
         floats = [buffer for buffer in buffers if buffer.dtype.startswith("float")]
         sums = self._layout.device.sums(floats) if floats else None
         return sums is None or bool(np.isfinite(sums).all())
 
-    def not_finite(self) -> Array:
-        """Flags `[B]`: the streams with outputs that are not finite after a call for one token."""
-        flags: Array = np.logical_or.reduce([~np.isfinite(array).all(axis=(1, 2)) for array in self._told(1)])
-        return flags
-
     def rows(self, pool: TablePool[DeviceBlock]) -> list[Buffer]:
         """The rows that the last run returned, in the order of the pool."""
         return [self._rows[spec.output] for spec in pool.specs]
-
-    def outputs(self, length: int) -> Outputs:
-        """Windows onto the last run's data outputs, padding cut off."""
-        return Outputs(self._window(head_name(self._manifest), length), self._window("surprise", length))
 
     def forget(self, block: int) -> None:
         """Drop the bindings to a block."""
         for key in [key for key in list(self._bindings) if block in key]:
             self._bindings.pop(key, None)
 
-    def _told(self, length: int) -> list[FloatArray]:
-        windows = (self._window(name, length) for name in ("surprise", head_name(self._manifest)))
-        return [array for array in windows if array is not None]
-
-    def _window(self, name: str, length: int) -> FloatArray | None:
-        array = self._results.tensors.get(name)
+    def _surprise(self, length: int) -> FloatArray | None:
+        """A window onto the last run's, padding cut off."""
+        array = self._results.tensors.get("surprise")
         return None if array is None else array[:, :length]
 
-    def _bind(self, leases: Sequence[Lease[DeviceBlock]], written: Mapping[int, Lease[DeviceBlock]]) -> Bound:
+    def _bind(
+        self,
+        leases: Sequence[Lease[DeviceBlock]],
+        written: Mapping[int, Lease[DeviceBlock]],
+        head: Lease[DeviceBlock] | None,
+    ) -> Bound:
         inputs = {
             spec.input: leases[i].block.tensors[spec.name]
             for i in self._reads
@@ -280,7 +318,14 @@ class DeviceGraph:
         outputs = {
             spec.output: written[i].block.tensors[spec.name] for i in self.writes for spec in self._states[i].specs
         }
-        return self._program.bind(self._data.tensors, self._results.tensors, inputs, outputs | self._rows)
+        outputs |= self._rows | ({} if head is None else head.block.tensors)
+        return self._program.bind(self._data.tensors, self._results.tensors, inputs, outputs)
+
+
+def _last(device: Device, head: Lease[DeviceBlock], buffer: Buffer, length: int) -> FloatArray:
+    """The outputs after a call's last token `[B, outputs]`, from the block that is held for it."""
+    with device.lock:
+        return device.rows(buffer, length - 1, 1)[:, 0]
 
 
 def _all(lease: Lease[DeviceBlock], pool: Pool[DeviceBlock]) -> list[Buffer]:

@@ -35,11 +35,11 @@ class Value:
 
 @dataclass(frozen=True)
 class Node:
-    """One operator, with whole numbers as attributes."""
+    """One operator, with whole numbers as attributes. It is called after its first output."""
 
     operator: str
     inputs: Sequence[str]
-    output: str
+    output: str | tuple[str, ...]
     attributes: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -87,8 +87,9 @@ def _text(tag: int, text: str) -> bytes:
 
 
 def _node(node: Node) -> bytes:
-    content = b"".join(_text(1, name) for name in node.inputs) + _text(2, node.output)
-    content += _text(3, node.output) + _text(4, node.operator)
+    outputs = (node.output,) if isinstance(node.output, str) else node.output
+    content = b"".join(_text(1, name) for name in node.inputs) + b"".join(_text(2, name) for name in outputs)
+    content += _text(3, outputs[0]) + _text(4, node.operator)
     for name, number in node.attributes.items():
         content += _bytes(5, _text(1, name) + _number(3, number) + _number(20, _INT))
     return _bytes(1, content)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from titans_runtime.arrays import Array
+from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.backends.device import Buffer, Traffic
 from titans_runtime.backends.onnx_cpu import first_line, wrap_weights
 from titans_runtime.backends.ort_moves import Moves, OrtBuffer
@@ -90,6 +90,18 @@ class OrtMemory:
     def sums(self, buffers: Sequence[Buffer]) -> Array | None:
         """The sum of each tensor, float32 `[n]`, added up on the device."""
         return self._moves.sums(_ort(buffers))
+
+    def rows(self, head: Buffer, first: int, count: int) -> FloatArray:
+        """Some tokens' outputs, cut out on the device."""
+        rows: FloatArray = self._moves.rows(cast(OrtBuffer, head), first, count)
+        self.traffic.told += rows.size
+        return rows
+
+    def best(self, head: Buffer, row: int, count: int) -> tuple[IdArray, FloatArray, FloatArray] | None:
+        """The largest outputs of one token, chosen on the device."""
+        ids, scores, total = self._moves.best(cast(OrtBuffer, head), row, count)
+        self.traffic.told += ids.size + scores.size + total.size
+        return ids, scores, total
 
     def append(
         self, source: Sequence[Buffer], target: Sequence[Buffer], rows: Sequence[Buffer], start: int, count: int

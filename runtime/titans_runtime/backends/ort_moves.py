@@ -3,7 +3,7 @@
 Knows which graph makes which move. Does not know states. A provider has no call for "write this row into that table",
 but its ScatterND kernel does just that, and writes only those rows where input and output are the same tensor. Where a
 provider cannot have them the same (an engine compiler may read and write in any order), the result goes into a spare
-tensor and is copied over, still on the device.
+tensor and is copied over, still on the device. What comes back to the host is cut out, chosen or added up there first.
 """
 
 from __future__ import annotations
@@ -108,18 +108,45 @@ class Moves:
         self._run("keep", {"source": new, "part": old}, new, {"lanes": which, "places": which[:, None]})
 
     def sums(self, buffers: Sequence[OrtBuffer]) -> Array:
-        """The sum of each tensor, float32 `[n]`; the one thing here that comes back to the host."""
+        """The sum of each tensor, float32 `[n]`, on the host."""
         kind = _Kind("sums", tuple((buffer.dtype, len(buffer.shape)) for buffer in buffers))
+        (sums,) = self._told(kind, _sums, buffers, {}, ["sums"])
+        return sums
+
+    def rows(self, head: OrtBuffer, first: int, count: int) -> Array:
+        """head[:, first:first+count] of `[B, T, O]`, on the host."""
+        numbers = {"begin": np.array([first]), "end": np.array([first + count])}
+        (rows,) = self._told(_Kind("rows", ()), lambda kind: _rows(), [head], numbers, ["rows"])
+        return rows
+
+    def best(self, head: OrtBuffer, row: int, count: int) -> tuple[Array, Array, Array]:
+        """Of head[:, row]: the places and values of the largest, `[B, count]`, and the sum `[B]`, on the host."""
+        numbers = {"begin": np.array([row]), "end": np.array([row + 1]), "k": np.array([count])}
+        names = ["places", "largest", "sum"]
+        places, largest, total = self._told(_Kind("best", ()), lambda kind: _best(), [head], numbers, names)
+        return places[:, 0], largest[:, 0], total[:, 0]
+
+    def _told(
+        self,
+        kind: _Kind,
+        graph: Callable[[_Kind], bytes],
+        buffers: Sequence[OrtBuffer],
+        numbers: Mapping[str, Array],
+        names: Sequence[str],
+    ) -> list[Array]:
+        """Run a graph over tensors of the device, and bring its outputs to the host."""
         session = self._sessions.get(kind)
         if session is None:
-            session = self._sessions[kind] = self._session(_sums(kind))
+            session = self._sessions[kind] = self._session(graph(kind))
         binding = session.io_binding()
         for i, buffer in enumerate(buffers):
             binding.bind_ortvalue_input(f"source{i}", buffer.value)
-        binding.bind_output("sums", "cpu")
+        for number, array in numbers.items():
+            binding.bind_cpu_input(number, array)
+        for name in names:
+            binding.bind_output(name, "cpu")
         session.run_with_iobinding(binding)
-        sums: Array = binding.copy_outputs_to_cpu()[0]
-        return sums
+        return [np.asarray(array) for array in binding.copy_outputs_to_cpu()]
 
     def _run(
         self,
@@ -203,6 +230,28 @@ def _sums(kind: _Kind) -> bytes:
     nodes.append(Node("Concat", [f"one{i}" for i in range(count)], "sums", {"axis": 0}))
     values = [Value(f"source{i}", dtype, rank) for i, (dtype, rank) in enumerate(kind.tensors)]
     return model(values, [Value("sums", "float32", 1)], nodes, {"first": [0]})
+
+
+_CUT = Node("Slice", ["source0", "begin", "end", "second"], "rows")  # tokens are the second axis of outputs
+_BOUNDS = [Value("source0", "float32", 3), Value("begin", "int64", 1), Value("end", "int64", 1)]
+
+
+@cache
+def _rows() -> bytes:
+    """The model that cuts some tokens' outputs out of `[B, T, O]`."""
+    return model(_BOUNDS, [Value("rows", "float32", 3)], [_CUT], {"second": [1]})
+
+
+@cache
+def _best() -> bytes:
+    """The model that finds the largest outputs of one token, and adds all of them up."""
+    outputs = [Value("places", "int64", 3), Value("largest", "float32", 3), Value("sum", "float32", 2)]
+    nodes = [
+        _CUT,
+        Node("TopK", ["rows", "k"], ("largest", "places"), {"axis": 2}),
+        Node("ReduceSum", ["rows", "last"], "sum", {"keepdims": 0}),
+    ]
+    return model([*_BOUNDS, Value("k", "int64", 1)], outputs, nodes, {"second": [1], "last": [2]})
 
 
 def _nodes(name: str, i: int) -> list[Node]:

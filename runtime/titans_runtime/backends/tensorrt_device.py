@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from titans_runtime.arrays import Array
+from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.backends.cuda import Captured, Cuda, CudaBuffer, Pinned
 from titans_runtime.backends.device import Buffer, Traffic
 from titans_runtime.backends.engine_files import EngineFile, EngineFiles, Here
@@ -70,6 +70,22 @@ class CudaMemory:
 
     def sums(self, buffers: Sequence[Buffer]) -> Array | None:
         """None: there is no kernel here but the engines'."""
+        return None
+
+    def rows(self, head: Buffer, first: int, count: int) -> FloatArray:
+        """Some tokens' outputs."""
+        source = cast(CudaBuffer, head)
+        streams, tokens, width = source.shape
+        rows = np.empty((streams, count, width), np.float32)
+        for stream, target in enumerate(rows):
+            start = source.address + (stream * tokens + first) * width * rows.itemsize
+            self._cuda.to_host(target.ctypes.data, start, target.nbytes)
+        self._cuda.wait()
+        self.traffic.told += rows.size
+        return rows
+
+    def best(self, head: Buffer, row: int, count: int) -> tuple[IdArray, FloatArray, FloatArray] | None:
+        """None, as `sums`."""
         return None
 
     def append(

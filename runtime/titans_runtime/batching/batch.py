@@ -132,7 +132,8 @@ class BatchSession(Session):
             return self._submit(array, every, lambda outputs: outputs)
         return self._submit(array, every, lambda outputs: outputs.reshape(-1))
 
-    def _consume(self, array: Array, every: bool) -> FloatArray:
+    def _consume(self, array: Array, every: bool, best: int | None = None) -> FloatArray:
+        # Lanes bring the outputs of all that are stepped together, so `best` makes no difference.
         future = self._submit(array, every, lambda outputs: outputs)
         try:
             return future.result()
@@ -189,10 +190,15 @@ class _EngineFeeder:
         return self._feeder.backend
 
     def feed(
-        self, state: State, inputs: Array, all_outputs: bool = False, policy: Policy = FASTEST
+        self,
+        state: State,
+        inputs: Array,
+        all_outputs: bool = False,
+        policy: Policy = FASTEST,
+        best: int | None = None,
     ) -> tuple[Fed, State]:
         """Feed on the caller's thread, outside of the engine."""
-        return self._feeder.feed(self.home(state), inputs, all_outputs, policy)
+        return self._feeder.feed(self.home(state), inputs, all_outputs, policy, best)
 
     def home(self, state: State) -> State:
         """The state as the backend's own value."""

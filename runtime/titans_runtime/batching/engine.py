@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from titans_runtime.backends.base import Backend, Feed, State
+from titans_runtime.backends.base import Backend, Feed, Rows, State
 from titans_runtime.batching.jobs import Job, JobFailedError
 from titans_runtime.batching.seats import Seat, Seated, Seats
 from titans_runtime.batching.spill import Residency, Spilled
@@ -212,7 +212,7 @@ class Engine:
         if job.calls is None:
             job.calls = self._planner.calls(job.state.position, job.tokens)
         call = next(job.calls)
-        done = call.offset + call.length == job.tokens
+        done = job.ends(call)
         try:
             self._call(job, call)
             if done:
@@ -229,8 +229,9 @@ class Engine:
 
     def _call(self, job: Job, call: Call) -> None:
         data = job.inputs[None, call.offset : call.offset + call.length] if call.length else None
+        rows: Rows = "every" if job.every else "last" if job.ends(call) else "none"
         with self._backend.executor(1) as executor:
-            told, job.state = executor.run(call.graph, job.state, Feed(data, call.length))
+            told, job.state = executor.run(call.graph, job.state, Feed(data, call.length, rows))
             job.collect(
                 call,
                 None if told.head is None else told.head[0],

@@ -50,12 +50,15 @@ class Job:
         """How many there are to consume."""
         return len(self.inputs)
 
+    def ends(self, call: Call) -> bool:
+        """Whether a call consumes the last token."""
+        return call.offset + call.length == self.tokens
+
     def collect(self, call: Call, head: FloatArray | None, surprise: FloatArray | None) -> None:
-        """Keep what a call said, `[length, O]` and `[length, M]`."""
-        if head is None:
+        """Keep what a call said, outputs `[n, O]` of its last n tokens and surprise `[length, M]`."""
+        if call.length == 0:
             return
-        last = call.offset + call.length == self.tokens
-        if self.every or last:
+        if head is not None and (self.every or self.ends(call)):
             self.outputs.append((head if self.every else head[-1:]).copy())
         self.surprise.append(np.zeros((call.length, 0), np.float32) if surprise is None else surprise.copy())
 
