@@ -100,11 +100,13 @@ class TitansConfig:
             _at_least(name, getattr(self, name), 1)
         _at_least("persistent_tokens", self.persistent_tokens, 0)
         if self.dim % self.memory.heads:
-            raise ConfigError(f"dim {self.dim} is not a multiple of memory.heads {self.memory.heads}")
+            raise ConfigError(
+                f"dim {self.dim} is not a multiple of memory.heads {self.memory.heads}; change one of them"
+            )
         if self.has_attention and self.dim % (2 * self.heads):
             raise ConfigError(
                 f"dim {self.dim} is not a multiple of 2 * heads = {2 * self.heads};"
-                " rotary positions need an even head width"
+                " rotary positions need an even head width: change one of them"
             )
         if self.variant == "lmm" and self.persistent_tokens:
             raise ConfigError(
@@ -130,7 +132,8 @@ class TitansConfig:
         wrong = [i for i in self.memory_layers if not 0 <= i < self.layers]
         if wrong or len(set(self.memory_layers)) != len(self.memory_layers):
             raise ConfigError(
-                f"memory_layers {list(self.memory_layers)} must be distinct layer numbers from 0 to {self.layers - 1}"
+                f"memory_layers {list(self.memory_layers)} must be distinct layer numbers from 0 to {self.layers - 1};"
+                " name each layer once, or set it to null for all of them"
             )
         if self.variant == "lmm" and len(self.memory_layers) != self.layers:
             raise ConfigError("every layer of an lmm has a memory; set memory_layers to null or choose mal, mag or mac")
@@ -210,7 +213,7 @@ def _fields(cls: type, values: object, what: str) -> dict[str, Any]:
             raise ConfigError(f"unknown {what} option {name!r}; known options are {', '.join(sorted(known))}")
         types = _PLAIN_TYPES.get(known[name])
         if types and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):
-            raise ConfigError(f"{what} option {name} must be {known[name]}, found {value!r}")
+            raise ConfigError(f"{what} option {name} must be {known[name]}, found {value!r}; change it")
     return dict(values)
 
 

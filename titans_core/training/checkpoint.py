@@ -15,6 +15,7 @@ Knows files. Does not know the loop, nor what the training tensors mean.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -72,6 +73,7 @@ def prepare_directory(path: Path) -> None:
     Raises:
         CheckpointError: `path` is a file, an unrelated directory with something in it, or cannot be written.
     """
+    new, probe = not path.exists(), path / f".{MARKER}.{os.getpid()}"
     try:
         if path.exists() and not path.is_dir():
             raise CheckpointError(f"{path} is a file; choose a directory for the checkpoint")
@@ -80,10 +82,13 @@ def prepare_directory(path: Path) -> None:
                 f"{path} holds files that are not a checkpoint; choose a new or an empty directory, nothing was touched"
             )
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".{MARKER}.{os.getpid()}"
         _write_text(probe, json.dumps(FORMAT) + "\n")
         probe.replace(path / MARKER)
     except OSError as error:
+        with contextlib.suppress(OSError):  # as it was before, so that the next try finds nothing in its way
+            probe.unlink(missing_ok=True)
+            if new:
+                path.rmdir()
         raise CheckpointError(f"cannot write {path} ({error.strerror}); choose a directory you can write to") from error
 
 

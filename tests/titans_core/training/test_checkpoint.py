@@ -119,6 +119,25 @@ def test_an_unrelated_directory_is_refused_and_left_alone(tmp_path: Path) -> Non
         prepare_directory(tmp_path / "thesis.txt")
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_full_disk_leaves_nothing_in_the_way_of_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool
+) -> None:
+    def full(path: Path, text: str) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "checkpoint"
+    if exists:
+        path.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_write_text", full)
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            prepare_directory(path)
+    assert path.exists() == exists
+    prepare_directory(path)
+
+
 def test_a_full_disk_leaves_the_earlier_step(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(tensors: object, path: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
