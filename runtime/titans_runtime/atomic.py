@@ -43,11 +43,25 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, *, durable: bool
             _sync_folder(target.parent)
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise StateError(f"{target} cannot be written ({reason}); free some space or choose another place") from error
+        remedy = "make its directory" if isinstance(error, FileNotFoundError) else "free some space"
+        raise StateError(f"{target} cannot be written ({reason}); {remedy} or choose another place") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
     _remove_leftovers(target.parent, prefix)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise `StateError` where a file plainly cannot be written, before work is done that is to end in it."""
+    target = Path(path)
+    if target.is_dir():
+        raise StateError(f"{target} is a directory; name a file")
+    if not target.parent.is_dir():
+        raise StateError(
+            f"{target} cannot be written ({target.parent} is no directory); make it or choose another place"
+        )
+    if not os.access(target.parent, os.W_OK):
+        raise StateError(f"{target} cannot be written (its directory is read-only); choose another place")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -66,7 +66,10 @@ def read_manifest_of(folder: Path) -> Manifest:
         raise BundleError(f"{file} is not UTF-8 (byte {error.start}); {_COPY_AGAIN}") from None
     except OSError as error:
         raise BundleError(f"{file} cannot be read ({error.strerror}); check its permissions") from None
-    manifest = Manifest.from_json(text)  # first, because what it says of a damaged file is more to the point
+    try:
+        manifest = Manifest.from_json(text)  # first, because what it says of a damaged file is more to the point
+    except BundleError as error:
+        raise BundleError(f"{folder}{os.sep}{error}") from error  # it begins with the file's name
     check_seal(parse(text, str(file)))
     return manifest
 

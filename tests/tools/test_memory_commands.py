@@ -63,6 +63,19 @@ def test_a_damaged_memory_is_one_line_and_stays_as_it_is(tiny_bundle: Path, tmp_
     assert state.read_bytes() == damaged
 
 
+@pytest.mark.parametrize("command", [["run", "--prompt", "a", "--state-out"], ["chat", "--memory"]])
+@pytest.mark.parametrize(
+    ("place", "says"), [("nowhere/a.state", "is no directory); make it"), (".", "is a directory; name a file")]
+)
+def test_a_memory_that_cannot_be_written_is_an_error_before_anything_is_generated(
+    tiny_bundle: Path, tmp_path: Path, command: list[str], place: str, says: str
+) -> None:
+    result = titans(command[0], tiny_bundle, *command[1:], tmp_path / place, lines="hello\n")
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert says in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_chat_remembers_in_the_next_process(tiny_bundle: Path, tmp_path: Path) -> None:
     memory = tmp_path / "me.state"
     options = ("--memory", memory, "--temperature", "0", "--max-new-tokens", "7", "--json")

@@ -62,10 +62,13 @@ def chat(
     --json the whole conversation is one document at its end.
     """
     import titans_runtime
+    from titans_runtime.atomic import check_writable
 
     if "{message}" not in template:
         raise click.UsageError('--template must contain {message}, for example --template "User: {message}\\nBot:"')
     options = titans_runtime.SamplingOptions(temperature=temperature, top_p=top_p, seed=seed)
+    if memory is not None:
+        check_writable(memory)
     model = titans_runtime.load(bundle, provider=provider, threads=threads)
     if memory is not None and memory.exists():
         session = model.restore(memory)

@@ -72,6 +72,7 @@ def run(
     memory of an earlier run goes on, and the prompt may be left out.
     """
     import titans_runtime
+    from titans_runtime.atomic import check_writable
 
     text = _prompt(prompt, prompt_file, optional=state_in is not None)
     options = titans_runtime.SamplingOptions(
@@ -82,6 +83,8 @@ def run(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
+    if state_out is not None:
+        check_writable(state_out)  # now, and not after all that is to be remembered
     model = titans_runtime.load(bundle, provider=provider, threads=threads)
     session = model.session() if state_in is None else model.restore(state_in)
     show = not as_json if stream is None else stream
