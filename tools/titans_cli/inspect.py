@@ -58,14 +58,14 @@ def _show(manifest: Manifest, sizes: dict[str, int]) -> None:
     """The same for people, on stdout."""
     console = Console(highlight=False)
     model = manifest.model
-    console.print(f"{model.name}: {model.parameters:,} parameters, {manifest.dtype} weights, opset {manifest.opset}")
+    click.echo(f"{model.name}: {model.parameters:,} parameters, {manifest.dtype} weights, opset {manifest.opset}")
     takes = [f"{name} {value}" for name, value in asdict(manifest.inputs).items()]
     if manifest.tokenizer:
         takes.append(f"{manifest.tokenizer.kind} tokenizer")
-    console.print(", ".join([*takes, f"chunk {manifest.chunk}"]))
+    click.echo(", ".join([*takes, f"chunk {manifest.chunk}"]))
     made = [f"{name} {value}" for name, value in manifest.provenance.items() if "." not in name]  # a.b: settings
-    console.print(f"made with {', '.join(made)}")
-    console.print(_verdict(manifest))
+    click.echo(f"made with {', '.join(made)}")
+    click.echo(_verdict(manifest))
 
     table = Table(title=f"State of one stream: {_bytes(manifest.stream_bytes)}", title_justify="left")
     for column in ("tensor", "kind", "type", "shape", "starts as"):

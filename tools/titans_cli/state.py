@@ -61,11 +61,11 @@ def inspect(file: Path, as_json: bool) -> None:
         print_json(document)
         return
     console = Console(highlight=False)
-    console.print(f"{file}: {header.position:,} tokens of {header.model}, {header.commits:,} commits")
+    click.echo(f"{file}: {header.position:,} tokens of {header.model}, {header.commits:,} commits")
     totals = header.totals
-    console.print(f"surprise {totals.mean:.4g} ± {totals.deviation:.4g} per token, {totals.highest:.4g} at most")
+    click.echo(f"surprise {totals.mean:.4g} ± {totals.deviation:.4g} per token, {totals.highest:.4g} at most")
     packed = ", compressed" if header.compressed else ""
-    console.print(f"{file.stat().st_size:,} bytes{packed}, checksum matches, model identity {header.identity[:12]}")
+    click.echo(f"{file.stat().st_size:,} bytes{packed}, checksum matches, model identity {header.identity[:12]}")
     table = Table("tensor", "type", "shape")
     table.columns[0].overflow = "fold"
     table.add_column("norm", justify="right")
@@ -99,7 +99,7 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
         print_json({"same": same, "first": _facts(header), "second": _facts(other), "tensors": changes})
     else:
         console = Console(highlight=False)
-        console.print(f"{header.position:,} tokens in {first}, {other.position:,} in {second}")
+        click.echo(f"{header.position:,} tokens in {first}, {other.position:,} in {second}")
         table = Table("tensor")
         table.columns[0].overflow = "fold"
         for column in ("largest difference", "relative to the norm"):
