@@ -9,6 +9,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tests.export.conftest import Exported
 from titans_runtime import Mark, Model, Session
 from titans_runtime.arrays import Array
 
+CLOSE = 1e-5  # a batched product sums in another order
 CUTS = (1, 7, 16, 29, 40, 64)  # inside chunks and on their borders; a chunk is 16 tokens
 
 
@@ -145,3 +147,31 @@ def test_a_session_restored_in_a_new_process_continues_as_if_it_had_never_stoppe
     arguments = [sys.executable, "-c", CONTINUE, exported.path, tmp_path / "following.npy", *expected]
     done = subprocess.run([str(a) for a in arguments], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exported", ["lmm-tokens", "mal-continuous", "mag-tokens", "mac-tokens"], indirect=True)
+def test_64_sessions_of_random_lengths_from_8_threads_with_room_for_8_each_equal_their_solo_run(
+    exported: Exported,
+) -> None:
+    model = titans_runtime.load(exported.path, provider="cpu", threads=1)
+
+    def live(session: Session, number: int) -> list[Array]:
+        random = np.random.default_rng(number)
+        lengths = random.choice([1, 1, 1, 1, 2, 9, 16, 40], random.integers(3, 12))
+        return [
+            session.feed(piece(exported.continuous, int(length), 100 * number + i), all_logits=True)
+            for i, length in enumerate(lengths)
+        ]
+
+    with model.batch(lanes=16, resident=8) as batch:
+        sessions = [batch.session() for _ in range(64)]
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(live, sessions, range(64)))
+        assert batch.resident <= 8
+        assert batch.spills >= 64 - 8
+        for number, session in enumerate(sessions):
+            alone = model.session()
+            for ours, theirs in zip(together[number], live(alone, number), strict=True):
+                np.testing.assert_allclose(ours, theirs, rtol=CLOSE, atol=CLOSE)
+            assert session.position == alone.position
