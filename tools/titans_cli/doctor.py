@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Sequence
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from titans_cli.options import json_option, print_json
 
 # Command -> the packages it needs beyond the base dependencies, and the extra that brings them.
 _NEEDS = {
     "titans train": (("torch",), "train"),
-    "titans export, verify": (("torch", "onnx", "onnxruntime"), "export"),
-    "titans run": (("onnxruntime",), "cpu"),
+    "titans export, import, verify, slim": (("torch", "onnx", "onnxruntime"), "export"),
+    "titans build --backend tensorrt-rtx": (("torch", "onnx", "tensorrt-rtx"), "export,tensorrt-rtx"),
+    "titans run, chat, bench": (("onnxruntime",), "cpu"),
 }
 
 
@@ -42,12 +40,14 @@ def doctor(as_json: bool) -> None:
     if as_json:
         print_json({"machine": machine, "commands": commands, "providers": providers})
         return
-    console = Console(highlight=False)
-    console.print(f"Python {machine['python']} on {machine['system']}")
-    console.print(_table("Commands", ("command", "status", "versions", "to do"), [tuple(c.values()) for c in commands]))
-    columns = ("name", "status", "version", "detail", "remedy")
-    rows = [tuple(provider[column] or "" for column in columns) for provider in providers]
-    console.print(_table("Execution providers", ("provider", *columns[1:4], "to do"), rows))
+    click.echo(f"Python {machine['python']} on {machine['system']}")
+    click.echo("\nCommands")
+    for command in commands:
+        _show(command["name"], command["status"], command["versions"], command["remedy"])
+    click.echo("\nExecution providers")
+    for provider in providers:
+        version = f"version {provider['version']}" if provider["version"] else ""
+        _show(provider["name"], provider["status"], version, provider["detail"], provider["remedy"])
 
 
 def _command(name: str, packages: tuple[str, ...], extra: str) -> dict[str, str]:
@@ -57,7 +57,7 @@ def _command(name: str, packages: tuple[str, ...], extra: str) -> dict[str, str]
         "name": name,
         "status": f"{', '.join(missing)} missing" if missing else "ready",
         "versions": ", ".join(f"{package} {version}" for package, version in versions.items() if version),
-        "remedy": f"pip install 'titans-deploy[{extra}]'" if missing else "",
+        "remedy": f"run: pip install 'titans-deploy[{extra}]'" if missing else "",
     }
 
 
@@ -71,10 +71,9 @@ def _version(package: str) -> str | None:
     return None
 
 
-def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(str(cell).replace("[", r"\[") for cell in row))
-    return table
+def _show(name: object, status: object, *lines: object) -> None:
+    """Never broken, so that a command can be copied as it stands."""
+    click.echo(f"  {click.style(str(name), bold=True)}: {status}")
+    for line in lines:
+        if line:
+            click.echo(f"      {line}")
