@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from titans_export.tensorrt_options import (
     timings,
 )
 from titans_runtime.backends import nvidia, tensorrt_modules
+from titans_runtime.backends.chooser import chooser
 from titans_runtime.bundle import open_bundle
 from titans_runtime.errors import ProviderError
 from titans_runtime.manifest import GraphSpec, Manifest
@@ -90,7 +91,7 @@ def build_engines(
         progress: called with (parts done, parts).
 
     Returns:
-        What was built, one entry per graph.
+        What was built, one entry per graph, and for a token model the engine that chooses among its logits.
 
     Raises:
         BundleError: the bundle is damaged.
@@ -121,12 +122,23 @@ def build_engines(
                 progress(int((number + share) * STEPS), len(manifest.graphs) * STEPS)
 
         engine, data = _Build(module, backend, options, tell).build(bundle, manifest, graph, directory)
-        _write(bundle / engine.file, data)
-        sidecar = json.dumps(SIDECAR_FORMAT | asdict(engine), indent=1) + "\n"
-        _write((bundle / engine.file).with_suffix(".json"), sidecar.encode())
+        _write_engine(bundle, engine, data)
         built.append(engine)
         tell(1.0)
+    if (chooses := chooser(manifest)) is not None:
+        whole = replace(options, refit=False, strip_weights=False)  # it has no weights
+        build = _Build(module, backend, whole, lambda share: None)
+        engine, data = build.build(bundle, manifest, chooses.spec, directory, chooses.onnx)
+        _write_engine(bundle, engine, data)
+        built.append(engine)
     return built
+
+
+def _write_engine(bundle: Path, engine: Engine, data: bytes) -> None:
+    """An engine and its sidecar."""
+    _write(bundle / engine.file, data)
+    sidecar = json.dumps(SIDECAR_FORMAT | asdict(engine), indent=1) + "\n"
+    _write((bundle / engine.file).with_suffix(".json"), sidecar.encode())
 
 
 def _target(backend: str, options: BuildOptions) -> str:
@@ -146,12 +158,14 @@ class _Build:
     options: BuildOptions
     tell: Callable[[float], None]
 
-    def build(self, bundle: Path, manifest: Manifest, graph: GraphSpec, directory: str) -> tuple[Engine, bytes]:
-        """An engine and its bytes."""
+    def build(
+        self, bundle: Path, manifest: Manifest, graph: GraphSpec, directory: str, content: bytes | None = None
+    ) -> tuple[Engine, bytes]:
+        """An engine and its bytes; `content` is the graph where it is no file of the bundle's."""
         module, started = self.module, time.perf_counter()
         log = Log(module)
         builder = module.Builder(log.logger)
-        network = parse(module, self.backend, builder, log.logger, bundle / graph.file)
+        network = parse(module, self.backend, builder, log.logger, bundle / graph.file, content)
         io = check_io(module, network, graph)
         layers = check_precision(module, network, graph, manifest.dtype)
         data = self._serialised(builder, network, graph, log)

@@ -35,7 +35,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_networks_are_strongly_typed_in_every_version(module: FakeBuilderModule, exported: Path) -> None:
     build_engines(exported, backend="tensorrt")
     flag = 0 if module.__version__.startswith("11") else 1 << 1
-    assert module.typed == [flag] * 4
+    assert module.typed == [flag] * 5
 
 
 def test_every_option_reaches_the_builder(module: FakeBuilderModule, exported: Path, tmp_path: Path) -> None:
@@ -51,7 +51,10 @@ def test_every_option_reaches_the_builder(module: FakeBuilderModule, exported: P
     )
     told: list[tuple[int, int]] = []
     engines = build_engines(exported, backend="tensorrt", options=options, progress=lambda *now: told.append(now))
-    for config in module.configs:
+    *graphs, chooser = module.configs
+    assert chooser.flags == {BuilderFlag.VERSION_COMPATIBLE}  # it has no weights
+    assert [tuple(shape) for shape in chooser.profiles[0]["scores"]] == [(2, 50), (3, 50), (5, 50)]
+    for config in graphs:
         assert config.flags == {BuilderFlag.VERSION_COMPATIBLE, BuilderFlag.STRIP_PLAN, BuilderFlag.REFIT}
         assert config.hardware_compatibility_level is HardwareCompatibilityLevel.AMPERE_PLUS
         assert list(config.pools.values()) == [7 << 20]
@@ -59,7 +62,7 @@ def test_every_option_reaches_the_builder(module: FakeBuilderModule, exported: P
         shapes = config.profiles[0]["past_key_values.0.memory_0"]
         assert [shape[0] for shape in shapes] == [2, 3, 5]
         assert len({shape[1:] for shape in shapes}) == 1
-    assert cache.read_bytes() == b"timed;" * 4  # each build goes on from the one before
+    assert cache.read_bytes() == b"timed;" * 5  # each build goes on from the one before
     folder = "engines/tensorrt-version-compatible-hardware-compatible-strip-weights"
     assert {Path(engine.file).parent.as_posix() for engine in engines} == {folder}
     sidecar = json.loads((exported / folder / "step.json").read_text())

@@ -22,6 +22,7 @@ from titans_export.tensorrt_engines import build_engines
 from titans_export.tensorrt_network import Log, check_io, check_precision, parse
 from titans_export.tensorrt_options import BuildOptions
 from titans_runtime.backends import nvidia
+from titans_runtime.backends.chooser import chooser
 from titans_runtime.bundle import open_bundle
 from titans_runtime.manifest import GraphSpec, TensorSpec
 
@@ -40,11 +41,13 @@ def test_engines_are_built_for_every_graph_and_say_what_they_are(variant: str, d
     told: list[tuple[int, int]] = []
     options = replace(ONE_TO_EIGHT, sm=(86, 89)) if dtype == "fp32" else ONE_TO_EIGHT
     engines = build_engines(bundle, backend="tensorrt-rtx", options=options, progress=lambda *now: told.append(now))
-    assert [engine.graph for engine in engines] == [graph.name for graph in manifest.graphs]
+    assert [engine.graph for engine in engines] == [*(graph.name for graph in manifest.graphs), "choose"]
     assert told == sorted(told)
     assert told[-1] == (4000, 4000)
     assert len(told) > 40
-    for engine, graph in zip(engines, manifest.graphs, strict=True):
+    chooses = chooser(manifest)
+    assert chooses is not None
+    for engine, graph in zip(engines, [*manifest.graphs, chooses.spec], strict=True):
         target = "tensorrt-rtx-sm86-sm89" if dtype == "fp32" else "tensorrt-rtx"
         assert engine.file == f"engines/{target}/{graph.name}.engine"
         data = (bundle / engine.file).read_bytes()
@@ -59,7 +62,8 @@ def test_engines_are_built_for_every_graph_and_say_what_they_are(variant: str, d
             assert names[tensor.name]["location"] == "device"
         half = {"fp16": "float16", "bf16": "bfloat16"}.get(dtype)
         # a commit has no weights; it works in half precision where it moves an attention window's keys and values
-        works_in_half = half is not None and (graph.kind != "commit" or variant in ("mal", "mag"))
+        works_in_half = half is not None and graph is not chooses.spec
+        works_in_half &= graph.kind != "commit" or variant in ("mal", "mag")
         assert (half in sidecar["layers"]) == works_in_half
         assert sidecar["layers"]["float32"] > 0
     open_bundle(bundle)  # the rest of the bundle is untouched
@@ -70,7 +74,7 @@ def test_engines_of_the_170m_mac_are_built_in_fp16(tmp_path: Path) -> None:
     bundle = tmp_path / "170m.titans"
     export_model(TitansModel(preset("170m", variant="mac")), bundle, dtype="fp16", verify_tokens=0)
     engines = build_engines(bundle, backend="tensorrt-rtx")
-    assert [engine.batch for engine in engines] == [(1, 1, 8)] * 4
+    assert [engine.batch for engine in engines] == [(1, 1, 8)] * 5
     weights = (bundle / "weights.safetensors").stat().st_size
     for engine in engines[:3]:
         assert 0.9 * weights < engine.bytes < 1.3 * weights
@@ -201,7 +205,7 @@ def test_a_build_that_will_not_fit_is_refused_unless_told_otherwise(
     bundle = tmp_path / "m.titans"
     export_model(build("lmm-tokens"), bundle, verify_tokens=0)
     monkeypatch.setitem(sys.modules, "tensorrt", FakeBuilderModule("10.14.1"))  # type: ignore[arg-type]
-    assert len(build_engines(bundle, backend="tensorrt", ignore_memory=True)) == 4
+    assert len(build_engines(bundle, backend="tensorrt", ignore_memory=True)) == 5
 
 
 def test_the_estimate_grows_with_the_weights_of_the_graph(small: Path) -> None:

@@ -21,7 +21,7 @@ from tests.runtime.devices import traffic
 from tests.runtime.toy import C, Toy, write_toy
 from tests.standin.cuda import FakeCuda, Violation, cudaMemcpyKind
 from tests.standin.tensorrt import FakeOnnxParserRefitter, FakeTensorRT, write_engines
-from titans_runtime import ExecutionError, Model, ProviderError, Session, load, providers
+from titans_runtime import ExecutionError, Model, ProviderError, SamplingOptions, Session, load, providers
 from titans_runtime.backends import engine_files, nvidia
 from titans_runtime.backends.cuda import Cuda, CudaBuffer
 from titans_runtime.backends.tensorrt_device import CudaMemory, EngineBound
@@ -109,6 +109,47 @@ def test_forks_marks_and_batches_go_their_own_ways(machine: Machine, bundle: Pat
             outputs += [stream.feed(TEXT) for stream in streams]
         told.append(np.stack(outputs))
     np.testing.assert_allclose(told[0], told[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("options", "numbers"), [({"temperature": 0}, 3), ({"top_k": 9, "seed": 1}, 19)])
+def test_tokens_are_chosen_on_the_device(machine: Machine, bundle: Path, options: dict[str, int], numbers: int) -> None:
+    there, here = load(bundle, provider="tensorrt-rtx"), load(bundle, provider="cpu", threads=1)
+    sampling = SamplingOptions(**options)  # type: ignore[arg-type]
+    ours, theirs = there.session(), here.session()
+    assert list(ours.generate_tokens(TEXT, 30, sampling)) == list(theirs.generate_tokens(TEXT, 30, sampling))
+    before = traffic(there).told
+    assert len(list(ours.generate_tokens(None, 10, sampling))) == 10
+    assert traffic(there).told - before == 10 * numbers
+    list(theirs.generate_tokens(None, 10, sampling))
+    if not options.get("top_k"):
+        assert ours.to_bytes() == theirs.to_bytes()  # all logits after the last token are still there
+
+
+def test_several_streams_are_chosen_for_at_once_and_more_than_the_engine_finds_are_not(
+    machine: Machine, bundle: Path
+) -> None:
+    device = load(bundle, provider="tensorrt-rtx")._backend.device  # type: ignore[attr-defined]
+    head = np.random.default_rng(0).standard_normal((3, 4, 256), dtype=np.float32)
+    buffer = device.allocate(head.shape, "float32")
+    device.upload(buffer, head)
+    for count in (1, 64):
+        for row in (3, 1, 2, 1):  # the fourth run is a captured one
+            ids, scores, total = device.best(buffer, row, count)
+            order = np.argsort(-head[:, row], axis=1, kind="stable")[:, :count]
+            np.testing.assert_array_equal(ids, order)
+            np.testing.assert_array_equal(scores, np.take_along_axis(head[:, row], order, axis=1))
+            np.testing.assert_allclose(total, head[:, row].sum(axis=1), rtol=1e-5)
+    assert device.best(buffer, 0, 65) is None
+
+
+def test_engines_that_were_built_without_a_chooser_bring_all_logits(machine: Machine, bundle: Path) -> None:
+    for path in (bundle / "engines").glob("*/choose.*"):
+        path.unlink()
+    there, here = load(bundle, provider="tensorrt-rtx"), load(bundle, provider="cpu", threads=1)
+    greedy = SamplingOptions(temperature=0)
+    ours, theirs = (model.session().generate_tokens(TEXT, 9, greedy) for model in (there, here))
+    assert list(ours) == list(theirs)
+    assert traffic(there).told == 256 * 10
 
 
 def test_memory_of_sessions_that_are_gone_is_given_back(machine: Machine, bundle: Path) -> None:

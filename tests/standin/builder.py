@@ -140,7 +140,12 @@ class FakeParser:
         self.network = network
 
     def parse_from_file(self, path: str) -> bool:
-        graph = onnx.load(path, load_external_data=False).graph
+        return self._read(onnx.load(path, load_external_data=False).graph)
+
+    def parse(self, content: bytes, path: str) -> bool:
+        return self._read(onnx.load_from_string(content).graph)
+
+    def _read(self, graph: onnx.GraphProto) -> bool:
         self.network.graph = graph
         known = (*graph.value_info, *graph.input, *graph.output)
         self.network.types = {value.name: value.type.tensor_type.elem_type for value in known}

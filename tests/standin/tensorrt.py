@@ -22,6 +22,7 @@ import onnxruntime
 
 from tests.standin.cuda import ALIGNMENT, FakeCuda, Span, Violation, Work
 from titans_export.tensorrt_engines import SIDECAR_FORMAT, Engine
+from titans_runtime.backends.chooser import chooser
 from titans_runtime.backends.denormals import denormals_as_zero
 from titans_runtime.backends.onnx_cpu import wrap_weights
 from titans_runtime.bundle import open_bundle
@@ -91,7 +92,9 @@ class FakeEngine:
     def __init__(self, runtime: FakeRuntime, facts: dict[str, Any]) -> None:
         self.runtime = runtime
         bundle = open_bundle(facts["bundle"])
-        graph = next(graph for graph in bundle.manifest.graphs if graph.name == facts["graph"])
+        chooses = chooser(bundle.manifest)
+        graphs = [*bundle.manifest.graphs, *([] if chooses is None else [chooses.spec])]
+        graph = next(graph for graph in graphs if graph.name == facts["graph"])
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = 1
@@ -101,7 +104,9 @@ class FakeEngine:
             options.add_initializer(name, value)
         with denormals_as_zero():  # the first session would set it for this thread for good
             self.session = onnxruntime.InferenceSession(
-                str(bundle.path / graph.file), options, providers=["CPUExecutionProvider"]
+                chooses.onnx if chooses is not None and graph is chooses.spec else str(bundle.path / graph.file),
+                options,
+                providers=["CPUExecutionProvider"],
             )
         self.batch: tuple[int, int, int] = tuple(facts["batch"])
         self.inputs = {tensor.name: tensor for tensor in graph.inputs}
@@ -257,8 +262,11 @@ def write_engines(
     compatible: `Engine`'s version_compatible, hardware_compatible, strip_weights.
     """
     manifest = Manifest.from_json((bundle / "manifest.json").read_text())
+    chooses = chooser(manifest)
     paths = []
-    for graph in manifest.graphs:
+    for graph in (*manifest.graphs, *([] if chooses is None else [chooses.spec])):
+        if chooses is not None and graph is chooses.spec and "strip_weights" in compatible:
+            compatible = {**compatible, "strip_weights": False}  # it has none
         facts = {"bundle": str(bundle), "graph": graph.name, "batch": batch, "retyped": retyped or {}}
         facts |= {name: compatible.get(name, False) for name in ("version_compatible", "strip_weights")}
         data = MAGIC + json.dumps(facts).encode()

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,17 +65,28 @@ class Here:
 class EngineFiles:
     """The engines of one bundle that fit this machine, one per graph.
 
+    Args:
+        bundle: the bundle.
+        here: what they have to run on.
+        besides: graphs that are not the bundle's and may have an engine, too.
+
     Raises:
         ProviderError: there are none, or a graph's do not fit.
     """
 
-    def __init__(self, bundle: Bundle, here: Here) -> None:
+    def __init__(self, bundle: Bundle, here: Here, besides: Sequence[GraphSpec] = ()) -> None:
         self._bundle = bundle
         self._here = here
         known = list(self._sidecars())
         if not known:
             raise self._refuse(f"{bundle.path} has no engines for {here.backend}")
-        self._fitting = {graph.name: self._choose(graph, known) for graph in bundle.manifest.graphs}
+        there = {engine.graph for engine in known}
+        graphs = [*bundle.manifest.graphs, *(graph for graph in besides if graph.name in there)]
+        self._fitting = {graph.name: self._choose(graph, known) for graph in graphs}
+
+    def __contains__(self, graph: GraphSpec) -> bool:
+        """Whether a graph has an engine."""
+        return graph.name in self._fitting
 
     def read(self, graph: GraphSpec) -> tuple[EngineFile, bytes]:
         """A graph's engine. Raises `ProviderError` if the file is not the one that was built."""

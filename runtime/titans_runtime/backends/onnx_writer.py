@@ -26,11 +26,15 @@ _INT = 2  # onnx.AttributeProto.INT
 
 @dataclass(frozen=True)
 class Value:
-    """An input or output of a graph: its name, dtype as NumPy spells it, and how many symbolic dimensions it has."""
+    """An input or output of a graph: its name, dtype as NumPy spells it, and how many dimensions it has.
+
+    shape: sizes, and names of symbolic ones; None: every dimension is a symbol of its own.
+    """
 
     name: str
     dtype: str
     rank: int
+    shape: tuple[int | str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def model(
     """An ONNX model.
 
     Args:
-        inputs, outputs: its interface; every dimension is a symbol of its own.
+        inputs, outputs: its interface.
         nodes: in an order in which they can run.
         constants: int64 vectors by name.
     """
@@ -101,6 +105,7 @@ def _constant(name: str, numbers: Sequence[int]) -> bytes:
 
 
 def _value(value: Value) -> bytes:
-    shape = b"".join(_bytes(1, _text(2, f"{value.name}_{axis}")) for axis in range(value.rank))
+    sizes = value.shape or [f"{value.name}_{axis}" for axis in range(value.rank)]
+    shape = b"".join(_bytes(1, _text(2, n) if isinstance(n, str) else _number(1, n)) for n in sizes)
     tensor = _number(1, ELEMENT[value.dtype]) + _bytes(2, shape)
     return _text(1, value.name) + _bytes(2, _bytes(1, tensor))
