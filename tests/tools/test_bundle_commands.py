@@ -266,6 +266,33 @@ def test_build_says_what_it_built_in_json(copied_bundle: Path) -> None:
     assert all((copied_bundle / engine["file"]).stat().st_size == engine["bytes"] for engine in engines)
 
 
+def test_every_option_of_build_reaches_the_builder(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from titans_export.tensorrt_engines import Engine
+    from titans_export.tensorrt_options import BuildOptions
+
+    asked: list[tuple[str, BuildOptions, bool]] = []
+
+    def record(
+        bundle: Path, *, backend: str, options: BuildOptions, ignore_memory: bool, progress: object
+    ) -> list[Engine]:
+        asked.append((backend, options, ignore_memory))
+        return []
+
+    monkeypatch.setattr("titans_export.tensorrt_engines.build_engines", record)
+    wishes = ["--sm", 86, "--sm", 89, "--batch", 2, 3, 5, "--workspace", 7, "--level", 4, "--timing-cache", "t.bin"]
+    flags = ["--version-compatible", "--hardware-compatible", "--refit", "--strip-weights", "--ignore-memory"]
+    for flag in (None, *flags):
+        arguments = map(str, wishes if flag is None else [flag])
+        assert titans("build", tiny_bundle, "--backend", "tensorrt", *arguments).exit_code == 0
+    everything = BuildOptions(batch=(2, 3, 5), sm=(86, 89), workspace_mib=7, level=4, timing_cache=Path("t.bin"))
+    assert asked[0] == ("tensorrt", everything, False)
+    names = [flag[2:].replace("-", "_") for flag in flags[:4]]
+    assert asked[1:5] == [("tensorrt", BuildOptions(**{name: True}), False) for name in names]  # type: ignore[arg-type]
+    assert asked[5] == ("tensorrt", BuildOptions(), True)
+
+
 def test_build_refuses_what_it_cannot_do(tiny_bundle: Path, tmp_path: Path) -> None:
     assert is_one_line_error(titans("build", tmp_path, "--backend", "tensorrt-rtx"), "manifest.json")
     disorder = titans("build", tiny_bundle, "--backend", "tensorrt-rtx", "--batch", "4", "2", "8")

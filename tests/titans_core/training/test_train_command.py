@@ -9,7 +9,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from titans_cli.main import cli
+from titans_core.config import TitansConfig
 from titans_core.training.checkpoint import load_checkpoint
+from titans_core.training.loop import TrainOptions, TrainResult
+from titans_core.training.task import Task
 
 SMALL = [
     "--set",
@@ -60,6 +63,36 @@ def test_recall_training_sizes_the_vocabulary(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(tmp_path / "out")
     assert checkpoint.config.vocab_size == 9
     assert checkpoint.provenance["task.held_out_gap"] == 32
+
+
+def test_every_option_of_the_run_reaches_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[TrainOptions] = []
+
+    def record(model: TitansConfig, task: Task, options: TrainOptions, out: Path, **others: object) -> TrainResult:
+        asked.append(options)
+        return TrainResult(rank=0, step=7, loss=0.0, metrics={}, parameters=1, tokens=1, seconds=1.0)
+
+    monkeypatch.setattr("titans_core.training.loop.train", record)
+    wishes = {"steps": 7, "batch": 6, "seed": 5, "lr": 0.25, "warmup": 4, "accumulate": 3, "eval-every": 2}
+    wishes |= {"save-every": 1}
+    arguments = [str(part) for name, value in wishes.items() for part in (f"--{name}", value)]
+    result = titans("train", "--task", "recall", *arguments, "--device", "cpu", "--precision", "bf16",
+                    "--out", tmp_path / "out")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert asked == [
+        TrainOptions(
+            steps=7,
+            batch=6,
+            seed=5,
+            learning_rate=0.25,
+            warmup=4,
+            accumulate=3,
+            eval_every=2,
+            save_every=1,
+            device="cpu",
+            precision="bf16",
+        )
+    ]
 
 
 def test_several_files_may_follow_data(tmp_path: Path, text: Path) -> None:
