@@ -11,7 +11,7 @@ SOURCES := $(shell find titans_core export runtime tools/titans_bench tools/tita
 TEST_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo bench test cover lint format docs wheel wheel-check extras-check help clean
+.PHONY: setup demo bench test fuzz cover lint format docs wheel wheel-check extras-check help clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ bench: $(DEV)  ## runtime against eager PyTorch and the machine's roofline; last
 
 test: $(DEV)  ## run the test suite
 	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n 2
+
+fuzz: $(DEV)  ## damage manifests, graphs, weights, saved sessions and call sequences, 24,000 times
+	$(BIN)/python -m fuzz --cases 24000
 
 cover: $(DEV)  ## run the test suite and report coverage
 	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-report=html
