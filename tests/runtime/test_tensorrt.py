@@ -140,6 +140,8 @@ def test_several_streams_are_chosen_for_at_once_and_more_than_the_engine_finds_a
             np.testing.assert_array_equal(scores, np.take_along_axis(head[:, row], order, axis=1))
             np.testing.assert_allclose(total, head[:, row].sum(axis=1), rtol=1e-5)
     assert device.best(buffer, 0, 65) is None
+    for first, count in ((0, 4), (1, 2), (3, 1)):
+        np.testing.assert_array_equal(device.rows(buffer, first, count), head[:, first : first + count])
 
 
 def test_engines_that_were_built_without_a_chooser_bring_all_logits(machine: Machine, bundle: Path) -> None:

@@ -78,7 +78,8 @@ class CudaMemory:
         source = cast(CudaBuffer, head)
         streams, tokens, width = source.shape
         rows = np.empty((streams, count, width), np.float32)
-        for stream, target in enumerate(rows):
+        pieces = [rows] if count == tokens else list(rows)  # what lies in one piece is one copy
+        for stream, target in enumerate(pieces):
             start = source.address + (stream * tokens + first) * width * rows.itemsize
             self._cuda.to_host(target.ctypes.data, start, target.nbytes)
         self._cuda.wait()
