@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 import titans_runtime
 from tests.export.conftest import Exported
+from titans_export import verify
 from titans_export.verify import compare
 from titans_runtime.arrays import Array
 from titans_runtime.driver import Driver
@@ -112,3 +115,14 @@ def test_verification_notices_a_model_that_is_not_the_exported_one(exported: Exp
     assert not report.ok
     assert report.worst_at is not None
     assert "does not compute what the model computes" in report.explain()
+
+
+@pytest.mark.parametrize("exported", ["lmm-tokens"], indirect=True)
+def test_a_twin_that_is_not_finite_excuses_nothing_and_the_report_is_still_json(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "_difference", lambda a, b: float("inf"))
+    report = compare(exported.path, exported.model, tokens=40)
+    assert not report.ok
+    document = json.dumps(report.to_json_dict(), allow_nan=False)
+    assert json.loads(document)["max_abs_error"] is None

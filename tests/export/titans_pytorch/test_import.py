@@ -96,6 +96,15 @@ def test_a_bundle_that_disagrees_does_not_appear(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_numbers_that_are_finite_nowhere_excuse_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = cases.memory({})
+    _, tensors = cases.perturbed(config)
+    case = cases.imported(config, tmp_path)
+    monkeypatch.setattr(parity, "_distance", lambda a, b: float("inf"))  # the twin in fp64 among them
+    with pytest.raises(VerificationError, match="differ from titans-pytorch"):
+        parity.compare(case.path, TitansPytorchModel(config, tensors), tensors, tokens=16)
+
+
 def test_a_model_that_explodes_in_the_library_too_is_not_called_a_disagreement(tmp_path: Path) -> None:
     config = cases.memory({"default_step_transform_max_lr": 1e4, "mem_model_norm_add_residual": False, "batch_size": 4})
     _, tensors = cases.perturbed(config)
