@@ -10,6 +10,7 @@ Knows nothing of graphs and buffers (`driver`), of how a token is drawn (`sampli
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import operator
@@ -25,7 +26,7 @@ from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.atomic import write_atomically
 from titans_runtime.backends.base import Best, State
 from titans_runtime.driver import Fed, Feeder
-from titans_runtime.errors import InputError, NonFiniteError, SessionPoisonedError, TextError
+from titans_runtime.errors import InputError, NonFiniteError, SessionPoisonedError, TextError, TitansError
 from titans_runtime.guard import Guard
 from titans_runtime.inputs import Inputs, checked_inputs, checked_tokens
 from titans_runtime.manifest import Manifest, TokenInputs
@@ -257,14 +258,22 @@ class Session:
         return self._tokens(ids, limit, sampler)
 
     def _tokens(self, prompt: IdArray | None, limit: int, sampler: Sampler) -> Iterator[int]:
-        if prompt is not None:
-            sampler.observe(prompt)
-            self._consume(prompt, every=False, best=sampler.needs)
-        for _ in range(limit):
-            token = self._choose(sampler)
-            # before the yield: a reader may stop there
-            self._consume(np.array([token], np.int64), every=False, best=sampler.needs)
-            yield token
+        try:
+            if prompt is not None:
+                sampler.observe(prompt)
+                self._consume(prompt, every=False, best=sampler.needs)
+            for _ in range(limit):
+                token = self._choose(sampler)
+                # before the yield: a reader may stop there
+                self._consume(np.array([token], np.int64), every=False, best=sampler.needs)
+                yield token
+        finally:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Have the outputs after the last token here: a session at rest holds no more of a device than its state."""
+        with contextlib.suppress(TitansError), self._guard:  # in use, or out of reach: they are fetched when needed
+            self._now = replace(self._now, last=self._now.outputs)
 
     def _choose(self, sampler: Sampler) -> int:
         """The next token, from as little as the sampler needs and the provider brought."""

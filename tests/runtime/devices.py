@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from titans_runtime import Model
+from titans_runtime import Model, SamplingOptions, Session
 from titans_runtime.backends.device import Traffic
 from titans_runtime.backends.device_backend import DeviceBackend
 from titans_runtime.backends.ort_device import OrtDevice, OrtTarget
@@ -31,6 +31,18 @@ def on_device(path: Path, target: OrtTarget | None = None) -> Model:
     bundle = open_bundle(path)
     device = OrtDevice(onnxruntime, target or host_target(), bundle)
     return Model(bundle, DeviceBackend("host", bundle, device))
+
+
+def told(model: Model, session: Session, options: SamplingOptions, tokens: int = 10) -> float:
+    """Numbers that come back for each token that is generated after a first one."""
+    pieces = session.generate_tokens(None if session.position else [1, 2, 3], tokens + 1, options)
+    next(pieces)
+    before = traffic(model).told
+    for _ in range(tokens):
+        next(pieces)
+    numbers = (traffic(model).told - before) / tokens
+    pieces.close()
+    return numbers
 
 
 def traffic(model: Model) -> Traffic:

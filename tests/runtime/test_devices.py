@@ -252,9 +252,9 @@ def test_a_lane_that_goes_bad_leaves_its_neighbours_alone(device_model: Model) -
     lanes = device_model._backend.lanes(3)
     lanes.seat(0, bad._now)
     lanes.seat(2, good._now.state)
-    outputs, _, failed = lanes.step([0, 2], np.array([7, 7]))
-    assert list(failed) == [0]
-    np.testing.assert_allclose(outputs[2], good.feed([7]), rtol=CLOSE, atol=CLOSE)
+    told = lanes.step([0, 2], np.array([7, 7]))
+    assert list(told.failed) == [0]
+    np.testing.assert_allclose(told.outputs[2], good.feed([7]), rtol=CLOSE, atol=CLOSE)
     after = device_model._backend.read(lanes.copy(2))
     for name, value in state(good).items():
         np.testing.assert_allclose(after[name], value, rtol=CLOSE, atol=CLOSE)

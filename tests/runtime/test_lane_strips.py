@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from titans_runtime.arrays import Array
-from titans_runtime.backends.base import State
-from titans_runtime.backends.lane_strips import LaneStrips, Told
+from titans_runtime.backends.base import State, Stepped
+from titans_runtime.backends.lane_strips import LaneStrips
 from titans_runtime.errors import ExecutionError, NonFiniteError
 
 WIDTH = 2
@@ -32,7 +32,7 @@ class CountingLanes:
     def copy(self, lane: int, before_commit: bool = False) -> State:
         raise NotImplementedError
 
-    def step(self, lanes: Sequence[int], inputs: Array) -> Told:
+    def step(self, lanes: Sequence[int], inputs: Array, best: int | None = None) -> Stepped:
         self.calls += 1
         if self.fails:
             raise ExecutionError("no")
@@ -44,7 +44,7 @@ class CountingLanes:
                 continue
             self.steps[lane] += 1
             outputs[lane] = value
-        return outputs, 10 + outputs, failed
+        return Stepped(outputs, 10 + outputs, failed)
 
     def undo(self, lane: int) -> None:
         self.steps[lane] -= 1
@@ -70,7 +70,8 @@ def steps(parts: list[CountingLanes]) -> list[int]:
 
 def test_every_lane_gets_its_own_input_and_output(parts: list[CountingLanes], strips: LaneStrips) -> None:
     assert strips.width == 6
-    outputs, surprise, failed = strips.step([5, 0, 3], np.array([50, 1, 30]))
+    told = strips.step([5, 0, 3], np.array([50, 1, 30]))
+    outputs, surprise, failed = told.outputs, told.surprise, told.failed
     assert outputs[[0, 3, 5], 0].tolist() == [1, 30, 50]
     assert surprise is not None
     assert surprise[[0, 3, 5], 0].tolist() == [11, 40, 60]
@@ -79,7 +80,7 @@ def test_every_lane_gets_its_own_input_and_output(parts: list[CountingLanes], st
 
 
 def test_a_strip_without_a_lane_to_step_is_left_alone(parts: list[CountingLanes], strips: LaneStrips) -> None:
-    outputs, _, _ = strips.step([4], np.array([7]))
+    outputs = strips.step([4], np.array([7])).outputs
     assert [part.calls for part in parts] == [0, 0, 1]
     assert outputs[4, 0] == 7
 
@@ -106,7 +107,7 @@ def test_lanes_with_numbers_that_are_not_finite_keep_their_names(
     parts: list[CountingLanes], strips: LaneStrips
 ) -> None:
     parts[1].bad = 1
-    _, _, failed = strips.step(range(6), np.arange(6))
+    failed = strips.step(range(6), np.arange(6)).failed
     assert list(failed) == [3]
 
 

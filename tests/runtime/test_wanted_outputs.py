@@ -5,6 +5,7 @@ The device is ONNX Runtime's CPU provider in its role, as in `test_devices`; `te
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ import onnx
 import onnxruntime
 import pytest
 
-from tests.runtime.devices import host_target, on_device, traffic
+from tests.runtime.devices import host_target, on_device, told, traffic
 from tests.runtime.toy import C, Toy, write_toy
-from titans_runtime import Model, NonFiniteError, SamplingOptions, Session, SessionPoisonedError, load
+from titans_runtime import Model, NonFiniteError, SamplingOptions, SessionPoisonedError, load
 from titans_runtime.backends import ort_moves
+from titans_runtime.backends.base import Best
 from titans_runtime.backends.ort_device import OrtMemory
 from titans_runtime.sampling import Sampler
 
@@ -27,14 +29,6 @@ VOCABULARY = 256
 @pytest.fixture
 def device_model(toy_bundle: Path) -> Model:
     return on_device(toy_bundle)
-
-
-def told(model: Model, session: Session, options: SamplingOptions, tokens: int = 20) -> float:
-    """Numbers that came back for each token that was generated after a first one."""
-    next(session.generate_tokens(PROMPT, 1, options))
-    before = traffic(model).told
-    assert len(list(session.generate_tokens(None, tokens, options))) == tokens
-    return (traffic(model).told - before) / tokens
 
 
 @pytest.mark.parametrize(
@@ -74,15 +68,17 @@ def test_tokens_are_those_that_all_logits_give(device_model: Model, toy_model: M
 
 def test_logits_that_stayed_there_are_fetched_when_somebody_wants_them(device_model: Model) -> None:
     session, twin = device_model.session(), device_model.session()
-    tokens = list(session.generate_tokens(PROMPT, 6, GREEDY))
+    pieces = session.generate_tokens(PROMPT, 99, GREEDY)
+    tokens = [next(pieces) for _ in range(6)]
+    assert isinstance(session._now.last, Best)
     twin.feed(PROMPT)
     for token in tokens:
         twin.feed([token])
     mark, fork, saved = session.mark(), session.fork(), session.to_bytes()
     assert saved == twin.to_bytes()  # with all logits after the last token
-    for _ in range(3):  # others use the device meanwhile, and the session itself goes on
+    for _ in range(3 * C):  # others use the device meanwhile, and the session itself goes on
         device_model.session().feed(PROMPT[::-1])
-        list(session.generate_tokens(None, C, GREEDY))
+        next(pieces)
     assert fork.to_bytes() == saved
     session.rewind(mark)
     wider = SamplingOptions(temperature=1.0, top_k=9, seed=5)
@@ -90,6 +86,54 @@ def test_logits_that_stayed_there_are_fetched_when_somebody_wants_them(device_mo
     assert list(session.generate_tokens(None, 12, wider)) == expected
     assert list(fork.generate_tokens(None, 12, wider)) == expected
     assert list(device_model.restore_bytes(saved).generate_tokens(None, 12, wider)) == expected
+
+
+def test_a_session_at_rest_holds_no_logits_on_the_device(device_model: Model) -> None:
+    session = device_model.session()
+    pieces = session.generate_tokens(PROMPT, 99, GREEDY)
+    next(pieces)
+    before = traffic(device_model).told
+    pieces.close()
+    assert isinstance(session._now.last, np.ndarray)
+    assert traffic(device_model).told - before == VOCABULARY
+
+
+@pytest.mark.parametrize("resident", [None, 2])
+def test_a_batch_brings_for_its_lanes_what_their_samplers_choose_among(
+    device_model: Model, toy_model: Model, resident: int | None
+) -> None:
+    wishes = [GREEDY, SamplingOptions(top_k=5, seed=1), GREEDY, SamplingOptions(top_k=3, seed=2)]
+    with device_model.batch(lanes=4, resident=resident) as batch, ThreadPoolExecutor(4) as pool:
+        sessions = [batch.session() for _ in wishes]
+        ours = list(
+            pool.map(lambda one: list(one[0].generate_tokens([7], 30, one[1])), zip(sessions, wishes, strict=True))
+        )
+        if resident is None:  # a session that is put on disk takes its logits along
+            assert traffic(device_model).told < 4 * 31 * VOCABULARY / 2
+        saved = [session.to_bytes() for session in sessions]
+    for tokens, data, options in zip(ours, saved, wishes, strict=True):
+        alone = toy_model.session()
+        assert tokens == list(alone.generate_tokens([7], 30, options))
+        np.testing.assert_allclose(toy_model.restore_bytes(data).feed([1]), alone.feed([1]), rtol=1e-5, atol=1e-5)
+
+
+def test_lanes_bring_the_best_of_all_and_find_the_one_that_is_not_finite(device_model: Model) -> None:
+    good = device_model.session()
+    good.feed(PROMPT[:3])
+    bad = device_model.driver()
+    bad.load({"0.trace": np.full((1, 6), np.nan, np.float32)})
+    lanes = device_model._backend.lanes(3)
+    lanes.seat(0, bad._now)
+    lanes.seat(2, good._now.state)
+    stepped = lanes.step([0, 2], np.array([7, 7]), best=2)
+    assert list(stepped.failed) == [0]
+    assert stepped.best is not None
+    expected = good.feed([7])
+    mine = stepped.best.of(2)
+    assert mine.ids.tolist() == [np.argsort(-expected, kind="stable")[:2].tolist()]
+    lanes.step([2], np.array([8]))  # other outputs do not touch those that are held
+    np.testing.assert_allclose(mine.rest()[0], expected, rtol=1e-5, atol=1e-5)
+    lanes.close()
 
 
 def test_logits_that_are_not_finite_poison_the_session_although_only_the_best_are_looked_at(tmp_path: Path) -> None:

@@ -66,6 +66,11 @@ class Best:
     scores: FloatArray
     rest: Callable[[], FloatArray]
 
+    def of(self, stream: int) -> Best:
+        """One stream's alone."""
+        which, rest = slice(stream, stream + 1), self.rest
+        return Best(self.ids[which], self.scores[which], lambda: rest()[which])
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -113,6 +118,22 @@ class Executor(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Stepped:
+    """What one step of some lanes gave; arrays are valid until the next.
+
+    outputs: `[width, O]`; of no meaning where `best` says it.
+    surprise: `[width, M]`; None for a model without memory.
+    failed: the lanes whose numbers are not finite, which stay as they were.
+    best: by lane, what was wanted of the outputs, from a provider that chose it.
+    """
+
+    outputs: FloatArray
+    surprise: FloatArray | None
+    failed: dict[int, NonFiniteError]
+    best: Best | None = None
+
+
 class Lanes(Protocol):
     """Memory in which `width` streams of different positions are stepped by one call. For one caller at a time."""
 
@@ -132,18 +153,13 @@ class Lanes(Protocol):
         """
         ...
 
-    def step(
-        self, lanes: Sequence[int], inputs: Array
-    ) -> tuple[FloatArray, FloatArray | None, dict[int, NonFiniteError]]:
+    def step(self, lanes: Sequence[int], inputs: Array, best: int | None = None) -> Stepped:
         """One token for each of `lanes`; the others stay as they are.
 
         Args:
             lanes: which.
             inputs: `[len(lanes)]` ids or `[len(lanes), F]` vectors.
-
-        Returns:
-            Outputs `[width, O]` and surprise `[width, M]`, valid until the next step; and the lanes whose numbers are
-            not finite, which stay as they were.
+            best: as in `Feed`.
 
         Raises:
             ExecutionError: the graph failed; no lane has changed.

@@ -17,7 +17,7 @@ import numpy as np
 
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.backends.arena import RowsSlot, Slot
-from titans_runtime.backends.base import Feed, State
+from titans_runtime.backends.base import Feed, State, Stepped
 from titans_runtime.backends.cpu_state import HostState
 from titans_runtime.errors import NonFiniteError
 from titans_runtime.manifest import GraphSpec
@@ -74,9 +74,7 @@ class CpuLanes:
             rows.append(slot)
         return HostState(1, position, carried, tuple(rows))
 
-    def step(
-        self, lanes: Sequence[int], inputs: Array
-    ) -> tuple[FloatArray, FloatArray | None, dict[int, NonFiniteError]]:
+    def step(self, lanes: Sequence[int], inputs: Array, best: int | None = None) -> Stepped:
         """One token for each of `lanes`; the others stay as they are."""
         bound = self._executor.bound(self._step)
         written = {i: self._wide.carried[i].take() for i in bound.writes}
@@ -98,7 +96,7 @@ class CpuLanes:
         self._positions[moving] += 1
         told = bound.outputs(1)
         head = cast(FloatArray, told.head)
-        return head[:, 0], None if told.surprise is None else told.surprise[:, 0], failed
+        return Stepped(head[:, 0], None if told.surprise is None else told.surprise[:, 0], failed)
 
     def undo(self, lane: int) -> None:
         """Take the last step of a lane back, which must have been part of the last call of `step`."""

@@ -12,8 +12,8 @@ from typing import cast
 
 import numpy as np
 
-from titans_runtime.arrays import Array, FloatArray
-from titans_runtime.backends.base import Feed, State
+from titans_runtime.arrays import Array
+from titans_runtime.backends.base import Feed, State, Stepped
 from titans_runtime.backends.device import Buffer, DeviceBlock
 from titans_runtime.backends.device_state import DeviceExecutor, DeviceLayout, DeviceState
 from titans_runtime.backends.pool import Lease, Pool
@@ -79,22 +79,17 @@ class DeviceLanes:
                 table.filled = pool.length  # the table is full, and what is due has yet to read it
         return solo
 
-    def step(
-        self, lanes: Sequence[int], inputs: Array
-    ) -> tuple[FloatArray, FloatArray | None, dict[int, NonFiniteError]]:
+    def step(self, lanes: Sequence[int], inputs: Array, best: int | None = None) -> Stepped:
         """One token for each of `lanes`; the others stay as they are."""
         data = np.zeros((self.width, 1, *inputs.shape[1:]), inputs.dtype)
         data[list(lanes), 0] = inputs
         with self._device.lock:
             bound = self._executor.graph(self._step)
             written = {i: self._wide.carried[i].take() for i in bound.writes}
-            feed = Feed(data, 1)
+            feed = Feed(data, 1, "last", best)
             bound.load(feed, self._positions)
             bound.run((*self._carried, *self._rows), written)
-            told = bound.tell(feed).outputs
-            head = cast(FloatArray, told.head)
-            arrays = [head] if told.surprise is None else [head, told.surprise]
-            bad = np.logical_or.reduce([~np.isfinite(array).all(axis=(1, 2)) for array in arrays])
+            told, bad = bound.tell(feed)
             failed = {
                 lane: NonFiniteError(self._step.name, int(self._positions[lane]), None) for lane in lanes if bad[lane]
             }
@@ -109,7 +104,8 @@ class DeviceLanes:
                     places = [int(place) for place in self._positions % pool.length]
                     self._device.place(_all(table, pool), bound.rows(pool), places)
         self._positions[moving] += 1
-        return head[:, 0], None if told.surprise is None else told.surprise[:, 0], failed
+        head = np.zeros((self.width, 0), np.float32) if told.head is None else told.head[:, 0]
+        return Stepped(head, None if told.surprise is None else told.surprise[:, 0], failed, told.best)
 
     def undo(self, lane: int) -> None:
         """Take the last step of a lane back, which must have been part of the last call of `step`."""

@@ -133,8 +133,8 @@ class DeviceExecutor:
             written = {i: layout.carried[i].take() for i in bound.writes}
             bound.load(feed, state.position)
             bound.run((*state.carried, *state.rows), written)
-            told = bound.tell(feed)
-            bound.check_finite(told, written, state.position, feed)
+            told, bad = bound.tell(feed)
+            bound.check_finite(told, bad, written, state.position, feed)
             after = tuple(written.get(i, lease) for i, lease in enumerate(state.carried))
             rows = state.rows
             if bound.appends:
@@ -142,7 +142,7 @@ class DeviceExecutor:
                     self._append(pool, table, state.position % pool.length, feed.length, bound)
                     for pool, table in zip(layout.rows, rows, strict=True)
                 )
-        return told.outputs, DeviceState(state.batch, state.position + feed.length, after, rows)
+        return told, DeviceState(state.batch, state.position + feed.length, after, rows)
 
     def graph(self, graph: GraphSpec) -> DeviceGraph:
         """A graph with this executor's places for what goes in and comes out, set up when first needed."""
@@ -167,14 +167,6 @@ class DeviceExecutor:
     def _forget(self, block: int) -> None:
         for bound in list(self._graphs.values()):
             bound.forget(block)
-
-
-@dataclass(frozen=True)
-class Told:
-    """What came back of one run, and whether all of it is finite; `best` chooses by comparison, so its sum is added."""
-
-    outputs: Outputs
-    finite: bool
 
 
 class DeviceGraph:
@@ -239,35 +231,40 @@ class DeviceGraph:
         binding.run()
         self._layout.device.traffic.calls += 1
 
-    def tell(self, feed: Feed) -> Told:
-        """Bring what the caller of the last run wants to see."""
+    def tell(self, feed: Feed) -> tuple[Outputs, Array]:
+        """Bring what the caller of the last run wants to see, and flags `[B]`: whose numbers in it are not finite."""
         surprise = self._surprise(feed.length)
-        finite = surprise is None or bool(np.isfinite(surprise).all())
+        bad: Array = np.zeros(self._layout.batch, np.bool_)
+        if surprise is not None:
+            bad |= ~np.isfinite(surprise).all(axis=(1, 2))
         if self._head is None or feed.rows == "none":
-            return Told(Outputs(None, surprise), finite)
+            return Outputs(None, surprise), bad
         device, head = self._layout.device, self._head
         buffer = head.block.tensors[head_name(self._manifest)]
         best = None if feed.best is None or feed.rows != "last" else device.best(buffer, feed.length - 1, feed.best)
         if best is not None:
             ids, scores, total = best
             rest = partial(_last, device, head, buffer, feed.length)
-            finite = finite and bool(np.isfinite(total).all())
-            return Told(Outputs(None, surprise, Best(ids, scores, rest)), finite)
+            if not np.isfinite(total).all():  # a choice compares, and may pass over what is no number
+                bad |= ~np.isfinite(rest()).all(axis=1)
+            return Outputs(None, surprise, Best(ids, scores, rest)), bad
         count = feed.length if feed.rows == "every" else 1
         rows = device.rows(buffer, feed.length - count, count)
-        return Told(Outputs(rows, surprise), finite and bool(np.isfinite(rows).all()))
+        return Outputs(rows, surprise), bad | ~np.isfinite(rows).all(axis=(1, 2))
 
-    def check_finite(self, told: Told, written: Mapping[int, Lease[DeviceBlock]], position: int, feed: Feed) -> None:
+    def check_finite(
+        self, told: Outputs, bad: Array, written: Mapping[int, Lease[DeviceBlock]], position: int, feed: Feed
+    ) -> None:
         """Raise `NonFiniteError` if what came to the host, padding aside, or a written memory is not finite.
 
         What a step writes reaches its own outputs. What a commit writes is read by the next token only, so it is added
         up on the device, where the device can; so are outputs that stay there. All of it is fetched if something is
         wrong, to say where it began.
         """
-        if told.finite and (self._graph.kind not in ("prefill", "commit") or self._sums_are_finite(written)):
+        if not bad.any() and (self._graph.kind not in ("prefill", "commit") or self._sums_are_finite(written)):
             return
         length = feed.length
-        arrays = [] if told.outputs.surprise is None else [told.outputs.surprise]
+        arrays = [] if told.surprise is None else [told.surprise]
         if self._head is not None:
             buffer = self._head.block.tensors[head_name(self._manifest)]
             arrays.append(self._layout.device.rows(buffer, 0, length))
@@ -276,10 +273,10 @@ class DeviceGraph:
         for i, lease in written.items():
             tensors = lease.block.tensors
             found |= {name: self._layout.device.download(tensors[name]) for name in self._layout.carried[i].names}
-        bad = [s.name for s in self._manifest.states if s.name in found and not np.isfinite(found[s.name]).all()]
-        if bad or tokens:  # otherwise a sum of large numbers overflowed
+        names = [s.name for s in self._manifest.states if s.name in found and not np.isfinite(found[s.name]).all()]
+        if names or tokens:  # otherwise a sum of large numbers overflowed
             last = length - 1  # of a commit, -1: the token before it
-            raise NonFiniteError(self._graph.name, position + min(tokens, default=last), bad[0] if bad else None)
+            raise NonFiniteError(self._graph.name, position + min(tokens, default=last), names[0] if names else None)
 
     def _sums_are_finite(self, written: Mapping[int, Lease[DeviceBlock]]) -> bool:
         """Whether what was written adds up to finite numbers, as far as the device can tell."""

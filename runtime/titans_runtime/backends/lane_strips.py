@@ -12,10 +12,8 @@ from functools import partial
 import numpy as np
 
 from titans_runtime.arrays import Array, FloatArray
-from titans_runtime.backends.base import Lanes, State
+from titans_runtime.backends.base import Lanes, State, Stepped
 from titans_runtime.errors import NonFiniteError
-
-Told = tuple[FloatArray, FloatArray | None, dict[int, NonFiniteError]]
 
 
 class LaneStrips:
@@ -37,7 +35,7 @@ class LaneStrips:
         strip, place = self._place(lane)
         return strip.copy(place, before_commit)
 
-    def step(self, lanes: Sequence[int], inputs: Array) -> Told:
+    def step(self, lanes: Sequence[int], inputs: Array, best: int | None = None) -> Stepped:
         """One token for each of `lanes`; the others stay as they are."""
         shares: list[tuple[int, list[int], Array]] = []  # strip, its lanes, their inputs
         for i in range(len(self._strips)):
@@ -47,7 +45,7 @@ class LaneStrips:
         calls = [partial(self._strips[i].step, places, data) for i, places, data in shares]
         others = [self._pool.submit(call) for call in calls[1:]]
         ends = [_end(call) for call in calls[:1]] + [_end(future.result) for future in others]
-        told: dict[int, Told] = {}
+        told: dict[int, Stepped] = {}
         errors: list[Exception] = []
         for (i, _, _), end in zip(shares, ends, strict=True):
             if isinstance(end, Exception):
@@ -57,7 +55,7 @@ class LaneStrips:
         if errors:
             for i, places, _ in shares:
                 for place in places:
-                    if i in told and place not in told[i][2]:
+                    if i in told and place not in told[i].failed:
                         self._strips[i].undo(place)
             raise errors[0]
         return self._joined(told)
@@ -76,22 +74,22 @@ class LaneStrips:
     def _place(self, lane: int) -> tuple[Lanes, int]:
         return self._strips[lane // self._each], lane % self._each
 
-    def _joined(self, told: dict[int, Told]) -> Told:
+    def _joined(self, told: dict[int, Stepped]) -> Stepped:
         """What the strips said, by lane; zeros for a strip that sat this step out."""
-        some_outputs, some_surprise, _ = next(iter(told.values()))
-        outputs = np.zeros((self.width, *some_outputs.shape[1:]), some_outputs.dtype)
-        surprise = None if some_surprise is None else np.zeros((self.width, *some_surprise.shape[1:]), np.float32)
+        some = next(iter(told.values()))
+        outputs: FloatArray = np.zeros((self.width, *some.outputs.shape[1:]), some.outputs.dtype)
+        surprise = None if some.surprise is None else np.zeros((self.width, *some.surprise.shape[1:]), np.float32)
         failed: dict[int, NonFiniteError] = {}
-        for i, (head, surprises, bad) in told.items():
+        for i, stepped in told.items():
             lanes = slice(i * self._each, (i + 1) * self._each)
-            outputs[lanes] = head
-            if surprise is not None and surprises is not None:
-                surprise[lanes] = surprises
-            failed |= {i * self._each + place: error for place, error in bad.items()}
-        return outputs, surprise, failed
+            outputs[lanes] = stepped.outputs
+            if surprise is not None and stepped.surprise is not None:
+                surprise[lanes] = stepped.surprise
+            failed |= {i * self._each + place: error for place, error in stepped.failed.items()}
+        return Stepped(outputs, surprise, failed)
 
 
-def _end(call: Callable[[], Told]) -> Told | Exception:
+def _end(call: Callable[[], Stepped]) -> Stepped | Exception:
     """What a call returned, or what it raised."""
     try:
         return call()

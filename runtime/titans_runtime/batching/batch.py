@@ -133,8 +133,7 @@ class BatchSession(Session):
         return self._submit(array, every, lambda outputs: outputs.reshape(-1))
 
     def _consume(self, array: Array, every: bool, best: int | None = None) -> FloatArray:
-        # Lanes bring the outputs of all that are stepped together, so `best` makes no difference.
-        future = self._submit(array, every, lambda outputs: outputs)
+        future = self._submit(array, every, lambda outputs: outputs, best)
         try:
             return future.result()
         except BaseException:
@@ -142,7 +141,9 @@ class BatchSession(Session):
                 future.exception()
             raise
 
-    def _submit(self, array: Array, every: bool, shape: Callable[[FloatArray], FloatArray]) -> Future[FloatArray]:
+    def _submit(
+        self, array: Array, every: bool, shape: Callable[[FloatArray], FloatArray], best: int | None = None
+    ) -> Future[FloatArray]:
         self._guard.enter()
         try:
             self._check()
@@ -151,7 +152,7 @@ class BatchSession(Session):
             def finish(fed: Fed, state: State) -> FloatArray:
                 return shape(self._accept(fed, state, time.perf_counter() - start))
 
-            job = Job(self, self._now.state, array, every, finish, self._release)
+            job = Job(self, self._now.state, array, every, finish, self._release, best)
             job.future.add_done_callback(self._if_cancelled)
             self._engine.submit(job)
         except BaseException:

@@ -231,11 +231,12 @@ class Engine:
         data = job.inputs[None, call.offset : call.offset + call.length] if call.length else None
         rows: Rows = "every" if job.every else "last" if job.ends(call) else "none"
         with self._backend.executor(1) as executor:
-            told, job.state = executor.run(call.graph, job.state, Feed(data, call.length, rows))
+            told, job.state = executor.run(call.graph, job.state, Feed(data, call.length, rows, job.best))
             job.collect(
                 call,
                 None if told.head is None else told.head[0],
                 None if told.surprise is None else told.surprise[0],
+                told.best,
             )
 
     # -- decoders ----------------------------------------------------------------------------------------------------
@@ -256,17 +257,20 @@ class Engine:
         self._steps = [job for job in self._steps if job not in {job for job, _ in chosen}]
         lanes = [lane for _, seat in chosen if (lane := seat.lane) is not None]
         try:
-            outputs, surprise, failed = self._seats.lanes.step(lanes, np.stack([job.inputs[0] for job, _ in chosen]))
+            inputs = np.stack([job.inputs[0] for job, _ in chosen])
+            told = self._seats.lanes.step(lanes, inputs, _most_wanted([job for job, _ in chosen]))
         except Exception as error:
             for job, _ in chosen:
                 job.fail(error)
             return
         for (job, seat), lane in zip(chosen, lanes, strict=True):
-            if lane in failed:
-                job.fail(failed[lane])
+            if lane in told.failed:
+                job.fail(told.failed[lane])
                 continue
             call = next(self._planner.calls(job.state.position, 1))
-            job.collect(call, outputs[lane, None], None if surprise is None else surprise[lane, None])
+            outputs = told.outputs[lane, None] if told.best is None else None
+            surprise = None if told.surprise is None else told.surprise[lane, None]
+            job.collect(call, outputs, surprise, None if told.best is None else told.best.of(lane))
             self._finish_step(job, seat, lane)
 
     def _choose(self) -> list[tuple[Job, Seat]]:
@@ -316,3 +320,9 @@ class Engine:
             return
         if committed is not None:
             lanes.seat(lane, committed)
+
+
+def _most_wanted(jobs: list[Job]) -> int | None:
+    """How many of the largest outputs do for all of these; None if somebody wants all of them."""
+    counts = [job.best for job in jobs if job.best is not None]
+    return max(counts) if len(counts) == len(jobs) else None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from titans_runtime.arrays import Array, FloatArray
-from titans_runtime.backends.base import State
+from titans_runtime.backends.base import Best, State
 from titans_runtime.driver import Fed
 from titans_runtime.plan import Call
 
@@ -32,6 +32,7 @@ class Job:
     inputs: `[T]` ids or `[T, F]` vectors.
     finish: makes the result the session's, and returns what the caller asked for; if it raises, nothing has happened.
     release: lets the session be used again; called once, after success or failure.
+    best: of the last token's outputs only so many of the largest need to be seen; None: all.
     """
 
     session: Session
@@ -40,10 +41,12 @@ class Job:
     every: bool
     finish: Finish
     release: Callable[[BaseException | None], None]
+    best: int | None = None
     future: Future[FloatArray] = field(default_factory=Future)
     calls: Iterator[Call] | None = None
     outputs: list[FloatArray] = field(default_factory=list)
     surprise: list[FloatArray] = field(default_factory=list)
+    chosen: Best | None = None
 
     @property
     def tokens(self) -> int:
@@ -54,17 +57,22 @@ class Job:
         """Whether a call consumes the last token."""
         return call.offset + call.length == self.tokens
 
-    def collect(self, call: Call, head: FloatArray | None, surprise: FloatArray | None) -> None:
+    def collect(
+        self, call: Call, head: FloatArray | None, surprise: FloatArray | None, best: Best | None = None
+    ) -> None:
         """Keep what a call said, outputs `[n, O]` of its last n tokens and surprise `[length, M]`."""
         if call.length == 0:
             return
+        self.chosen = best
         if head is not None and (self.every or self.ends(call)):
             self.outputs.append((head if self.every else head[-1:]).copy())
         self.surprise.append(np.zeros((call.length, 0), np.float32) if surprise is None else surprise.copy())
 
     def fed(self) -> Fed:
         """Everything that was kept."""
-        return Fed(np.concatenate(self.outputs)[None], np.concatenate(self.surprise)[None])
+        nothing = np.zeros((0, 0), np.float32)
+        outputs = np.concatenate(self.outputs) if self.outputs else nothing
+        return Fed(outputs[None], np.concatenate(self.surprise)[None], self.chosen)
 
     def succeed(self) -> None:
         """Make the result the session's and tell the caller; if that raises, fail with what it raised."""

@@ -128,4 +128,4 @@ class Residency:
         self._files += 1
         path = Path(self._folder.name) / f"{self._files}.state"
         write_atomically(path, statefile.pack(self._manifest, tensors, now), durable=False)
-        return replace(now, state=Spilled(self._folder, path, now.position))
+        return replace(now, state=Spilled(self._folder, path, now.position), last=now.outputs)
