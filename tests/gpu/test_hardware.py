@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from tests.export.conftest import build
-from tests.runtime.devices import traffic
+from tests.runtime.devices import told, traffic
 from titans_core.config import VARIANTS
 from titans_export.export import export_model
 from titans_export.tensorrt_engines import build_engines
-from titans_runtime import ProviderError, load
+from titans_runtime import ProviderError, SamplingOptions, load
 from titans_runtime.backends import nvidia, prove
 
 CLOSE = 2e-4  # fp32, outputs and states
@@ -66,6 +66,19 @@ def test_512_mixed_tokens_equal_the_cpus_and_no_state_crosses_the_bus(
     after, wanted = there._backend.read(ours._now.state), here._backend.read(theirs._now.state)
     for name, value in wanted.items():
         assert np.abs(after[name] - value).max(initial=0.0) <= CLOSE, name
+
+
+def test_tokens_are_chosen_there_and_only_what_is_chosen_among_comes_back(
+    provider: str, exported: Path, tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(exported, tmp_path / "model.titans"))
+    if provider in ("tensorrt", "tensorrt-rtx"):
+        build_engines(path, backend=provider)
+    there, here = load(path, provider=provider), load(path, provider="cpu", threads=1)
+    greedy = SamplingOptions(temperature=0)
+    ours, theirs = there.session(), here.session()
+    assert list(ours.generate_tokens([1, 2, 3], 40, greedy)) == list(theirs.generate_tokens([1, 2, 3], 40, greedy))
+    assert told(there, ours, greedy) == 3  # an id, its logit and the sum of all
 
 
 def test_forks_marks_and_batches_go_their_own_ways(provider: str, exported: Path, tmp_path: Path) -> None:
