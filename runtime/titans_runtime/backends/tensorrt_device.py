@@ -19,10 +19,11 @@ from typing import Any, cast
 import numpy as np
 
 from titans_runtime.arrays import Array, FloatArray, IdArray
-from titans_runtime.backends.chooser import IDS, LARGEST, SCORES, SUM, Chooser, chooser
+from titans_runtime.backends.chooser import chooser
 from titans_runtime.backends.cuda import Captured, Cuda, CudaBuffer, Pinned
 from titans_runtime.backends.device import Buffer, Traffic
 from titans_runtime.backends.engine_files import EngineFile, EngineFiles, Here
+from titans_runtime.backends.tensorrt_choice import Choice
 from titans_runtime.bundle import Bundle
 from titans_runtime.errors import ExecutionError
 from titans_runtime.manifest import GraphSpec
@@ -174,7 +175,9 @@ class TensorRtDevice(CudaMemory):
             return None
         streams = head.shape[0]
         if streams not in self._choices:
-            self._choices[streams] = Choice(self, self._cuda, self._chooser, streams)
+            self._choices[streams] = Choice(
+                self._cuda, self._chooser, self.program(self._chooser.spec, streams), streams
+            )
         found = self._choices[streams].of(cast(CudaBuffer, head), row, count)
         self.traffic.told += sum(array.size for array in found)
         return found
@@ -197,40 +200,6 @@ class TensorRtDevice(CudaMemory):
         parser = self._module.OnnxParserRefitter(refitter, self._log.logger)
         path = self._bundle.path / graph.file
         return bool(parser.refit_from_file(str(path)) and refitter.refit_cuda_engine())
-
-
-class Choice:
-    """The chooser for so many streams: one token's logits go to its input, and what is wanted comes back."""
-
-    def __init__(self, device: TensorRtDevice, cuda: Cuda, chooses: Chooser, streams: int) -> None:
-        self._cuda = cuda
-        spec = chooses.spec
-        self._places = {
-            t.name: cuda.zeros(tuple(streams if isinstance(n, str) else n for n in t.shape), t.dtype)
-            for t in (*spec.inputs, *spec.outputs)
-        }
-        inputs, outputs = {SCORES: self._places[SCORES]}, {t.name: self._places[t.name] for t in spec.outputs}
-        self._bound = device.program(spec, streams).bind({}, {}, inputs, outputs)
-
-    def of(self, head: CudaBuffer, row: int, count: int) -> tuple[IdArray, FloatArray, FloatArray]:
-        """Of the outputs `[B, T, V]` of one token the `count` largest: ids, logits, and the sum of all."""
-        streams, tokens, width = head.shape
-        item = width * np.dtype(np.float32).itemsize
-        start = head.address + row * item
-        self._cuda.move_columns(self._places[SCORES].address, item, start, tokens * item, item, streams)
-        self._bound.run()
-        ids, largest = np.empty((streams, count), np.int64), np.empty((streams, count), np.float32)
-        total = np.empty(streams, np.float32)
-        for stream in range(streams):
-            self._bring(ids[stream], self._places[IDS], stream)
-            self._bring(largest[stream], self._places[LARGEST], stream)
-            self._bring(total[stream : stream + 1], self._places[SUM], stream)
-        self._cuda.wait()
-        return ids, largest, total
-
-    def _bring(self, target: Array, place: CudaBuffer, stream: int) -> None:
-        """Put a copy of the beginning of one stream's share of a tensor into the stream."""
-        self._cuda.to_host(target.ctypes.data, place.address + stream * (place.nbytes // place.shape[0]), target.nbytes)
 
 
 class EngineProgram:
