@@ -76,8 +76,8 @@ def test_every_option_of_the_run_reaches_it(tmp_path: Path, monkeypatch: pytest.
     wishes = {"steps": 7, "batch": 6, "seed": 5, "lr": 0.25, "warmup": 4, "accumulate": 3, "eval-every": 2}
     wishes |= {"save-every": 1}
     arguments = [str(part) for name, value in wishes.items() for part in (f"--{name}", value)]
-    result = titans("train", "--task", "recall", *arguments, "--device", "cpu", "--precision", "bf16",
-                    "--out", tmp_path / "out")  # fmt: skip
+    flags = ["--device", "cpu", "--precision", "bf16", "--compile", "--recompute"]
+    result = titans("train", "--task", "recall", *arguments, *flags, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert asked == [
         TrainOptions(
@@ -91,6 +91,8 @@ def test_every_option_of_the_run_reaches_it(tmp_path: Path, monkeypatch: pytest.
             save_every=1,
             device="cpu",
             precision="bf16",
+            compile=True,
+            recompute=True,
         )
     ]
 
