@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 BLOCK = 200  # cases per process
 PATIENCE = 60.0  # seconds a case may take before it counts as a hang; they take milliseconds
+_LOOK = 0.05  # seconds between two looks at a worker
 REGRESSIONS = Path(__file__).with_name("regressions.json")
 SHARES = {"manifest": 0.25, "graph": 0.15, "weights": 0.2, "state": 0.25, "calls": 0.15}
 
@@ -79,11 +80,13 @@ def watched(command: list[str], current: Path, patience: float = PATIENCE) -> di
     """The result that a worker prints, or what became of it instead."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as complaints:
         process = subprocess.Popen(command, stdout=out, stderr=complaints, text=True)
-        began = time.monotonic()
+        seen, waited = 0, 0.0  # looks are counted, not the clock's time: a machine may be put to sleep meanwhile
         while process.poll() is None:
-            time.sleep(0.05)
-            at = current.stat().st_mtime if current.exists() else 0.0
-            if time.time() - at > patience and time.monotonic() - began > patience:
+            time.sleep(_LOOK)
+            at = current.stat().st_mtime_ns if current.exists() else 0
+            waited = waited + _LOOK if at == seen else 0.0
+            seen = at
+            if waited > patience:
                 process.kill()
                 process.wait()
                 return _died(current, f"no end after {patience:g} s")
