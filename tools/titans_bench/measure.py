@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import statistics
 import time
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -21,7 +20,7 @@ import titans_runtime
 from titans_bench.demand import Demand, decoding, reading
 from titans_bench.processes import Start, starts
 from titans_bench.roofline import Probes, Roofline
-from titans_bench.timing import Progress, Work, interleaved
+from titans_bench.timing import Progress, Work, medians
 from titans_runtime import Model
 from titans_runtime.arrays import Array
 from titans_runtime.backends.onnx_cpu import import_onnxruntime
@@ -109,7 +108,7 @@ def measure(bundle: Path, wish: Wish, progress: Progress | None = None) -> Repor
     for batch, these in streams.items():
         work[f"prefill {batch}"] = these.read
         work[f"decode {batch}"] = these.decode
-    seconds = {name: statistics.median(each) for name, each in interleaved(work, wish.rounds, progress).items()}
+    seconds = medians(work, wish.rounds, progress)
     roofline = None if probes is None else probes.roofline(seconds)
     prefill, decode = [], []
     for batch, these in streams.items():

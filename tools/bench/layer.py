@@ -1,0 +1,130 @@
+"""The memory layer alone over a long stream: our bundle, our PyTorch eager and compiled, and titans-pytorch.
+
+What bounds it: a chunk of C tokens costs the projections (8 dim^2 flops and more a token, large products), and in the
+memory products of 64 x 64 x 128 per head: reading, the gradient, and C x C products for what the chunk's own writes
+add to each answer. All in all 2.7 Mflop a token here, counted from the graph; a chunk's weights and state, 5 MB, stay
+in the caches, so products bound it and not bytes.
+
+titans-pytorch at its chunk size 64 writes once where we write 64 times; at chunk size 1 it computes what we compute,
+and makes the memory's gradient as a tensor of its own for every token, 64 KB per head, so that bytes bound it.
+Knows what is compared. Does not know the layers' insides (`memory_layer`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from bench.kit import THREADS, inferred, pin, with_probes
+from bench.memory_layer import MemoryLayer, export_layer, layer_config, library_layer
+from bench.report import Figure, Result, Row
+from torch import Tensor
+
+import titans_runtime
+from titans_bench.demand import reading
+from titans_bench.timing import Progress, Work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """`tokens` for all but titans-pytorch at chunk size 1, which gets `slow_tokens`."""
+
+    dim: int = 384
+    heads: int = 6
+    chunk: int = 64
+    tokens: int = 16_384
+    slow_tokens: int = 2_048
+    rounds: int = 5
+    compiled: bool = True
+    threads: int = THREADS
+
+
+def measure(sizes: Sizes, progress: Progress) -> Result:
+    """Tokens per second of each, and the ratios that have targets."""
+    pin(sizes.threads)
+    torch.manual_seed(0)
+    layer = MemoryLayer(layer_config(sizes.dim, sizes.heads, sizes.chunk))
+    x = torch.randn(1, sizes.tokens, sizes.dim)
+    theirs = library_layer(sizes.dim, sizes.heads, sizes.chunk, sizes.chunk).eval()
+    finest = library_layer(sizes.dim, sizes.heads, 1, sizes.chunk).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        export_layer(layer, Path(folder) / "layer.titans")
+        model = titans_runtime.load(Path(folder) / "layer.titans", provider="cpu", threads=sizes.threads)
+        driver, vectors = model.driver(1), np.ascontiguousarray(x.numpy())
+
+        def runtime() -> None:
+            driver.reset()
+            driver.feed(vectors, all_outputs=True)
+
+        work: dict[str, Work] = {
+            "runtime": runtime,
+            "eager": inferred(lambda: layer(x)),
+            "library": inferred(lambda: theirs(x)),
+            "finest": inferred(lambda: finest(x[:, : sizes.slow_tokens])),
+        }
+        if sizes.compiled:
+            work["compiled"] = inferred(_by_chunks(layer, x))
+        seconds, machine = with_probes(work, sizes.rounds, progress, sizes.threads)
+        needs = reading(model.manifest, sizes.tokens, 1, widened=False)
+    per_token = {
+        name: spent / (sizes.slow_tokens if name == "finest" else sizes.tokens) for name, spent in seconds.items()
+    }
+    gflops = needs.flops / seconds["runtime"] / 1e9 if needs else 0.0
+    figures = [
+        Figure(
+            name="runtime over titans-pytorch, chunk size 64", unit="x", at_least=6.0,
+            value=per_token["library"] / per_token["runtime"],
+        ),
+        Figure(
+            name="runtime over titans-pytorch, chunk size 1", unit="x", at_least=150.0,
+            value=per_token["finest"] / per_token["runtime"],
+        ),
+        Figure(name="runtime over our PyTorch eager", unit="x", value=per_token["eager"] / per_token["runtime"]),
+        Figure(name="runtime's share of the machine's products", unit="share", value=gflops / machine.sgemm_gflops),
+    ]  # fmt: skip
+    if sizes.compiled:
+        ratio = per_token["compiled"] / per_token["runtime"]
+        figures.insert(3, Figure(name="runtime over our torch.compile", unit="x", value=ratio))
+    return Result(
+        title="One memory layer",
+        stated=[
+            f"dim {sizes.dim}, {sizes.heads} heads of {sizes.dim // sizes.heads}, a memory of two matrices, expansion"
+            f" 2, chunk {sizes.chunk}; {sizes.tokens:,} tokens of one stream, titans-pytorch at chunk size 1:"
+            f" {sizes.slow_tokens:,}; medians of {sizes.rounds} rounds",
+            f"the machine beside it: {machine.sgemm_gflops:.0f} GFLOP/s of products; the layer needs"
+            f" {(needs.flops if needs else 0) / sizes.tokens / 1e6:.2f} Mflop a token",
+        ],
+        figures=figures,
+        tables={"Tokens per second": [_row(name, each) for name, each in per_token.items()]},
+    )
+
+
+NAMES = {
+    "runtime": "our bundle, runtime",
+    "eager": "our PyTorch, eager",
+    "compiled": "our PyTorch, torch.compile of a chunk",
+    "library": "titans-pytorch, a write per 64 tokens",
+    "finest": "titans-pytorch, a write per token",
+}
+
+
+def _row(name: str, seconds: float) -> Row:
+    return {"": NAMES[name], "tokens/s": round(1 / seconds), "µs a token": round(1e6 * seconds, 2)}
+
+
+def _by_chunks(layer: MemoryLayer, x: Tensor) -> Work:
+    """The stream through a compiled function of one chunk; a whole stream's loop would compile for minutes."""
+    chunk = torch.compile(layer.chunks)
+
+    def run() -> Tensor:
+        state, answers = layer.fresh(x.shape[0]), []
+        for piece in torch.split(x, layer.config.chunk, dim=1):
+            answer, changed, _ = chunk(piece, state)
+            state = state | changed
+            answers.append(answer)
+        return torch.cat(answers, dim=1)
+
+    return run

@@ -1,0 +1,153 @@
+"""A training step of the memory layer, forward and backward: ours in PyTorch, eager and compiled, and titans-pytorch.
+
+What bounds it: the products of the forward pass once more for each operand, so three times its flops, as long as what
+the backward pass needs stays in the caches or is made again. titans-pytorch keeps a gradient of the memory's weights
+for every write, and carries each of them through an associative scan; ours never makes one, everything is products over
+a chunk's tokens. Peak memory is what a process of its own reaches beyond what it had before its first step.
+
+Knows what is compared. Does not know the layers' insides (`memory_layer`).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from bench.kit import THREADS, pin, with_probes
+from bench.layer import NAMES as LAYERS
+from bench.memory_layer import MemoryLayer, layer_config, library_layer
+from bench.report import Figure, Result, Row
+from torch import Tensor, nn
+
+from titans_bench.timing import Progress, Work
+
+Shape = tuple[int, int]  # streams, tokens of each
+NAMES = {name: LAYERS[name] for name in ("eager", "compiled", "library")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Every shape has as many tokens in all; the targets are held against the first."""
+
+    dim: int = 384
+    heads: int = 6
+    chunk: int = 64
+    shapes: tuple[Shape, ...] = ((1, 4_096), (8, 512))
+    rounds: int = 5
+    compiled: bool = True
+    threads: int = THREADS
+
+    def kinds(self) -> list[str]:
+        """What takes part."""
+        return [name for name in NAMES if self.compiled or name != "compiled"]
+
+
+def measure(sizes: Sizes, progress: Progress) -> Result:
+    """Seconds of a step, and peak memory."""
+    pin(sizes.threads)
+    work: dict[str, Work] = {}
+    for shape in sizes.shapes:
+        for kind in sizes.kinds():
+            work[f"{kind} {shape}"] = step(sizes, kind, shape)
+    seconds, machine = with_probes(work, sizes.rounds, progress, sizes.threads)
+    peaks = {f"{kind} {shape}": peak_of(sizes, kind, shape) for shape in sizes.shapes for kind in sizes.kinds()}
+    figures: list[Figure] = []
+    for place, shape in enumerate(sizes.shapes):
+        ours, theirs = f"eager {shape}", f"library {shape}"
+        name = f"{shape[0]} x {shape[1]:,} tokens"
+        figures += [
+            Figure(
+                name=f"step over titans-pytorch, {name}", unit="x", value=seconds[theirs] / seconds[ours],
+                at_least=None if place else 4.0,
+            ),
+            Figure(
+                name=f"peak memory over titans-pytorch's, {name}", unit="share", value=peaks[ours] / peaks[theirs],
+                at_most=None if place else 1.0,
+            ),
+        ]  # fmt: skip
+    rows = [_row(sizes, kind, shape, seconds, peaks) for shape in sizes.shapes for kind in sizes.kinds()]
+    return Result(
+        title="A training step of the memory layer",
+        stated=[
+            f"dim {sizes.dim}, {sizes.heads} heads of {sizes.dim // sizes.heads}, a memory of two matrices, expansion"
+            f" 2, chunk {sizes.chunk}; forward, mean square, backward to all parameters and the inputs; medians of"
+            f" {sizes.rounds} rounds",
+            f"the machine beside it: {machine.sgemm_gflops:.0f} GFLOP/s of products",
+        ],
+        figures=figures,
+        tables={"A step": rows},
+    )
+
+
+def step(sizes: Sizes, kind: str, shape: Shape) -> Work:
+    """Forward and backward of one of `NAMES`."""
+    torch.manual_seed(0)
+    x = torch.randn(*shape, sizes.dim, requires_grad=True)
+    module, forward = layer(sizes, kind)
+
+    def run() -> None:
+        x.grad = None
+        module.zero_grad(set_to_none=True)
+        forward(x).square().mean().backward()  # type: ignore[no-untyped-call]
+
+    return run
+
+
+def layer(sizes: Sizes, kind: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """The module and its forward pass."""
+    if kind == "library":
+        theirs = library_layer(sizes.dim, sizes.heads, sizes.chunk, sizes.chunk)
+        return theirs, lambda x: theirs(x)[0]
+    ours = MemoryLayer(layer_config(sizes.dim, sizes.heads, sizes.chunk))
+    if kind == "eager":
+        return ours, ours
+    chunk = torch.compile(ours.chunks)
+
+    def by_chunks(x: Tensor) -> Tensor:
+        state, answers = ours.fresh(x.shape[0]), []
+        for piece in torch.split(x, sizes.chunk, dim=1):
+            answer, changed, _ = chunk(piece, state)
+            state = state | changed
+            answers.append(answer)
+        return torch.cat(answers, dim=1)
+
+    return ours, by_chunks
+
+
+def peak_of(sizes: Sizes, kind: str, shape: Shape) -> int:
+    """Bytes that a process of its own reaches beyond what it held before its first step."""
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=fresh) as pool:
+        return pool.submit(_peak, sizes, kind, shape).result()
+
+
+def _peak(sizes: Sizes, kind: str, shape: Shape) -> int:
+    pin(sizes.threads)
+    if kind == "compiled":
+        step(sizes, kind, (1, sizes.chunk))()  # so that it is not the compiler's memory
+    run = step(sizes, kind, shape)
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    for _ in range(2):
+        run()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    """A size in bytes that Linux keeps of this process."""
+    text = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(text.partition(f"{name}:")[2].split()[0])
+
+
+def _row(sizes: Sizes, kind: str, shape: Shape, seconds: dict[str, float], peaks: dict[str, int]) -> Row:
+    key = f"{kind} {shape}"
+    return {
+        "": f"{NAMES[kind]}, {shape[0]} x {shape[1]:,}",
+        "seconds": round(seconds[key], 3),
+        "tokens/s": round(shape[0] * shape[1] / seconds[key]),
+        "peak, MB": round(peaks[key] / 1e6),
+    }
