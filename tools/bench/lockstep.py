@@ -71,7 +71,7 @@ def measure(sizes: Sizes, progress: Progress) -> Result:
 
 def _row(variant: Variant, report: Report) -> Row:
     one, many = report.decode
-    bytes_each = [(speed.gb_per_second or 0.0) / speed.tokens_per_second * 1e3 for speed in (one, many)]
+    bytes_each = [(speed.bytes_per_token or 0.0) / 1e6 for speed in (one, many)]
     return {
         "": variant,
         "one": round(one.tokens_per_second, 1),

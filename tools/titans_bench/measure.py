@@ -54,13 +54,16 @@ class Speed:
     """Reading prompts, or decoding, with `batch` streams in lockstep.
 
     tokens_per_second: of all streams together.
-    flops, bytes: needed per second at that speed, in gigaflops and gigabytes; None where the bundle does not say.
+    flops_per_token, bytes_per_token: what the graphs need, counted; None where the bundle does not say.
+    gflops, gb_per_second: the same per second at that speed, in billions.
     share: of the machine's measured rate, of products for prompts and of reading for decoding; None off the CPU.
     latency_ms: of one call per token, by percentile; None for prompts.
     """
 
     batch: int
     tokens_per_second: float
+    flops_per_token: float | None
+    bytes_per_token: float | None
     gflops: float | None
     gb_per_second: float | None
     share: float | None
@@ -189,6 +192,8 @@ def _speed(
     return Speed(
         batch=batch,
         tokens_per_second=batch * tokens / seconds,
+        flops_per_token=None if needs is None else needs.flops / batch / tokens,
+        bytes_per_token=None if needs is None else needs.bytes / batch / tokens,
         gflops=gflops,
         gb_per_second=gigabytes,
         share=share,
