@@ -7,10 +7,8 @@ part measures, or the command line (`__main__`).
 from __future__ import annotations
 
 import json
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields
 from importlib import import_module, metadata
 from pathlib import Path
@@ -49,14 +47,12 @@ def run_part(name: str, quick: bool) -> dict[str, Any]:
 
 def run_parts(names: Sequence[str], quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
     """Every part in a fresh process."""
-    from bench.kit import THREADS
+    from bench.kit import THREADS, alone
 
-    fresh = multiprocessing.get_context("spawn")
     parts = {}
     for name in names:
         tell(f"{name} …")
-        with ProcessPoolExecutor(1, mp_context=fresh) as pool:
-            parts[name] = pool.submit(run_part, name, quick).result()
+        parts[name] = alone(run_part, name, quick)
         for figure in parts[name]["figures"]:
             tell(f"  {figure['name']}: {figure['value']:.4g}{wanted(figure)}")
         tell(f"  {parts[name]['seconds']} s")

@@ -10,14 +10,12 @@ Knows what is compared. Does not know the layers' insides (`memory_layer`).
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from bench.kit import THREADS, pin, with_probes
+from bench.kit import THREADS, alone, pin, with_probes
 from bench.layer import NAMES as LAYERS
 from bench.memory_layer import MemoryLayer, layer_config, library_layer
 from bench.report import Figure, Result, Row
@@ -120,9 +118,7 @@ def layer(sizes: Sizes, kind: str) -> tuple[nn.Module, Callable[[Tensor], Tensor
 
 def peak_of(sizes: Sizes, kind: str, shape: Shape) -> int:
     """Bytes that a process of its own reaches beyond what it held before its first step."""
-    fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=fresh) as pool:
-        return pool.submit(_peak, sizes, kind, shape).result()
+    return alone(_peak, sizes, kind, shape)
 
 
 def _peak(sizes: Sizes, kind: str, shape: Shape) -> int:
