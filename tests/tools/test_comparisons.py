@@ -26,6 +26,7 @@ from titans_core.model import TitansModel
 from titans_core.presets import preset
 from titans_export.titans_model import TitansSteppable
 
+PAGE = Path(__file__).parents[2] / "docs" / "benchmarks"
 SHAPE = Shape(dim=32, layers=2, heads=2, hidden=48, vocab=50, context=16)
 
 
@@ -125,3 +126,13 @@ def test_the_command_runs_what_it_is_asked_for_and_ends_in_json(
     assert list(document["parts"]) == ["state_size"]
     assert "cache over state" in said.err
     assert list(tmp_path.iterdir()) == []  # toy sizes are nobody's results
+
+
+def test_the_page_says_what_was_measured() -> None:
+    page = (PAGE / "index.md").read_text(encoding="utf-8")
+    results = json.loads((PAGE / "results.json").read_text(encoding="utf-8"))
+    assert set(results["parts"]) == set(PARTS)
+    assert page == filled(page, results), "docs/benchmarks/index.md is behind results.json; run: make bench"
+    for name, part in results["parts"].items():
+        assert f"<!-- begin {name} -->" in page
+        assert part["plot"] is None or (PAGE / f"{name}.svg").exists()

@@ -23,6 +23,7 @@ from titans_core.blocks import MemoryReader, extension
 from titans_core.config import MemoryConfig, TitansConfig
 from titans_core.layers import Linear, RMSNorm
 from titans_core.state import State, StateSpec
+from titans_core.training.speed import prepare
 from titans_export.bundle_writer import staged, write_bundle
 from titans_export.steppable import Feeds, StepGraph
 from titans_runtime.manifest import ContinuousInputs, Due
@@ -54,6 +55,10 @@ class MemoryLayer(nn.Module):
         """Answers, the entries of the state that change, and surprise `[B, T]`."""
         answers, changed, surprise = self.reader.chunks(self.norm(x), state)
         return self.out(answers), changed, surprise
+
+    def speed_up(self, recompute: bool = False) -> None:
+        """Compile a chunk of the memory, and compute it again in the backward pass, as `titans train` may."""
+        prepare(self, compiled=True, recompute=recompute)  # type: ignore[arg-type]  # it looks for readers alone
 
     def fresh(self, batch: int) -> State:
         """The carried state of so many new streams."""
