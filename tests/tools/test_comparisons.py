@@ -17,6 +17,7 @@ from bench import __main__ as command
 from bench.attention_only import Decoder, Shape, forward, hidden_for, random_weights
 from bench.context import crossing
 from bench.memory_layer import MemoryLayer, export_layer, layer_config
+from bench.page import filled
 from bench.report import Figure
 from bench.state_size import cache_bytes, state_bytes
 from bench.suite import PARTS, run_part, write

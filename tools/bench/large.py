@@ -30,7 +30,7 @@ class Sizes:
     """See `titans_bench.measure.Wish`."""
 
     preset: str = "170m"
-    prompt: int = 1_024
+    prompt: int = 512
     tokens: int = 64
     rounds: int = 7
     threads: int = THREADS

@@ -33,7 +33,7 @@ class Sizes:
     streams: int = 16
     prompt: int = 128
     tokens: int = 64
-    rounds: int = 7
+    rounds: int = 5
     threads: int = THREADS
 
 
