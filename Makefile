@@ -21,8 +21,8 @@ setup: $(DEV)  ## make .venv with everything a developer needs
 demo: $(DEV) $(RUNTIME)  ## train, export, verify and run on real text, the last part without torch
 	$(BIN)/python tools/demo/demo.py
 
-bench: $(DEV)  ## runtime against eager PyTorch and the machine's roofline; last line is JSON
-	$(BIN)/python tools/bench/bench.py
+bench: $(DEV)  ## everything in docs/benchmarks, measured on this machine; ONLY=PART for one part; last line is JSON
+	$(BIN)/python -m bench $(addprefix --only ,$(ONLY))
 
 test: $(DEV)  ## run the test suite
 	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n 2

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from bench.bench import random_checkpoint
+from bench.kit import random_bundle
 
-from titans_export.export import export_checkpoint
+from titans_core.presets import preset
 
 GUIDE = Path(__file__).resolve().parents[1] / "docs" / "embedding.md"
 PROGRAMS = {
@@ -76,10 +76,9 @@ def test_the_chat_remembers_across_processes(program: Write, tiny_bundle: Path, 
 @pytest.fixture(scope="module")
 def preset_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the `tiny` preset that has learned nothing: the monitor rests on the memory alone."""
-    folder = tmp_path_factory.mktemp("preset")
-    random_checkpoint(folder / "checkpoint", "mac", "tiny")
-    export_checkpoint(folder / "checkpoint", folder / "preset.titans", verify_tokens=0)
-    return folder / "preset.titans"
+    path = tmp_path_factory.mktemp("preset") / "preset.titans"
+    random_bundle(preset("tiny"), path)
+    return path
 
 
 def test_the_monitor_reports_the_odd_line_and_no_other(program: Write, preset_bundle: Path) -> None:

@@ -88,6 +88,8 @@ def test_a_report_adds_up(bundle: Path) -> None:
             assert speed.gflops is not None
             assert speed.gb_per_second is not None
             seconds = speed.batch * tokens / speed.tokens_per_second
+            assert speed.flops_per_token == needs.flops / speed.batch / tokens
+            assert speed.bytes_per_token == needs.bytes / speed.batch / tokens
             assert speed.gflops * seconds * 1e9 == pytest.approx(needs.flops)
             assert speed.gb_per_second * seconds * 1e9 == pytest.approx(needs.bytes)
             rate = speed.gflops if speeds is report.prefill else speed.gb_per_second

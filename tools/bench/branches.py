@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-from bench.bench import random_checkpoint
 from bench.endurance import resident_bytes
+from bench.kit import random_bundle
 
 import titans_runtime
 from titans_core.config import Variant
-from titans_export.export import export_checkpoint
+from titans_core.presets import preset
 from titans_runtime import Model, Session
 
 SAMPLED = 25  # branches that are compared
@@ -102,8 +102,7 @@ def main() -> None:
         bundle = options.bundle
         if bundle is None:
             bundle = Path(folder) / "bench.titans"
-            random_checkpoint(Path(folder) / "checkpoint", cast(Variant, options.variant), options.preset)
-            export_checkpoint(Path(folder) / "checkpoint", bundle, verify_tokens=0)
+            random_bundle(preset(options.preset, variant=cast(Variant, options.variant)), bundle)
         found = measure(titans_runtime.load(bundle, provider="cpu", threads=1), options.tokens, options.branches)
     for name, value in found.items():
         print(f"{name:28} {value}", file=sys.stderr)

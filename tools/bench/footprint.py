@@ -4,7 +4,7 @@
 
 Exports a randomly initialised model with the command a user would type, loads the bundle in a fresh process, feeds it
 and takes the peak memory from the operating system. Then the time from process start to the first token of a `tiny`
-bundle. The last line is one JSON document. Knows nothing about speed under load (`bench.py`).
+bundle. The last line is one JSON document. Knows nothing about speed under load (`python -m bench`).
 """
 
 from __future__ import annotations

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench.bench import median_seconds
 from safetensors.torch import save_file
 
 import titans_runtime
+from titans_bench.timing import medians
 from titans_export.titans_pytorch import library
 from titans_export.titans_pytorch.importer import import_checkpoint
 from titans_runtime.sampling import SamplingOptions
@@ -97,7 +97,7 @@ def measure(dim: int, depth: int, segment: int, tokens: int, stream: int, rounds
         def library_samples() -> None:
             theirs.sample(start, PROMPT + tokens, show_progress=False, use_cache=True)  # type: ignore[operator]
 
-        seconds = median_seconds(
+        seconds = medians(
             {
                 "library": library_samples,
                 "runtime": lambda: generate(ours, prompt, tokens),

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-from bench.bench import median_seconds, random_checkpoint
+from bench.kit import random_bundle
 
 import titans_runtime
+from titans_bench.timing import medians
 from titans_core.config import Variant
-from titans_export.export import export_checkpoint
+from titans_core.presets import preset
 
 
 def measure(bundle: Path, streams: int, chunks: int, rounds: int, threads: int | None) -> dict[str, float | int]:
@@ -55,7 +56,7 @@ def measure(bundle: Path, streams: int, chunks: int, rounds: int, threads: int |
             for caller in callers:
                 caller.join()
 
-        seconds = median_seconds({"alone": one, "one_caller": one_caller, "many_callers": many_callers}, rounds)
+        seconds = medians({"alone": one, "one_caller": one_caller, "many_callers": many_callers}, rounds)
     return {
         "streams": streams,
         "steps": steps,
@@ -84,8 +85,7 @@ def main() -> None:
         bundle = options.bundle
         if bundle is None:
             bundle = Path(folder) / "bench.titans"
-            random_checkpoint(Path(folder) / "checkpoint", cast(Variant, options.variant), options.preset)
-            export_checkpoint(Path(folder) / "checkpoint", bundle, verify_tokens=0)
+            random_bundle(preset(options.preset, variant=cast(Variant, options.variant)), bundle)
         figures = measure(bundle, options.streams, options.chunks, options.rounds, options.threads)
     named = {"model": str(options.bundle or f"{options.preset} {options.variant}"), **figures}
     for name, value in named.items():

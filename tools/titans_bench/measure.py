@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import statistics
 import time
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -21,7 +20,7 @@ import titans_runtime
 from titans_bench.demand import Demand, decoding, reading
 from titans_bench.processes import Start, starts
 from titans_bench.roofline import Probes, Roofline
-from titans_bench.timing import Progress, Work, interleaved
+from titans_bench.timing import Progress, Work, medians
 from titans_runtime import Model
 from titans_runtime.arrays import Array
 from titans_runtime.backends.onnx_cpu import import_onnxruntime
@@ -55,13 +54,16 @@ class Speed:
     """Reading prompts, or decoding, with `batch` streams in lockstep.
 
     tokens_per_second: of all streams together.
-    flops, bytes: needed per second at that speed, in gigaflops and gigabytes; None where the bundle does not say.
+    flops_per_token, bytes_per_token: what the graphs need, counted; None where the bundle does not say.
+    gflops, gb_per_second: the same per second at that speed, in billions.
     share: of the machine's measured rate, of products for prompts and of reading for decoding; None off the CPU.
     latency_ms: of one call per token, by percentile; None for prompts.
     """
 
     batch: int
     tokens_per_second: float
+    flops_per_token: float | None
+    bytes_per_token: float | None
     gflops: float | None
     gb_per_second: float | None
     share: float | None
@@ -109,7 +111,7 @@ def measure(bundle: Path, wish: Wish, progress: Progress | None = None) -> Repor
     for batch, these in streams.items():
         work[f"prefill {batch}"] = these.read
         work[f"decode {batch}"] = these.decode
-    seconds = {name: statistics.median(each) for name, each in interleaved(work, wish.rounds, progress).items()}
+    seconds = medians(work, wish.rounds, progress)
     roofline = None if probes is None else probes.roofline(seconds)
     prefill, decode = [], []
     for batch, these in streams.items():
@@ -190,6 +192,8 @@ def _speed(
     return Speed(
         batch=batch,
         tokens_per_second=batch * tokens / seconds,
+        flops_per_token=None if needs is None else needs.flops / batch / tokens,
+        bytes_per_token=None if needs is None else needs.bytes / batch / tokens,
         gflops=gflops,
         gb_per_second=gigabytes,
         share=share,

@@ -106,19 +106,22 @@ def _show(report: Report, profiles: Sequence[GraphProfile]) -> None:
         f" of {wish.prompt} tokens {_seconds(report.first_token_seconds)}, peak memory {_mib(start.peak_rss_bytes)}"
     )
     table = Table(title=f"Prompts of {wish.prompt} tokens", title_justify="left")
-    for column in ("streams", "tokens/s", "GFLOP/s", "of the machine"):
+    for column in ("streams", "tokens/s", "MFLOP a token", "GFLOP/s", "of the machine"):
         table.add_column(column, justify="right")
     for speed in report.prefill:
-        table.add_row(str(speed.batch), f"{speed.tokens_per_second:,.0f}", _number(speed.gflops), _share(speed))
+        per_token = _number(speed.flops_per_token, 1e6)
+        rate = f"{speed.tokens_per_second:,.0f}"
+        table.add_row(str(speed.batch), rate, per_token, _number(speed.gflops), _share(speed))
     console.print(table)
     table = Table(title=f"{wish.tokens} tokens, one by one", title_justify="left")
     names = list(report.decode[0].latency_ms or {})
-    for column in ("streams", "tokens/s", "GB/s", "of the machine", *(f"{name}, ms" for name in names)):
+    for column in ("streams", "tokens/s", "MB a token", "GB/s", "of the machine", *(f"{name}, ms" for name in names)):
         table.add_column(column, justify="right")
     for speed in report.decode:
         latencies = [f"{value:.2f}" for value in (speed.latency_ms or {}).values()]
-        row = [str(speed.batch), f"{speed.tokens_per_second:,.0f}", _number(speed.gb_per_second), _share(speed)]
-        table.add_row(*row, *latencies)
+        per_token = _number(speed.bytes_per_token, 1e6)
+        rate = f"{speed.tokens_per_second:,.0f}"
+        table.add_row(str(speed.batch), rate, per_token, _number(speed.gb_per_second), _share(speed), *latencies)
     console.print(table)
     for graph in profiles:
         console.print(
@@ -146,8 +149,8 @@ def _share(speed: Speed) -> str:
     return "-" if speed.share is None else f"{speed.share:.0%}"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.1f}"
+def _number(value: float | None, unit: float = 1.0) -> str:
+    return "-" if value is None else f"{value / unit:,.1f}"
 
 
 def _seconds(value: float) -> str:

@@ -1,0 +1,88 @@
+"""The parts of the benchmarks: in which order they run, each in a process of its own, and where results go.
+
+Knows the parts' names and toy sizes, and how results become `results.json`, plots and the page. Does not know what a
+part measures, or the command line (`__main__`).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+from bench.page import draw, filled
+
+from titans_bench.measure import machine
+from titans_cli.options import progress_bar
+
+QUICK = {"rounds": 1, "threads": 1}  # of every part that has them
+# Toy sizes of every part, in the order in which they run.
+PARTS: dict[str, dict[str, Any]] = {
+    "layer": {"dim": 32, "heads": 2, "chunk": 8, "tokens": 32, "slow_tokens": 8, "compiled": False},
+    "generation": {
+        "dim": 32, "layers": 2, "heads": 2, "segment": 8, "tokens": 8, "library_tokens": 4, "near": 16, "far": 32,
+        "block": 8, "blocks": 1,
+    },
+    "large": {"preset": "tiny", "prompt": 64, "tokens": 4},
+    "training": {"dim": 32, "heads": 2, "chunk": 8, "shapes": ((2, 8),), "compiled": False},
+    "lockstep": {"preset": "tiny", "variants": ("lmm",), "streams": 2, "prompt": 32, "tokens": 4},
+    "state_size": {"presets": ("tiny",), "variants": ("mac",)},
+    "context": {"preset": "tiny", "contexts": (32, 64), "tokens": 4},
+}  # fmt: skip
+
+
+def run_part(name: str, quick: bool) -> dict[str, Any]:
+    """One part's results as plain data, and the seconds it took."""
+    module = import_module(f"bench.{name}")
+    sizes = module.Sizes(**_toy(name, module)) if quick else module.Sizes()
+    began = time.perf_counter()
+    with progress_bar(name) as progress:
+        result: dict[str, Any] = module.measure(sizes, progress).as_json()
+    return {**result, "seconds": round(time.perf_counter() - began, 1)}
+
+
+def run_parts(names: Sequence[str], quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Every part in a fresh process."""
+    from bench.kit import THREADS, alone
+
+    parts = {}
+    for name in names:
+        tell(f"{name} …")
+        parts[name] = alone(run_part, name, quick)
+        for figure in parts[name]["figures"]:
+            tell(f"  {figure['name']}: {figure['value']:.4g}{wanted(figure)}")
+        tell(f"  {parts[name]['seconds']} s")
+    about: dict[str, Any] = {"threads": 1 if quick else THREADS}
+    about |= {name: metadata.version(name.replace("_", "-")) for name in ("torch", "titans_pytorch")}
+    return {"machine": {**machine(), **about}, "parts": parts}
+
+
+def write(results: dict[str, Any], out: Path) -> None:
+    """`results.json`, the plots, and the marked parts of `index.md` if it is there; other parts' results are kept."""
+    out.mkdir(parents=True, exist_ok=True)
+    path, page = out / "results.json", out / "index.md"
+    kept = json.loads(path.read_text(encoding="utf-8"))["parts"] if path.exists() else {}
+    together = {**kept, **results["parts"]}
+    document = {**results, "parts": {name: together[name] for name in PARTS if name in together}}
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name, part in results["parts"].items():
+        if part["plot"]:
+            draw(part["plot"], out / f"{name}.svg")
+    if page.exists():
+        page.write_text(filled(page.read_text(encoding="utf-8"), document), encoding="utf-8")
+
+
+def _toy(name: str, module: Any) -> dict[str, Any]:
+    known = {field.name for field in fields(module.Sizes)}
+    return {**{key: value for key, value in QUICK.items() if key in known}, **PARTS[name]}
+
+
+def wanted(figure: dict[str, Any]) -> str:
+    for name, sign in (("at_least", "≥"), ("at_most", "≤")):
+        if figure[name] is not None:
+            return f" (wanted {sign} {figure[name]:g}: {'met' if figure['met'] else 'missed'})"
+    return ""
