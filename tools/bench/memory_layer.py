@@ -5,7 +5,8 @@ What is in ours: norm, query, key, value and gate projections, the causal convol
 their activation and normalisation, reading and writing the memory for every single token, the answers' norm and the
 output projection. What is in theirs: the same but for convolution, normalised queries and keys, and the bound on
 surprise; and in its place a gate per head on the answers. Its memory network is without its optional norm and
-residual, as ours is. It writes once per chunk of its own, with one gradient for all the chunk's tokens, and not once per token.
+residual, as ours is. It writes once per chunk of its own, with one gradient for all the chunk's tokens, and not once
+per token.
 
 Knows both layers. Does not know how long they take.
 """
