@@ -40,7 +40,7 @@ class Sizes:
     chunk: int = 64
     tokens: int = 16_384
     slow_tokens: int = 2_048
-    rounds: int = 4
+    rounds: int = 3
     compiled: bool = True
     threads: int = THREADS
 
