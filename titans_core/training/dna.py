@@ -38,7 +38,7 @@ class PlantedConfig:
     families: int = 8
     promoter: int = 8  # bases
     body: int = 16  # bases
-    gap: int = 256  # longest gap in training, in bases
+    gap: int = 128  # longest gap in training, in bases
     held_out_gap: int = 4096  # the gap of the held-out sequences
     held_out_streams: int = 8
 
