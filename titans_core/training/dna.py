@@ -54,10 +54,16 @@ class PlantedConfig:
 
 @dataclass(frozen=True)
 class PlantedSequence:
-    """One sequence. `repeated` marks the bases of the second bodies."""
+    """One sequence.
 
-    bases: NDArray[np.int64]  # [T], indices into BASES
-    repeated: NDArray[np.bool_]  # [T]
+    bases: int64 [T], indices into BASES.
+    repeated: bool [T], the bases of the second bodies.
+    again: where the second copies begin: the first copies and the gap lie before it.
+    """
+
+    bases: NDArray[np.int64]
+    repeated: NDArray[np.bool_]
+    again: int
 
 
 def planted_sequence(config: PlantedConfig, gap: int, seed: int) -> PlantedSequence:
@@ -86,7 +92,9 @@ def _planted(config: PlantedConfig, gap: int, random: np.random.Generator) -> Pl
         if not again:
             pieces.append((random.integers(len(BASES), size=gap), False))
     repeated = np.concatenate([np.full(len(bases), marked) for bases, marked in pieces])
-    return PlantedSequence(np.concatenate([bases for bases, _ in pieces]), repeated)
+    first = 3 * config.families + 1  # pieces of the first copies, and the gap
+    second = sum(len(bases) for bases, _ in pieces[:first])
+    return PlantedSequence(np.concatenate([bases for bases, _ in pieces]), repeated, second)
 
 
 class PlantedTask:

@@ -30,8 +30,8 @@ OPTIONS = (
         help="Pairs to remember; repeatable.",
     ),
     task_option(
-        "--gap", "gaps", tasks=["recall"], type=click.IntRange(0), multiple=True, default=(4096,), show_default=True,
-        help="Filler before the questions; repeatable.",
+        "--gap", "gaps", tasks=["recall", "dna"], type=click.IntRange(0), multiple=True, default=(4096,),
+        show_default=True, help="Filler before the questions; repeatable.",
     ),
     task_option(
         "--form", tasks=["needle"], type=click.Choice(FORMS), default="passkey", show_default=True,
@@ -41,10 +41,43 @@ OPTIONS = (
         "--length", "lengths", tasks=["needle"], type=click.IntRange(1), multiple=True,
         help="Bytes of a stream; repeatable.  [default: 256 to 16384, doubling]",
     ),
-    task_option("--data", tasks=["needle"], multiple=True, metavar="stdlib|FILE", help="Haystack.  [default: stdlib]"),
     task_option(
-        "--streams", tasks=["recall", "needle"], type=click.IntRange(1),
-        help="Streams per figure.  [default: 16 for recall, 64 for needle]",
+        "--streams", tasks=["recall", "needle", "dna"], type=click.IntRange(1),
+        help="Streams per figure.  [default: 64 for needle, else 16]",
+    ),
+    task_option(
+        "--families", tasks=["dna"], type=click.IntRange(1), default=8, show_default=True, help="Planted repeats."
+    ),
+    task_option(
+        "--data", tasks=["text", "needle", "series", "dna"], multiple=True, metavar="NAME|FILE",
+        help="What to read, as in training; repeatable.  [default: stdlib; planted repeats for dna]",
+    ),
+    task_option(
+        "--shortest", tasks=["text", "dna"], type=click.IntRange(2), default=16_384, show_default=True,
+        help="Bytes below which a document is left out.",
+    ),
+    task_option(
+        "--longest", tasks=["text", "dna"], type=click.IntRange(2), default=65_536, show_default=True,
+        help="Bytes that are read of a document.",
+    ),
+    task_option(
+        "--window", tasks=["text", "dna"], type=click.IntRange(2), default=128, show_default=True,
+        help="Tokens between resets, and per window of a frozen memory.",
+    ),
+    task_option(
+        "--frozen-after", tasks=["text", "dna"], type=click.IntRange(1), default=1024, show_default=True,
+        help="Tokens that a frozen memory has read.",
+    ),
+    task_option(
+        "--season", tasks=["series"], type=click.IntRange(1), help="Steps per season.  [default: what is known, or 1]"
+    ),
+    task_option(
+        "--anomalies", tasks=["series"], type=click.IntRange(0), default=4, show_default=True,
+        help="Times anomalies are put in and looked for.",
+    ),
+    task_option(
+        "--anomaly-size", tasks=["series"], type=click.FloatRange(0, min_open=True), default=8.0, show_default=True,
+        help="Their size, in typical changes.",
     ),
 )  # fmt: skip
 
@@ -103,7 +136,63 @@ def _draw_needle(report: Any, path: Path) -> None:
     draw_needle(report, path)
 
 
+def _text(model: Model, progress: Progress, *, data: tuple[str, ...], **sizes: int) -> Report:
+    from titans_eval.reading import Sizes
+    from titans_eval.text import evaluate
+
+    return evaluate(model, data or ("stdlib",), Sizes(**sizes), progress)
+
+
+def _series(
+    model: Model,
+    progress: Progress,
+    *,
+    data: tuple[str, ...],
+    season: int | None,
+    anomalies: int,
+    anomaly_size: float,
+) -> Report:
+    from titans_core.training.series_data import SOURCES
+    from titans_eval.series import Wish, evaluate
+
+    if len(data) != 1:
+        raise click.UsageError(f"--task series needs one --data: a .csv or .npy file, or one of {', '.join(SOURCES)}")
+    return evaluate(model, Wish(data=data[0], season=season, anomalies=anomalies, size=anomaly_size), progress)
+
+
+def _dna(
+    model: Model,
+    progress: Progress,
+    *,
+    data: tuple[str, ...],
+    families: int,
+    gaps: tuple[int, ...],
+    streams: int | None,
+    **sizes: int,
+) -> Report:
+    from titans_eval.dna import Wish, evaluate, evaluate_fasta
+    from titans_eval.reading import Sizes
+
+    if data:
+        return evaluate_fasta(model, data, Sizes(**sizes), progress)
+    return evaluate(model, Wish(families=families, gaps=gaps, streams=streams or 16), progress)
+
+
+def _draw_documents(report: Any, path: Path) -> None:
+    from titans_eval import dna, plots_documents, series
+
+    if isinstance(report, dna.Report):
+        plots_documents.draw_dna(report, path)
+    elif isinstance(report, series.Report):
+        plots_documents.draw_series(report, path)
+    else:
+        plots_documents.draw_reading(report, path)
+
+
 TASKS = {
     "recall": EvalTask(_recall, _draw_recall),
     "needle": EvalTask(_needle, _draw_needle),
+    "text": EvalTask(_text, _draw_documents),
+    "series": EvalTask(_series, _draw_documents),
+    "dna": EvalTask(_dna, _draw_documents),
 }
