@@ -149,7 +149,7 @@ def _package_file(package: str, name: str) -> str:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise DataError(f"{package}, which ships this series, is not installed; {_EXTRA}")
-    path = Path(spec.submodule_search_locations[0]) / "_data" / name
+    path = Path(spec.submodule_search_locations[0]) / name
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -176,27 +176,34 @@ def _timed(
 
 def _sea() -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     columns = ("time (UTC)", "temperature (celsius)")
-    return _timed("bokeh_sampledata", "sea_surface_temperature.csv.gz", columns, "%Y-%m-%dT%H:%M:%SZ", 30)
+    return _timed("bokeh_sampledata", "_data/sea_surface_temperature.csv.gz", columns, "%Y-%m-%dT%H:%M:%SZ", 30)
 
 
 def _glucose() -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    return _timed("bokeh_sampledata", "CGM.csv.gz", ("datetime", "glucose"), "%Y-%m-%d %H:%M:%S", 5)
+    return _timed("bokeh_sampledata", "_data/CGM.csv.gz", ("datetime", "glucose"), "%Y-%m-%d %H:%M:%S", 5)
 
 
 def _unemployment() -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    rows = csv.DictReader(io.StringIO(_package_file("bokeh_sampledata", "unemployment1948.csv")))
+    rows = csv.DictReader(io.StringIO(_package_file("bokeh_sampledata", "_data/unemployment1948.csv")))
     months = [value for row in rows for name, value in row.items() if name not in ("Year", "Annual")]
     values = np.array([float(value) for value in months if value.strip()])
     return values[:, None], np.ones(len(values), np.bool_)
 
 
+def _pulse() -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    rows = csv.DictReader(io.StringIO(_package_file("heartpy", "data/data2.csv")))
+    values = np.array([float(row["hr"]) for row in rows])
+    return values[:, None], np.ones(len(values), np.bool_)
+
+
 def _weather() -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    return _timed("vega_datasets", "seattle-weather.csv", ("date", "temp_max"), "%Y/%m/%d", 24 * 60)
+    return _timed("vega_datasets", "_data/seattle-weather.csv", ("date", "temp_max"), "%Y/%m/%d", 24 * 60)
 
 
 SOURCES: dict[str, Source] = {
     "sea-temperature": Source("oceanography: a buoy on the Western Maine Shelf, °C every half hour", 48, _sea),
     "glucose": Source("medicine: continuous blood glucose of one person, mg/dL every 5 minutes", 288, _glucose),
+    "pulse": Source("physiology: light through a finger, 117 readings a second", 117, _pulse),
     "unemployment": Source("economics: US unemployment since 1948, % every month, not adjusted", 12, _unemployment),
     "daily-maximum": Source("meteorology: Seattle, highest temperature of the day, °C", 365, _weather),
 }
