@@ -120,7 +120,7 @@ def _read_csv(path: Path) -> NDArray[np.float64]:
         if len(row) != width:
             raise DataError(f"{path} row {number} has {len(row)} columns, the first has {width}; make them equal")
         lines.append([float(cell) for cell in cells])
-    return _finite(path.name, np.array(lines, np.float64).reshape(len(lines), -1))
+    return _finite(path.name, np.array(lines, np.float64).reshape(len(lines), width - first))
 
 
 def _is_number(cell: str) -> bool:
