@@ -1,0 +1,113 @@
+"""Bits per byte along held-out source files: memory kept, reset, frozen, not written, and attention alone.
+
+    python -m evidence.text --out evidence/text --plot docs/images/evidence-text.svg
+
+For each seed: a model with memory and one of attention alone with as many parameters and the same window, trained on
+the same bytes in the same order; both exported and read through the runtime. Everything can be interrupted and started
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from evidence.pipeline import Pipeline, spread, write_json
+
+SEEDS = (0, 1, 2)
+RECIPE = (
+    *("--task", "text", "--data", "stdlib", "--variant", "mac", "--preset", "tiny", "--set", "memory.depth=1"),
+    *("--steps", 700, "--batch", 8, "--window-tokens", 128, "--warmup", 100),
+)
+ASK = ("--task", "text", "--data", "stdlib")
+# Column in the summary: the run that was asked, and its mode.
+COLUMNS = {
+    "kept": ("memory", "kept"),
+    "reset": ("memory", "reset"),
+    "frozen": ("memory", "frozen"),
+    "writes off": ("off", "kept"),
+    "attention only": ("attention", "kept"),
+}
+
+
+def main() -> None:
+    """Everything."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("evidence/text"), help="folder of the runs")
+    parser.add_argument("--plot", type=Path, help="also draw it")
+    arguments = parser.parse_args()
+    runs = Pipeline(arguments.out)
+    reports = {seed: one_seed(runs, seed) for seed in SEEDS}
+    found = summary(reports)
+    write_json(arguments.out / "summary.json", found)
+    print(json.dumps(found, indent=1))
+    if arguments.plot:
+        draw(found, arguments.plot)
+
+
+def one_seed(runs: Pipeline, seed: int) -> dict[str, dict[str, Any]]:
+    """The reports of the model, of the model without writes, and of attention alone."""
+    memory = runs.trained(f"memory-{seed}", *RECIPE, "--seed", seed)
+    attention = runs.trained(f"attention-{seed}", *RECIPE, "--seed", seed, "--control", "attention-only")
+    bundles = {
+        "memory": runs.exported(f"memory-{seed}", memory),
+        "off": runs.exported(f"off-{seed}", memory, "--control", "writes-off"),
+        "attention": runs.exported(f"attention-{seed}", attention),
+    }
+    return {name: runs.evaluated(f"{name}-{seed}", bundle, *ASK) for name, bundle in bundles.items()}
+
+
+def summary(reports: dict[int, dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Mean and spread over the seeds, altogether and by position, and what memory gains over attention alone."""
+    first = reports[SEEDS[0]]["memory"]
+    positions = []
+    for number, bucket in enumerate(first["positions"]):
+        columns = {
+            name: [reports[seed][run]["positions"][number][mode] for seed in SEEDS]
+            for name, (run, mode) in COLUMNS.items()
+        }
+        gain = [theirs - ours for ours, theirs in zip(columns["kept"], columns["attention only"], strict=True)]
+        positions.append(
+            {
+                **{name: bucket[name] for name in ("start", "stop", "tokens")},
+                **{name: spread(values) for name, values in columns.items()},
+                "gain": spread(gain),
+            }
+        )
+    overall = {
+        name: spread([reports[seed][run]["bits_per_byte"][mode] for seed in SEEDS])
+        for name, (run, mode) in COLUMNS.items()
+    }
+    pairs = zip(overall["kept"]["values"], overall["attention only"]["values"], strict=True)
+    return {
+        "documents": first["documents"],
+        "bytes": first["bytes"],
+        "parameters": {name: reports[SEEDS[0]][name]["model"]["parameters"] for name in ("memory", "attention")},
+        "bits_per_byte": {**overall, "gain": spread([theirs - ours for ours, theirs in pairs])},
+        "positions": positions,
+    }
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Bits per byte, and the gain over attention alone, by position; bars are one standard deviation over the seeds."""
+    from titans_eval.plots import picture
+
+    places = [(bucket["start"] * bucket["stop"]) ** 0.5 for bucket in found["positions"]]
+    with picture(path, width=9.0, columns=2) as (left, right):
+        for name in COLUMNS:
+            values = [bucket[name] for bucket in found["positions"]]
+            left.errorbar(places, [v["mean"] for v in values], [v["deviation"] for v in values], fmt="o-", label=name)
+        gains = [bucket["gain"] for bucket in found["positions"]]
+        right.errorbar(places, [v["mean"] for v in gains], [v["deviation"] for v in gains], fmt="o-", color="C0")
+        right.axhline(0.0, color="grey", linewidth=0.8, linestyle=":")
+        left.set(xscale="log", xlabel="position in the file, bytes", ylabel="bits per byte")
+        right.set(xscale="log", xlabel="position in the file, bytes", ylabel="bits per byte gained")
+        left.set_title("held-out source files")
+        right.set_title("memory kept over attention alone")
+        left.legend()
+
+
+if __name__ == "__main__":
+    main()
