@@ -86,7 +86,7 @@ def inject(values: Values, split: int, unit: Values, *, size: float, seed: int) 
     Raises:
         EvalError: too few steps for every kind to appear.
     """
-    random = np.random.default_rng([9, seed])
+    random = np.random.default_rng([12, seed])
     count = (len(values) - split) // WINDOW
     wanted = int(SHARE * count)
     if len(values) - split < FEWEST_STEPS:
