@@ -1,7 +1,7 @@
 """Bits per byte after the same wall-clock time: a MAC of ours and titans-pytorch's, of equal size, on the same bytes.
 
-    python -m evidence.peer --seconds 90 --out evidence/peer
-    python -m evidence.peer --judge --out evidence/peer
+    python -m evidence.peer --seconds 90
+    python -m evidence.peer --judge
 
 Both are trained by one loop in one process after the other: AdamW, clipping at 1, a linear warm-up over a tenth of the
 time and a cosine to zero at its end, `--threads` threads. Each reads the bytes the way it is meant to: ours one
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from evidence.pipeline import read_json, write_json
+from evidence.work import OUT, write
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -168,7 +168,7 @@ def main() -> None:
         "--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of theirs, for trials"
     )
     parser.add_argument("--judge", action="store_true", help="judge what was trained; without it, train")
-    parser.add_argument("--out", type=Path, default=Path("evidence/peer"), help="folder of weights and figures")
+    parser.add_argument("--out", type=Path, default=OUT / "peer", help="folder of weights and figures")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)  # for both
@@ -206,7 +206,7 @@ def trained(who: str, stem: Path, seconds: float, seed: int) -> dict[str, Any]:
         "steps": steps,
         "bytes": steps * settings["batch"] * settings["length"],
     }
-    write_json(Path(f"{stem}.json"), about)
+    write(Path(f"{stem}.json"), about)
     return about
 
 
@@ -218,8 +218,8 @@ def judged(who: str, stem: Path) -> dict[str, Any]:
     model.eval()
     logits = padded(model) if isinstance(model, TitansModel) else model
     bits = {str(window): bits_per_byte(logits, documents, window) for window in WINDOWS}
-    about = {**read_json(Path(f"{stem}.json")), "bits_per_byte": bits}
-    write_json(Path(f"{stem}.json"), about)
+    about = {**json.loads(Path(f"{stem}.json").read_text(encoding="utf-8")), "bits_per_byte": bits}
+    write(Path(f"{stem}.json"), about)
     return about
 
 

@@ -1,6 +1,6 @@
 """Forecasts and anomalies on real series: models with memory, without writes, and the naive forecasts.
 
-    python -m evidence.series --out evidence/series --plot docs/images/evidence-series.svg
+    python -m evidence.series --plot docs/images/evidence-series.svg
 
 For each series and seed: train, export, evaluate; the same bundle with its writes switched off; and a model of the same
 kind that was trained without writes. Everything can be interrupted and started again.
@@ -8,12 +8,12 @@ kind that was trained without writes. Everything can be interrupted and started 
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from evidence.pipeline import Pipeline, spread, write_json
+from evidence.spread import spread
+from evidence.work import Study, options, write
 
 SEEDS = (0, 1, 2)
 MODEL = ("--variant", "lmm", "--set", "dim=48", "--set", "ffn_hidden=96", "--set", "chunk=16")
@@ -31,33 +31,31 @@ CONTROLS = ("memory", "switched-off", "trained-without")
 
 def main() -> None:
     """Everything, for the series that are named."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("evidence/series"), help="folder of the runs")
+    parser = options(__doc__)
     parser.add_argument("--plot", type=Path, help="also draw it")
     parser.add_argument("--series", nargs="*", default=list(RECIPES), choices=list(RECIPES), help="which ones")
     arguments = parser.parse_args()
-    runs = Pipeline(arguments.out)
-    found = {name: one_series(runs, name) for name in arguments.series}
-    write_json(arguments.out / "summary.json", found)
+    study = Study(arguments.out)
+    found = {name: one_series(study, name) for name in arguments.series}
+    write(arguments.out / "series.json", found)
     print(json.dumps(found, indent=1))
     if arguments.plot:
         draw(found, arguments.plot)
 
 
-def one_series(runs: Pipeline, name: str) -> dict[str, Any]:
+def one_series(study: Study, name: str) -> dict[str, Any]:
     """All seeds and controls of one series: errors and areas, mean and spread."""
     reports: dict[str, list[dict[str, Any]]] = {control: [] for control in CONTROLS}
+    ask = ("--task", "series", "--data", name)
     for seed in SEEDS:
-        recipe = ("--task", "series", "--data", name, *MODEL, *MEMORY, *RECIPES[name], "--seed", seed)
-        ask = ("--task", "series", "--data", name)
-        stem = f"{name}-{seed}"
-        checkpoint = runs.trained(stem, *recipe)
-        reports["memory"].append(runs.evaluated(stem, runs.exported(stem, checkpoint), *ask))
-        off = runs.exported(f"{stem}-off", checkpoint, "--control", "writes-off")
-        reports["switched-off"].append(runs.evaluated(f"{stem}-off", off, *ask))
-        without = runs.trained(f"{stem}-without", *recipe, "--control", "writes-off")
-        bundle = runs.exported(f"{stem}-without", without)
-        reports["trained-without"].append(runs.evaluated(f"{stem}-without", bundle, *ask))
+        recipe = (*ask, *MODEL, *MEMORY, *RECIPES[name], "--seed", seed)
+        memory, off, without = (f"{name}-{kind}-{seed}" for kind in CONTROLS)
+        study.train(memory, *recipe)
+        study.train(without, *recipe, "--control", "writes-off")
+        reports["memory"].append(study.evaluate(memory, study.export(memory), *ask))
+        switched_off = study.export(off, "--control", "writes-off", checkpoint=memory)
+        reports["switched-off"].append(study.evaluate(off, switched_off, *ask))
+        reports["trained-without"].append(study.evaluate(without, study.export(without), *ask))
     first = reports["memory"][0]
     errors = {
         control: {

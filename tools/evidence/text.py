@@ -1,6 +1,6 @@
 """Bits per byte along held-out source files: memory kept, reset, frozen, not written, and attention alone.
 
-    python -m evidence.text --out evidence/text --plot docs/images/evidence-text.svg
+    python -m evidence.text --plot docs/images/evidence-text.svg
 
 For each seed: a model with memory and one of attention alone with as many parameters and the same window, trained on
 the same bytes in the same order; both exported and read through the runtime. Everything can be interrupted and started
@@ -9,12 +9,12 @@ again.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from evidence.pipeline import Pipeline, spread, write_json
+from evidence.spread import spread
+from evidence.work import Study, options, write
 
 SEEDS = (0, 1, 2)
 RECIPE = (
@@ -34,29 +34,28 @@ COLUMNS = {
 
 def main() -> None:
     """Everything."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("evidence/text"), help="folder of the runs")
+    parser = options(__doc__)
     parser.add_argument("--plot", type=Path, help="also draw it")
     arguments = parser.parse_args()
-    runs = Pipeline(arguments.out)
-    reports = {seed: one_seed(runs, seed) for seed in SEEDS}
-    found = summary(reports)
-    write_json(arguments.out / "summary.json", found)
+    study = Study(arguments.out)
+    found = summary({seed: one_seed(study, seed) for seed in SEEDS})
+    write(arguments.out / "text.json", found)
     print(json.dumps(found, indent=1))
     if arguments.plot:
         draw(found, arguments.plot)
 
 
-def one_seed(runs: Pipeline, seed: int) -> dict[str, dict[str, Any]]:
+def one_seed(study: Study, seed: int) -> dict[str, dict[str, Any]]:
     """The reports of the model, of the model without writes, and of attention alone."""
-    memory = runs.trained(f"memory-{seed}", *RECIPE, "--seed", seed)
-    attention = runs.trained(f"attention-{seed}", *RECIPE, "--seed", seed, "--control", "attention-only")
+    memory, off, attention = (f"text-{name}-{seed}" for name in ("memory", "off", "attention"))
+    study.train(memory, *RECIPE, "--seed", seed)
+    study.train(attention, *RECIPE, "--seed", seed, "--control", "attention-only")
     bundles = {
-        "memory": runs.exported(f"memory-{seed}", memory),
-        "off": runs.exported(f"off-{seed}", memory, "--control", "writes-off"),
-        "attention": runs.exported(f"attention-{seed}", attention),
+        "memory": study.export(memory),
+        "off": study.export(off, "--control", "writes-off", checkpoint=memory),
+        "attention": study.export(attention),
     }
-    return {name: runs.evaluated(f"{name}-{seed}", bundle, *ASK) for name, bundle in bundles.items()}
+    return {name: study.evaluate(f"text-{name}-{seed}", bundle, *ASK) for name, bundle in bundles.items()}
 
 
 def summary(reports: dict[int, dict[str, dict[str, Any]]]) -> dict[str, Any]:
