@@ -168,6 +168,6 @@ def test_another_series_is_refused(series_bundle: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "two.npy", np.random.default_rng(0).standard_normal((400, 2)))
     result = run(series_bundle, "--task", "series", "--data", tmp_path / "two.npy")
     assert result.exit_code == 2
-    assert "2 channels, which make 4 features" in result.stderr
+    assert "2 channels, which make 10 features" in result.stderr
     result = run(series_bundle, "--task", "text")
     assert "takes vectors" in result.stderr

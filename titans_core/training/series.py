@@ -1,8 +1,10 @@
 """Forecasting as a training task: at every step of a series, all of the next `horizon` steps at once.
 
-The model sees the value and its last change, and answers with changes from the value it has just seen, so that an
-answer of zero is the naive forecast. Everything is scaled by statistics of the training part alone, which is the
-earlier part of the series; the later part is held out.
+The model sees the value and its last change, each at several scales, and answers with changes from the value it has
+just seen, so that an answer of zero is the naive forecast. Every number it sees is squashed into -1..1: what matters of
+a vector inside the model is its direction, and the direction of a plain number is the same for a large change and a
+huge one, while tanh at several scales points somewhere else for each. Everything is scaled by statistics of the training
+part alone, which is the earlier part of the series; the later part is held out.
 
 Knows the split, the scaling and the layout of inputs and targets. Does not know models, files or torch.
 """
@@ -26,7 +28,15 @@ _LONGEST_STREAM = 4096  # steps a training stream is read on from a random place
 _CONTEXT = 1024  # steps before the held-out part that a training's own evaluation reads first
 _TRAINING = 7  # first number of the random seeds, as in `recall`
 
+_VALUE_SCALES = (1.0, 3.0)  # in deviations
+_CHANGE_SCALES = (1.0, 4.0, 16.0)  # in typical changes
+
 Values = NDArray[np.float64]
+
+
+def features(channels: int) -> int:
+    """Numbers a model takes per step of a series of so many channels."""
+    return channels * (len(_VALUE_SCALES) + len(_CHANGE_SCALES))
 
 
 @dataclass(frozen=True)
@@ -68,8 +78,8 @@ class Forecasting:
 
     @property
     def features(self) -> int:
-        """Numbers a model takes per step: value and change of every channel."""
-        return 2 * self.series.features
+        """Numbers a model takes per step: value and change of every channel at every scale."""
+        return features(self.series.features)
 
     @property
     def targets(self) -> int:
@@ -81,9 +91,11 @@ class Forecasting:
         return (values - self.mean) / self.deviation
 
     def inputs(self, values: Values) -> NDArray[np.float32]:
-        """What the model is fed for `values` [T, F]: float32 [T, 2F]. Row t depends on rows up to t only."""
-        change = np.diff(values, axis=0, prepend=values[:1]) / self.change[0]
-        return np.concatenate([self.normalised(values), change], axis=1).astype(np.float32)
+        """What the model is fed for `values` [T, F]: float32 [T, features]. Row t depends on rows up to t only."""
+        level, change = self.normalised(values), np.diff(values, axis=0, prepend=values[:1]) / self.change[0]
+        scaled = [level / scale for scale in _VALUE_SCALES] + [change / scale for scale in _CHANGE_SCALES]
+        squashed: NDArray[np.float32] = np.tanh(np.concatenate(scaled, axis=1)).astype(np.float32)
+        return squashed
 
     def changes(self, values: Values) -> Values:
         """What the model should answer: float64 [T - H, H * F] for `values` [T, F]."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from titans_core.training.series import Forecasting
+from titans_core.training.series import Forecasting, features
 from titans_core.training.series_data import read_series
 from titans_eval.anomalies import FEWEST_STEPS, KINDS, WINDOW, Injected, inject
 from titans_eval.errors import EvalError
@@ -134,9 +134,10 @@ def evaluate(model: Model, wish: Wish, progress: Progress = unwatched) -> Report
     if not isinstance(kind, ContinuousInputs):
         raise EvalError("series needs a model of vectors, and this one takes tokens; train one with --task series")
     series = read_series(wish.data, season=wish.season)
-    if kind.features != 2 * series.features or kind.targets % series.features:
+    needs = features(series.features)
+    if kind.features != needs or kind.targets % series.features:
         raise EvalError(
-            f"{series.name} has {series.features} channels, which make {2 * series.features} features, and the model"
+            f"{series.name} has {series.features} channels, which make {needs} features, and the model"
             f" takes {kind.features} and answers {kind.targets}; use a model trained on this series"
         )
     of = Forecasting.of(series, horizon=kind.targets // series.features)
