@@ -3,8 +3,8 @@
 The model sees the value and its last change, each at several scales, and answers with changes from the value it has
 just seen, so that an answer of zero is the naive forecast. Every number it sees is squashed into -1..1: what matters of
 a vector inside the model is its direction, and the direction of a plain number is the same for a large change and a
-huge one, while tanh at several scales points somewhere else for each. Everything is scaled by statistics of the training
-part alone, which is the earlier part of the series; the later part is held out.
+huge one, while tanh at several scales points somewhere else for each. Everything is scaled by statistics of the
+training part alone, which is the earlier part of the series; the later part is held out.
 
 Knows the split, the scaling and the layout of inputs and targets. Does not know models, files or torch.
 """
