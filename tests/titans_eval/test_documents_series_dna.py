@@ -130,7 +130,7 @@ def test_dna_reports_bits_per_gap(dna_bundle: Path, tmp_path: Path) -> None:
     points = json.loads(json.dumps(document["points"]))
     assert [point["gap"] for point in points] == [10, 50]
     for point in [*points, json.loads(json.dumps(document["reset"]))]:
-        assert point["bases"] == 2 * 2 * 16
+        assert point["bases"] == 2 * 2 * 8
         assert point["bits"] == pytest.approx(np.mean(point["by_offset"]))
         assert 1.5 < point["bits"] < 3  # it has learned nothing
     assert (tmp_path / "dna.svg").exists()

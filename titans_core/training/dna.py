@@ -35,9 +35,9 @@ _TRAINING, _HELD_OUT, _GAPS, _PROMOTERS = 8, 9, 10, 11  # first numbers of the r
 class PlantedConfig:
     """The size of the problem."""
 
-    families: int = 8
+    families: int = 4
     promoter: int = 8  # bases
-    body: int = 16  # bases
+    body: int = 8  # bases
     gap: int = 128  # longest gap in training, in bases
     held_out_gap: int = 4096  # the gap of the held-out sequences
     held_out_streams: int = 8

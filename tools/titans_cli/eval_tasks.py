@@ -46,7 +46,7 @@ OPTIONS = (
         help="Streams per figure.  [default: 64 for needle, else 16]",
     ),
     task_option(
-        "--families", tasks=["dna"], type=click.IntRange(1), default=8, show_default=True, help="Planted repeats."
+        "--families", tasks=["dna"], type=click.IntRange(1), default=4, show_default=True, help="Planted repeats."
     ),
     task_option(
         "--data", tasks=["text", "needle", "series", "dna"], multiple=True, metavar="NAME|FILE",

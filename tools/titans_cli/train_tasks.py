@@ -45,7 +45,7 @@ OPTIONS = (
         "--pairs", tasks=["recall"], type=click.IntRange(1), default=16, show_default=True, help="Pairs to remember."
     ),
     task_option(
-        "--families", tasks=["dna"], type=click.IntRange(1), default=8, show_default=True, help="Planted repeats."
+        "--families", tasks=["dna"], type=click.IntRange(1), default=4, show_default=True, help="Planted repeats."
     ),
     task_option(
         "--gap", tasks=["recall", "dna"], type=click.IntRange(0), default=128, show_default=True,

@@ -35,7 +35,7 @@ class Wish:
     streams: sequences per point.
     """
 
-    families: int = 8
+    families: int = 4
     gaps: tuple[int, ...] = (4096,)
     streams: int = 16
 
