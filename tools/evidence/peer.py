@@ -1,4 +1,4 @@
-"""Bits per byte after the same wall-clock time: a MAC of ours and titans-pytorch's, of equal size, on the same bytes.
+"""Bits per byte after the same wall-clock time: a model of ours and titans-pytorch's MAC of equal size, same bytes.
 
     python -m evidence.peer --seconds 90
     python -m evidence.peer --judge
@@ -42,7 +42,15 @@ TOGETHER = 8  # windows that are judged at once
 WINDOWS = (512, 4096, 16_384)
 WARM_UP = 0.1  # of the time
 
-OURS: dict[str, Any] = {"batch": 8, "length": 128, "rate": 3e-3, "weight_decay": 0.01, "depth": 1}
+OURS: dict[str, Any] = {
+    "batch": 8,
+    "length": 128,
+    "rate": 3e-3,
+    "weight_decay": 0.01,
+    "variant": "mal",
+    "depth": 1,
+    "ffn_hidden": 355,  # as many parameters as theirs
+}
 THEIRS: dict[str, Any] = {"batch": 8, "length": 256, "rate": 2e-3, "weight_decay": 0.01}
 THEIR_MODEL: dict[str, Any] = {
     "num_tokens": 256,
@@ -88,10 +96,10 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, losses: Losses, ra
 
 
 def our_model(seed: int) -> TitansModel:
-    """The byte-level MAC of docs/evidence/text.md."""
+    """A byte-level model of the tiny preset with a linear memory."""
     torch.manual_seed(seed)
     memory = MemoryConfig(heads=2, depth=OURS["depth"])
-    return TitansModel(preset("tiny", variant="mac", memory=memory))
+    return TitansModel(preset("tiny", variant=OURS["variant"], memory=memory, ffn_hidden=OURS["ffn_hidden"]))
 
 
 def our_losses(model: nn.Module, corpus: Corpus, seed: int) -> Losses:
