@@ -18,7 +18,8 @@ from evidence.work import Study, options, write
 
 SEEDS = (0, 1, 2)
 RECIPE = (
-    *("--task", "text", "--data", "stdlib", "--variant", "mac", "--preset", "tiny", "--set", "memory.depth=1"),
+    *("--task", "text", "--data", "stdlib", "--variant", "mal", "--preset", "tiny", "--set", "memory.depth=1"),
+    *("--set", "memory.initial_forget=0.002"),  # a memory of about five hundred tokens to begin with
     *("--steps", 700, "--batch", 8, "--window-tokens", 128, "--warmup", 100),
 )
 ASK = ("--task", "text", "--data", "stdlib")
