@@ -16,8 +16,6 @@ from evidence.spread import spread
 from evidence.work import Study, options, write
 
 SEEDS = (0, 1, 2)
-MODEL = ("--variant", "lmm", "--set", "dim=48", "--set", "ffn_hidden=96", "--set", "chunk=16")
-MEMORY = ("--set", "memory.heads=1", "--set", "memory.depth=1")
 # Steps and rate by trial: short series are learned by heart if they are read too often.
 RECIPES: dict[str, tuple[object, ...]] = {
     "pulse": ("--steps", 400),
@@ -26,6 +24,7 @@ RECIPES: dict[str, tuple[object, ...]] = {
     "daily-maximum": ("--steps", 120),
     "sea-temperature": ("--steps", 400),
 }
+WIDTHS = {"unemployment": 16, "daily-maximum": 16}  # the others have 48
 CONTROLS = ("memory", "switched-off", "trained-without")
 
 
@@ -43,12 +42,19 @@ def main() -> None:
         draw(found, arguments.plot)
 
 
+def model(name: str) -> tuple[object, ...]:
+    """The shape of the model for a series."""
+    dim = WIDTHS.get(name, 48)
+    sizes = {"dim": dim, "ffn_hidden": 2 * dim, "chunk": 16, "memory.heads": 1, "memory.depth": 1}
+    return ("--variant", "lmm", *(word for size in sizes.items() for word in ("--set", "=".join(map(str, size)))))
+
+
 def one_series(study: Study, name: str) -> dict[str, Any]:
     """All seeds and controls of one series: errors and areas, mean and spread."""
     reports: dict[str, list[dict[str, Any]]] = {control: [] for control in CONTROLS}
     ask = ("--task", "series", "--data", name)
     for seed in SEEDS:
-        recipe = (*ask, *MODEL, *MEMORY, *RECIPES[name], "--seed", seed)
+        recipe = (*ask, *model(name), *RECIPES[name], "--seed", seed)
         memory, off, without = (f"{name}-{kind}-{seed}" for kind in CONTROLS)
         study.train(memory, *recipe)
         study.train(without, *recipe, "--control", "writes-off")
