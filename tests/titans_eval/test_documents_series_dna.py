@@ -107,9 +107,10 @@ def test_series_reports_errors_and_detections(series_bundle: Path, wave: Path, t
     assert errors["naive"]["mse"] > 10 * noise
     assert errors["model"]["mse"] > 0
     detection = json.loads(json.dumps(document["detection"]))
-    assert set(detection["by_kind"]) == {"spike", "shift", "noise", "frequency"}
-    assert 0 <= detection["surprise"] <= 1
-    assert detection["last_change"] > 0.9
+    for score in ("forecast", "memory", "last_change"):
+        assert set(detection[score]["by_kind"]) == {"spike", "shift", "noise", "frequency"}
+        assert 0 <= detection[score]["overall"] <= 1
+    assert detection["last_change"]["overall"] > 0.9
     assert (tmp_path / "wave.svg").exists()
 
 

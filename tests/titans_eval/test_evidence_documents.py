@@ -16,10 +16,7 @@ from titans_cli.main import cli
 RECIPES: dict[str, tuple[object, ...]] = {
     "text": text.RECIPE,
     "dna": dna.RECIPE,
-    **{
-        name: ("--task", "series", "--data", name, *series.model(name), *options)
-        for name, options in series.RECIPES.items()
-    },
+    **{name: series.recipe(name) for name in series.SHAPES},
 }
 
 

@@ -15,16 +15,20 @@ from typing import Any
 from evidence.spread import spread
 from evidence.work import Study, options, write
 
+from titans_eval.anomalies import KINDS
+
 SEEDS = (0, 1, 2)
-# Steps and rate by trial: short series are learned by heart if they are read too often.
-RECIPES: dict[str, tuple[object, ...]] = {
-    "pulse": ("--steps", 400),
-    "glucose": ("--steps", 400),
-    "unemployment": ("--steps", 120),
-    "daily-maximum": ("--steps", 120),
-    "sea-temperature": ("--steps", 400),
+# By trial. Short series are learned by heart by large models; a long kernel sees a year of months at once.
+SMALL = {"dim": 16, "ffn_hidden": 32, "memory.conv_kernel": 13}
+LARGE = {"dim": 48, "ffn_hidden": 96}
+SHAPES: dict[str, dict[str, int]] = {
+    "pulse": LARGE,
+    "glucose": LARGE,
+    "unemployment": SMALL,
+    "daily-maximum": SMALL,
+    "sea-temperature": {**LARGE, "layers": 1},
 }
-WIDTHS = {"unemployment": 16, "daily-maximum": 16}  # the others have 48
+STEPS = {"pulse": 250, "glucose": 250, "unemployment": 200, "daily-maximum": 200, "sea-temperature": 250}
 CONTROLS = ("memory", "switched-off", "trained-without")
 
 
@@ -32,7 +36,7 @@ def main() -> None:
     """Everything, for the series that are named."""
     parser = options(__doc__)
     parser.add_argument("--plot", type=Path, help="also draw it")
-    parser.add_argument("--series", nargs="*", default=list(RECIPES), choices=list(RECIPES), help="which ones")
+    parser.add_argument("--series", nargs="*", default=list(SHAPES), choices=list(SHAPES), help="which ones")
     arguments = parser.parse_args()
     study = Study(arguments.out)
     found = {name: one_series(study, name) for name in arguments.series}
@@ -42,11 +46,11 @@ def main() -> None:
         draw(found, arguments.plot)
 
 
-def model(name: str) -> tuple[object, ...]:
-    """The shape of the model for a series."""
-    dim = WIDTHS.get(name, 48)
-    sizes = {"dim": dim, "ffn_hidden": 2 * dim, "chunk": 16, "memory.heads": 1, "memory.depth": 1}
-    return ("--variant", "lmm", *(word for size in sizes.items() for word in ("--set", "=".join(map(str, size)))))
+def recipe(name: str) -> tuple[object, ...]:
+    """The options of `titans train` for a series, all but the seed."""
+    sizes = {**SHAPES[name], "chunk": 16, "memory.heads": 1, "memory.depth": 1}
+    shape = (word for option, value in sizes.items() for word in ("--set", f"{option}={value}"))
+    return ("--task", "series", "--data", name, "--variant", "lmm", *shape, "--steps", STEPS[name])
 
 
 def one_series(study: Study, name: str) -> dict[str, Any]:
@@ -54,14 +58,13 @@ def one_series(study: Study, name: str) -> dict[str, Any]:
     reports: dict[str, list[dict[str, Any]]] = {control: [] for control in CONTROLS}
     ask = ("--task", "series", "--data", name)
     for seed in SEEDS:
-        recipe = (*ask, *model(name), *RECIPES[name], "--seed", seed)
-        memory, off, without = (f"{name}-{kind}-{seed}" for kind in CONTROLS)
-        study.train(memory, *recipe)
-        study.train(without, *recipe, "--control", "writes-off")
+        memory, off, without = (f"series-{name}-{kind}-{seed}" for kind in CONTROLS)
+        study.train(memory, *recipe(name), "--seed", seed)
+        study.train(without, *recipe(name), "--seed", seed, "--control", "writes-off")
         reports["memory"].append(study.evaluate(memory, study.export(memory), *ask))
         switched_off = study.export(off, "--control", "writes-off", checkpoint=memory)
-        reports["switched-off"].append(study.evaluate(off, switched_off, *ask))
-        reports["trained-without"].append(study.evaluate(without, study.export(without), *ask))
+        reports["switched-off"].append(study.evaluate(off, switched_off, *ask, "--anomalies", 0))
+        reports["trained-without"].append(study.evaluate(without, study.export(without), *ask, "--anomalies", 0))
     first = reports["memory"][0]
     errors = {
         control: {
@@ -74,7 +77,6 @@ def one_series(study: Study, name: str) -> dict[str, Any]:
         "forecasts": first["forecasts"],
         "errors": {**errors, **{n: first["errors"][n] for n in ("naive", "seasonal_naive")}},
         "detection": _detection(reports["memory"]),
-        "detection_switched_off": _detection(reports["switched-off"]),
     }
 
 
@@ -85,9 +87,13 @@ def _detection(reports: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {
         "windows": found[0]["windows"],
         "anomalous": found[0]["anomalous"],
-        "surprise": spread([one["surprise"] for one in found]),
-        "by_kind": {kind: spread([one["by_kind"][kind] for one in found]) for kind in found[0]["by_kind"]},
-        "last_change": found[0]["last_change"],
+        **{
+            score: {
+                "overall": spread([one[score]["overall"] for one in found]),
+                "by_kind": {kind: spread([one[score]["by_kind"][kind] for one in found]) for kind in KINDS},
+            }
+            for score in ("forecast", "memory", "last_change")
+        },
     }
 
 

@@ -76,7 +76,7 @@ OPTIONS = (
         help="Times anomalies are put in and looked for.",
     ),
     task_option(
-        "--anomaly-size", tasks=["series"], type=click.FloatRange(0, min_open=True), default=8.0, show_default=True,
+        "--anomaly-size", tasks=["series"], type=click.FloatRange(0, min_open=True), default=4.0, show_default=True,
         help="Their size, in typical changes.",
     ),
 )  # fmt: skip

@@ -6,8 +6,9 @@ of the training part's standard deviation. The naive forecast repeats the last v
 of one season before.
 
 For anomalies, some are put into the held-out part (see `anomalies`), and a window is as suspicious as its most
-surprising step. Surprise is the memory's own error before it writes; a model without memory has none. The size of the
-last change is the score of whoever has no model.
+suspicious step. Three scores of a step are compared: the surprise of the forecast, which is how far the value is from
+the one forecast a step before; the surprise of the memory, which is its own error on the step's key and value before it
+writes, as `Session.surprise` has it; and the size of the last change, for whoever has no model.
 
 Knows the task's measure. Does not know where series come from (`titans_core.training.series_data`).
 """
@@ -19,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from titans_core.training.series import Forecasting, features
 from titans_core.training.series_data import read_series
@@ -45,7 +47,7 @@ class Wish:
     data: str
     season: int | None = None
     anomalies: int = 4
-    size: float = 8.0
+    size: float = 4.0
 
     def __post_init__(self) -> None:
         if self.anomalies < 0 or not self.size > 0:
@@ -53,18 +55,37 @@ class Wish:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detection:
-    """How well anomalies were told from clean windows: areas under ROC curves, pooled over all runs.
+class Areas:
+    """Areas under ROC curves, pooled over all runs: all anomalies, and each kind of them, against all clean windows."""
 
-    by_kind: by surprise, every kind against all clean windows.
-    last_change: by the size of the last change instead of by surprise.
+    overall: float
+    by_kind: dict[str, float]
+
+    @classmethod
+    def of(cls, scores: Values, kinds: NDArray[np.int64]) -> Areas:
+        """The areas of `scores` `[W]` of windows of `kinds` `[W]`, 0 for clean ones."""
+        clean = kinds == 0
+        return cls(
+            overall=roc_auc(scores, ~clean),
+            by_kind={
+                name: roc_auc(scores[clean | (kinds == number)], ~clean[clean | (kinds == number)])
+                for number, name in enumerate(KINDS, 1)
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """How well anomalies were told from clean windows, by each of three scores.
+
+    memory: None for a model without memory.
     """
 
     windows: int
     anomalous: int
-    surprise: float
-    by_kind: dict[str, float]
-    last_change: float
+    forecast: Areas
+    memory: Areas | None
+    last_change: Areas
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +95,7 @@ class Report:
     forecasts: origins that were judged.
     model, naive, seasonal: errors over all horizons.
     by_horizon: mean squared errors of the same three, 1..H steps ahead.
-    detection: None where no anomalies were asked for, the model has no memory, or the held-out part is too short.
+    detection: None where no anomalies were asked for, or the held-out part is too short for them.
     """
 
     subject: Subject
@@ -116,9 +137,13 @@ class Report:
         for name, errors in (("model", self.model), ("naive", self.naive), ("seasonal naive", self.seasonal)):
             found.append(f"  {name}: MSE {errors.mse:.4g}, MAE {errors.mae:.4g}")
         if self.detection is not None:
-            kinds = ", ".join(f"{kind} {area:.3f}" for kind, area in self.detection.by_kind.items())
-            found.append(f"  anomalies by surprise: ROC-AUC {self.detection.surprise:.3f} ({kinds})")
-            found.append(f"  anomalies by the last change: ROC-AUC {self.detection.last_change:.3f}")
+            told = self.detection
+            found.append(f"  {told.anomalous} of {told.windows:,} windows with an anomaly of size {self.wish.size:g}:")
+            scores = (("forecast", told.forecast), ("memory", told.memory), ("last change", told.last_change))
+            for name, areas in scores:
+                if areas is not None:
+                    kinds = ", ".join(f"{kind} {area:.3f}" for kind, area in areas.by_kind.items())
+                    found.append(f"  by the {name}: ROC-AUC {areas.overall:.3f} ({kinds})")
         return found
 
 
@@ -142,7 +167,7 @@ def evaluate(model: Model, wish: Wish, progress: Progress = unwatched) -> Report
         )
     of = Forecasting.of(series, horizon=kind.targets // series.features)
     held_out = len(series.values) - of.split
-    runs = wish.anomalies if model.manifest.surprise_layers and held_out >= FEWEST_STEPS else 0
+    runs = wish.anomalies if held_out >= FEWEST_STEPS else 0
     done, total = 0, len(series.values) * (2 if runs else 1)
 
     def told(steps: int) -> None:
@@ -223,21 +248,32 @@ def _detection(model: Model, of: Forecasting, wish: Wish, told: Any) -> Detectio
     runs = [
         inject(of.series.values, of.split, of.change[0], size=wish.size, seed=seed) for seed in range(wish.anomalies)
     ]
-    _, surprise = _read(model, np.stack([of.inputs(run.values) for run in runs]), told)
+    outputs, surprise = _read(model, np.stack([of.inputs(run.values) for run in runs]), told)
     kinds = np.concatenate([run.kinds for run in runs])
-    found = np.concatenate([_highest(run, one) for run, one in zip(runs, surprise.astype(np.float64), strict=True)])
-    changes = [np.abs(np.diff(run.values, axis=0, prepend=run.values[:1]) / of.change[0]).mean(1) for run in runs]
-    plain = np.concatenate([_highest(run, one) for run, one in zip(runs, changes, strict=True)])
+
+    def areas(scores: Sequence[Values]) -> Areas:
+        return Areas.of(np.concatenate([_highest(run, one) for run, one in zip(runs, scores, strict=True)]), kinds)
+
     return Detection(
         windows=len(kinds),
         anomalous=int((kinds > 0).sum()),
-        surprise=roc_auc(found, kinds > 0),
-        by_kind={
-            name: roc_auc(found[(kinds == 0) | (kinds == number)], kinds[(kinds == 0) | (kinds == number)] > 0)
-            for number, name in enumerate(KINDS, 1)
-        },
-        last_change=roc_auc(plain, kinds > 0),
+        forecast=areas([_forecast_error(of, run, one) for run, one in zip(runs, outputs, strict=True)]),
+        memory=areas(list(surprise.astype(np.float64))) if model.manifest.surprise_layers else None,
+        last_change=areas([_last_change(of, run) for run in runs]),
     )
+
+
+def _last_change(of: Forecasting, run: Injected) -> Values:
+    """The size of the change to each step, float64 [T], in typical changes; the mean over the channels."""
+    size: Values = np.abs(np.diff(run.values, axis=0, prepend=run.values[:1]) / of.change[0]).mean(1)
+    return size
+
+
+def _forecast_error(of: Forecasting, run: Injected, outputs: FloatArray) -> Values:
+    """How far each step is from what was forecast one step before, float64 [T], in typical changes."""
+    forecasts = of.forecasts(outputs, run.values)[:, 0]
+    off = (of.normalised(run.values)[1:] - forecasts[:-1]) * of.deviation / of.change[0]
+    return np.concatenate([[0.0], np.abs(off).mean(1)])
 
 
 def _highest(run: Injected, scores: Values) -> Values:
