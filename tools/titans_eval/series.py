@@ -218,7 +218,7 @@ def seasonal_naive(of: Forecasting) -> Values:
     return values[np.maximum(places, 0)]
 
 
-def _origins(of: Forecasting) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _origins(of: Forecasting) -> NDArray[np.int64]:
     """The steps whose forecasts are judged: all their targets held out and measured."""
     first = of.split - 1
     found = first + np.flatnonzero(of.judged(first, len(of.series.values)))
