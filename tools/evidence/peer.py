@@ -125,6 +125,9 @@ def their_model(seed: int) -> nn.Module:
     model: nn.Module = MemoryAsContextTransformer(
         **THEIR_MODEL, neural_memory_model=network, neural_memory_kwargs=THEIR_MEMORY
     )
+    # A parameter that several heads start from is one row in memory, which AdamW refuses: give it its own.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
     return model
 
 
