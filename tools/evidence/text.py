@@ -20,9 +20,9 @@ SEEDS = (0, 1, 2)
 RECIPE = (
     *("--task", "text", "--data", "stdlib", "--variant", "mal", "--preset", "tiny", "--set", "memory.depth=1"),
     *("--set", "memory.initial_forget=0.002"),  # a memory of about five hundred tokens to begin with
-    *("--steps", 700, "--batch", 8, "--window-tokens", 128, "--warmup", 100),
+    *("--steps", 500, "--batch", 8, "--window-tokens", 128, "--warmup", 100),
 )
-ASK = ("--task", "text", "--data", "stdlib")
+ASK = ("--task", "text", "--data", "stdlib", "--shortest", 32_000)
 # Column in the summary: the run that was asked, and its mode.
 COLUMNS = {
     "kept": ("memory", "kept"),
