@@ -42,10 +42,9 @@ def report(bits: float) -> dict[str, Any]:
 
 
 def test_the_gain_is_paired_by_seed() -> None:
-    reports = {
-        seed: {"memory": report(2.0 + seed), "off": report(4.0), "attention": report(2.5 + 2 * seed)}
-        for seed in text.SEEDS
-    }
+    reports = [
+        {"memory": report(2.0 + seed), "off": report(4.0), "attention": report(2.5 + 2 * seed)} for seed in text.SEEDS
+    ]
     found = text.summary(reports)
     for place in (found["bits_per_byte"], found["positions"][0]):
         assert place["kept"]["values"] == [2.0, 3.0, 4.0]
@@ -93,9 +92,7 @@ def test_our_half_of_the_comparison_reads_any_length_and_nothing_ahead() -> None
 def test_pictures_are_drawn_and_small(draw: str, tmp_path: Path) -> None:
     path = tmp_path / "picture.svg"
     if draw == "text":
-        text.draw(
-            text.summary({seed: {n: report(2.0) for n in ("memory", "off", "attention")} for seed in (0, 1, 2)}), path
-        )
+        text.draw(text.summary([{name: report(2.0) for name in ("memory", "off", "attention")}]), path)
     elif draw == "dna":
         one = {"points": [{"bits": 1.0} for _ in dna.GAPS], "reset": {"bits": 2.0}}
         dna.draw(dna.summary([dict.fromkeys(dna.CONTROLS, one)]), path)

@@ -9,6 +9,7 @@ kind that was trained without writes. Everything can be interrupted and started 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,11 @@ def main() -> None:
     """Everything, for the series that are named."""
     parser = options(__doc__)
     parser.add_argument("--plot", type=Path, help="also draw it")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="seeds of the trainings (default 0 1 2)")
     parser.add_argument("--series", nargs="*", default=list(SHAPES), choices=list(SHAPES), help="which ones")
     arguments = parser.parse_args()
     study = Study(arguments.out)
-    found = {name: one_series(study, name) for name in arguments.series}
+    found = {name: one_series(study, name, arguments.seeds) for name in arguments.series}
     write(arguments.out / "series.json", found)
     print(json.dumps(found, indent=1))
     if arguments.plot:
@@ -53,11 +55,11 @@ def recipe(name: str) -> tuple[object, ...]:
     return ("--task", "series", "--data", name, "--variant", "lmm", *shape, "--steps", STEPS[name])
 
 
-def one_series(study: Study, name: str) -> dict[str, Any]:
+def one_series(study: Study, name: str, seeds: Sequence[int]) -> dict[str, Any]:
     """All seeds and controls of one series: errors and areas, mean and spread."""
     reports: dict[str, list[dict[str, Any]]] = {control: [] for control in CONTROLS}
     ask = ("--task", "series", "--data", name)
-    for seed in SEEDS:
+    for seed in seeds:
         memory, off, without = (f"series-{name}-{kind}-{seed}" for kind in CONTROLS)
         study.train(memory, *recipe(name), "--seed", seed)
         study.train(without, *recipe(name), "--seed", seed, "--control", "writes-off")

@@ -37,9 +37,10 @@ def main() -> None:
     """Everything."""
     parser = options(__doc__)
     parser.add_argument("--plot", type=Path, help="also draw it")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="seeds of the trainings (default 0 1 2)")
     arguments = parser.parse_args()
     study = Study(arguments.out)
-    found = summary({seed: one_seed(study, seed) for seed in SEEDS})
+    found = summary([one_seed(study, seed) for seed in arguments.seeds])
     write(arguments.out / "text.json", found)
     print(json.dumps(found, indent=1))
     if arguments.plot:
@@ -59,13 +60,13 @@ def one_seed(study: Study, seed: int) -> dict[str, dict[str, Any]]:
     return {name: study.evaluate(f"text-{name}-{seed}", bundle, *ASK) for name, bundle in bundles.items()}
 
 
-def summary(reports: dict[int, dict[str, dict[str, Any]]]) -> dict[str, Any]:
+def summary(reports: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     """Mean and spread over the seeds, altogether and by position, and what memory gains over attention alone."""
-    first = reports[SEEDS[0]]["memory"]
+    first = reports[0]["memory"]
     positions = []
     for number, bucket in enumerate(first["positions"]):
         columns = {
-            name: [reports[seed][run]["positions"][number][mode] for seed in SEEDS]
+            name: [report[run]["positions"][number][mode] for report in reports]
             for name, (run, mode) in COLUMNS.items()
         }
         gain = [theirs - ours for ours, theirs in zip(columns["kept"], columns["attention only"], strict=True)]
@@ -77,14 +78,14 @@ def summary(reports: dict[int, dict[str, dict[str, Any]]]) -> dict[str, Any]:
             }
         )
     overall = {
-        name: spread([reports[seed][run]["bits_per_byte"][mode] for seed in SEEDS])
+        name: spread([report[run]["bits_per_byte"][mode] for report in reports])
         for name, (run, mode) in COLUMNS.items()
     }
     pairs = zip(overall["kept"]["values"], overall["attention only"]["values"], strict=True)
     return {
         "documents": first["documents"],
         "bytes": first["bytes"],
-        "parameters": {name: reports[SEEDS[0]][name]["model"]["parameters"] for name in ("memory", "attention")},
+        "parameters": {name: reports[0][name]["model"]["parameters"] for name in ("memory", "attention")},
         "bits_per_byte": {**overall, "gain": spread([theirs - ours for ours, theirs in pairs])},
         "positions": positions,
     }
