@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="also draw it")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="seeds of the trainings (default 0 1 2)")
     arguments = parser.parse_args()
-    study = Study(arguments.out)
+    study = Study(arguments.out, arguments.threads)
     found = summary([one_seed(study, seed) for seed in arguments.seeds])
     write(arguments.out / "dna.json", found)
     print(json.dumps(found, indent=1))

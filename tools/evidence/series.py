@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="seeds of the trainings (default 0 1 2)")
     parser.add_argument("--series", nargs="*", default=list(SHAPES), choices=list(SHAPES), help="which ones")
     arguments = parser.parse_args()
-    study = Study(arguments.out)
+    study = Study(arguments.out, arguments.threads)
     found = {name: one_series(study, name, arguments.seeds) for name in arguments.series}
     write(arguments.out / "series.json", found)
     print(json.dumps(found, indent=1))

@@ -22,7 +22,7 @@ RECIPE = (
     *("--set", "memory.initial_forget=0.002"),  # a memory of about five hundred tokens to begin with
     *("--steps", 500, "--batch", 8, "--window-tokens", 128, "--warmup", 100),
 )
-ASK = ("--task", "text", "--data", "stdlib", "--shortest", 32_000)
+ASK = ("--task", "text", "--data", "stdlib", "--shortest", 32_768, "--longest", 32_768)
 # Column in the summary: the run that was asked, and its mode.
 COLUMNS = {
     "kept": ("memory", "kept"),
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="also draw it")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="seeds of the trainings (default 0 1 2)")
     arguments = parser.parse_args()
-    study = Study(arguments.out)
+    study = Study(arguments.out, arguments.threads)
     found = summary([one_seed(study, seed) for seed in arguments.seeds])
     write(arguments.out / "text.json", found)
     print(json.dumps(found, indent=1))
