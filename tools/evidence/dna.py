@@ -22,7 +22,7 @@ RECIPE = (
     *("--task", "dna", "--gap", LONGEST_TRAINED, "--eval-gap", 512, "--variant", "lmm", "--set", "dim=64"),
     *("--set", "chunk=32", "--set", "ffn_hidden=128", "--set", "memory.heads=1", "--set", "memory.depth=1"),
     *("--set", "memory.conv_kernel=16"),  # promoter and body: what a place in a body is told by
-    *("--steps", 900, "--lr", "4e-3"),
+    *("--steps", 700, "--lr", "4e-3"),
 )
 ASK = ("--task", "dna", *(word for gap in GAPS for word in ("--gap", gap)))
 CONTROLS = ("memory", "switched-off", "trained-without")
