@@ -38,6 +38,7 @@ from titans_core.training.optimizer import BETAS, build_optimizer, set_learning_
 from titans_core.training.text import TextTask
 
 SHORTEST, LONGEST = 16_384, 8192  # held-out documents of at least so many bytes; that are read of each
+DOCUMENTS = 8
 TOGETHER = 8  # windows that are judged at once
 WINDOWS = (512, 4096)
 WARM_UP = 0.1  # of the time
@@ -223,7 +224,7 @@ def trained(who: str, stem: Path, seconds: float, seed: int) -> dict[str, Any]:
 
 def judged(who: str, stem: Path) -> dict[str, Any]:
     """Add bits per byte to what is known about a trained model."""
-    documents = [d.data[:LONGEST] for d in read_corpus(["stdlib"]).held_out if len(d.data) >= SHORTEST]
+    documents = [d.data[:LONGEST] for d in read_corpus(["stdlib"]).held_out if len(d.data) >= SHORTEST][:DOCUMENTS]
     model = our_model(0) if who == "ours" else their_model(0)
     model.load_state_dict(load_file(f"{stem}.safetensors"))
     model.eval()
