@@ -9,9 +9,10 @@ import click
 import numpy as np
 import pytest
 from evidence import dna, peer, series, text
-from evidence.spread import spread
+from evidence.spread import shown, spread, table
 
 from titans_cli.main import cli
+from titans_eval.anomalies import KINDS
 
 RECIPES: dict[str, tuple[object, ...]] = {
     "text": text.RECIPE,
@@ -58,6 +59,27 @@ def test_the_spread_is_the_sample_deviation() -> None:
     assert spread([1.0])["deviation"] == 0.0
 
 
+def test_tables_are_markdown() -> None:
+    assert shown(spread([1.0, 3.0]), 1) == "2.0 ± 1.4"
+    assert table(("a", "b"), [("x", shown(0.25, 2))]) == "| a | b |\n| --- | --- |\n| x | 0.25 |"
+    reports = [{name: report(2.0) for name in ("memory", "off", "attention")}]
+    assert "| 1 to 255 | 2.000 ± 0.000 |" in text.tables(text.summary(reports))
+
+
+def test_series_have_a_table_of_errors_and_one_of_areas() -> None:
+    one = spread([0.5, 0.7])
+    areas = {"overall": one, "by_kind": dict.fromkeys(KINDS, one)}
+    errors = {**{who: {"mse": one, "mae": one} for who in series.CONTROLS}, "naive": {"mse": 1.0, "mae": 2.0}}
+    errors["seasonal_naive"] = errors["naive"]
+    detection = {"forecast": areas, "memory": areas, "last_change": areas}
+    found = series.tables(
+        {"tides": {"errors": errors, "detection": detection}, "moons": {"errors": errors, "detection": None}}
+    )
+    assert "| tides | 0.6000 ± 0.1414 |" in found
+    assert "| tides, spike | 0.600 ± 0.141 |" in found
+    assert "moons, all" not in found
+
+
 def test_dna_is_summed_up_by_gap() -> None:
     def one(bits: float) -> dict[str, Any]:
         return {"points": [{"gap": gap, "bits": bits} for gap in dna.GAPS], "reset": {"bits": 2.0}}
@@ -67,6 +89,7 @@ def test_dna_is_summed_up_by_gap() -> None:
     assert [point["gap"] for point in found["points"]] == list(dna.GAPS)
     assert found["points"][0]["switched-off"]["values"] == [1.0, 2.0, 3.0]
     assert found["reset"]["mean"] == 2.0
+    assert "| 16 | 1.000 ± 1.000 |" in dna.tables(found)
 
 
 def test_bits_of_a_model_that_knows_nothing_are_eight() -> None:

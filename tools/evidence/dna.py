@@ -8,11 +8,10 @@ without writes. An lmm has no attention that could remain, so the third control 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from evidence.spread import spread
+from evidence.spread import shown, spread, table
 from evidence.work import Study, options, write
 
 SEEDS = (0, 1, 2)
@@ -37,7 +36,7 @@ def main() -> None:
     study = Study(arguments.out, arguments.threads)
     found = summary([one_seed(study, seed) for seed in arguments.seeds])
     write(arguments.out / "dna.json", found)
-    print(json.dumps(found, indent=1))
+    print(tables(found))
     if arguments.plot:
         draw(found, arguments.plot)
 
@@ -68,6 +67,12 @@ def summary(reports: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
         ],
         "reset": spread([report["memory"]["reset"]["bits"] for report in reports]),
     }
+
+
+def tables(found: dict[str, Any]) -> str:
+    """The figures as Markdown, by gap; the last row is the memory reset before the second copies."""
+    rows = [(f"{point['gap']:,}", *(shown(point[kind]) for kind in CONTROLS)) for point in found["points"]]
+    return table(("bases between the copies", *CONTROLS), [*rows, ("memory reset", shown(found["reset"]), "", "")])
 
 
 def draw(found: dict[str, Any], path: Path) -> None:

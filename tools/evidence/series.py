@@ -8,12 +8,11 @@ kind that was trained without writes. Everything can be interrupted and started 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evidence.spread import spread
+from evidence.spread import shown, spread, table
 from evidence.work import Study, options, write
 
 from titans_eval.anomalies import KINDS
@@ -43,7 +42,7 @@ def main() -> None:
     study = Study(arguments.out, arguments.threads)
     found = {name: one_series(study, name, arguments.seeds) for name in arguments.series}
     write(arguments.out / "series.json", found)
-    print(json.dumps(found, indent=1))
+    print(tables(found))
     if arguments.plot:
         draw(found, arguments.plot)
 
@@ -97,6 +96,23 @@ def _detection(reports: list[dict[str, Any]]) -> dict[str, Any] | None:
             for score in ("forecast", "memory", "last_change")
         },
     }
+
+
+def tables(found: dict[str, Any]) -> str:
+    """The figures as Markdown: MSE, MAE, and areas under ROC curves."""
+    names = (*CONTROLS, "naive", "seasonal_naive")
+    parts = []
+    for kind in ("mse", "mae"):
+        rows = [(name, *(shown(one["errors"][who][kind], 4) for who in names)) for name, one in found.items()]
+        parts.append(table((kind.upper(), *names), rows))
+    scores = ("forecast", "memory", "last_change")
+    told = {name: one["detection"] for name, one in found.items() if one["detection"]}
+    rows = [
+        (f"{name}, {kind}", *(shown({"all": one[score]["overall"], **one[score]["by_kind"]}[kind]) for score in scores))
+        for name, one in told.items()
+        for kind in ("all", *KINDS)
+    ]
+    return "\n\n".join([*parts, table(("ROC-AUC", *scores), rows)])
 
 
 def draw(found: dict[str, Any], path: Path) -> None:

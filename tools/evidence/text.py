@@ -9,11 +9,10 @@ again.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from evidence.spread import spread
+from evidence.spread import shown, spread, table
 from evidence.work import Study, options, write
 
 SEEDS = (0, 1, 2)
@@ -42,7 +41,7 @@ def main() -> None:
     study = Study(arguments.out, arguments.threads)
     found = summary([one_seed(study, seed) for seed in arguments.seeds])
     write(arguments.out / "text.json", found)
-    print(json.dumps(found, indent=1))
+    print(tables(found))
     if arguments.plot:
         draw(found, arguments.plot)
 
@@ -89,6 +88,17 @@ def summary(reports: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
         "bits_per_byte": {**overall, "gain": spread([theirs - ours for ours, theirs in pairs])},
         "positions": positions,
     }
+
+
+def tables(found: dict[str, Any]) -> str:
+    """The figures as Markdown: altogether, and by position."""
+    overall = table(("bits per byte", ""), [(name, shown(value)) for name, value in found["bits_per_byte"].items()])
+    names = (*COLUMNS, "gain")
+    rows = [
+        (f"{bucket['start']:,} to {bucket['stop'] - 1:,}", *(shown(bucket[name]) for name in names))
+        for bucket in found["positions"]
+    ]
+    return f"{overall}\n\n{table(('bytes', *names), rows)}"
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
