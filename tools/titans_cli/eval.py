@@ -19,7 +19,9 @@ from titans_cli.task_options import options_of, with_options
     epilog="""\b
 Examples:
   titans eval recall.titans --task recall --json
-  titans eval recall.titans --task recall --gap 0 --gap 1000 --gap 100000 --plot recall.svg"""
+  titans eval recall.titans --task recall --gap 0 --gap 1000 --gap 100000 --plot recall.svg
+  titans eval model.titans --task text --data stdlib --plot text.svg
+  titans eval sea.titans --task series --data sea-temperature --json"""
 )
 @bundle_argument
 @click.option("--task", type=click.Choice(list(TASKS)), required=True, help="What to measure.")

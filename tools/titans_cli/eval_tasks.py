@@ -6,7 +6,7 @@ Imports a task's module only when it runs. Does not know how reports are shown (
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,11 @@ import click
 from titans_cli.task_options import task_option
 
 if TYPE_CHECKING:
+    from titans_core.training.needle import Form
     from titans_eval.report import Progress, Report
     from titans_runtime import Model
+
+FORMS = ("passkey", "number", "uuid")
 
 OPTIONS = (
     task_option(
@@ -27,12 +30,54 @@ OPTIONS = (
         help="Pairs to remember; repeatable.",
     ),
     task_option(
-        "--gap", "gaps", tasks=["recall"], type=click.IntRange(0), multiple=True, default=(4096,), show_default=True,
-        help="Filler before the questions; repeatable.",
+        "--gap", "gaps", tasks=["recall", "dna"], type=click.IntRange(0), multiple=True, default=(4096,),
+        show_default=True, help="Filler before the questions; repeatable.",
     ),
     task_option(
-        "--streams", tasks=["recall"], type=click.IntRange(1), default=16, show_default=True,
-        help="Streams per figure.",
+        "--form", tasks=["needle"], type=click.Choice(FORMS), default="passkey", show_default=True,
+        help="What is hidden.",
+    ),
+    task_option(
+        "--length", "lengths", tasks=["needle"], type=click.IntRange(1), multiple=True,
+        help="Bytes of a stream; repeatable.  [default: 256 to 16384, doubling]",
+    ),
+    task_option(
+        "--streams", tasks=["recall", "needle", "dna"], type=click.IntRange(1),
+        help="Streams per figure.  [default: 64 for needle, else 16]",
+    ),
+    task_option(
+        "--families", tasks=["dna"], type=click.IntRange(1), default=4, show_default=True, help="Planted repeats."
+    ),
+    task_option(
+        "--data", tasks=["text", "needle", "series", "dna"], multiple=True, metavar="NAME|FILE",
+        help="What to read, as in training; repeatable.  [default: stdlib; planted repeats for dna]",
+    ),
+    task_option(
+        "--shortest", tasks=["text", "dna"], type=click.IntRange(2), default=16_384, show_default=True,
+        help="Bytes below which a document is left out.",
+    ),
+    task_option(
+        "--longest", tasks=["text", "dna"], type=click.IntRange(2), default=65_536, show_default=True,
+        help="Bytes that are read of a document.",
+    ),
+    task_option(
+        "--window", tasks=["text", "dna"], type=click.IntRange(2), default=128, show_default=True,
+        help="Tokens between resets, and per window of a frozen memory.",
+    ),
+    task_option(
+        "--frozen-after", tasks=["text", "dna"], type=click.IntRange(1), default=1024, show_default=True,
+        help="Tokens that a frozen memory has read.",
+    ),
+    task_option(
+        "--season", tasks=["series"], type=click.IntRange(1), help="Steps per season.  [default: what is known, or 1]"
+    ),
+    task_option(
+        "--anomalies", tasks=["series"], type=click.IntRange(0), default=4, show_default=True,
+        help="Times anomalies are put in and looked for.",
+    ),
+    task_option(
+        "--anomaly-size", tasks=["series"], type=click.FloatRange(0, min_open=True), default=4.0, show_default=True,
+        help="Their size, in typical changes.",
     ),
 )  # fmt: skip
 
@@ -50,11 +95,33 @@ class EvalTask:
 
 
 def _recall(
-    model: Model, progress: Progress, *, keys: int, pairs: tuple[int, ...], gaps: tuple[int, ...], streams: int
+    model: Model, progress: Progress, *, keys: int, pairs: tuple[int, ...], gaps: tuple[int, ...], streams: int | None
 ) -> Report:
     from titans_eval.recall import Wish, evaluate
 
-    return evaluate(model, Wish(keys=keys, pairs=pairs, gaps=gaps, streams=streams), progress)
+    usual = Wish(keys=keys, pairs=pairs, gaps=gaps)
+    return evaluate(model, replace(usual, streams=streams or usual.streams), progress)
+
+
+def _needle(
+    model: Model,
+    progress: Progress,
+    *,
+    form: Form,
+    lengths: tuple[int, ...],
+    data: tuple[str, ...],
+    streams: int | None,
+) -> Report:
+    from titans_eval.needle import Wish, evaluate
+
+    usual = Wish(form=form)
+    wish = Wish(
+        form=form,
+        lengths=lengths or usual.lengths,
+        data=data or usual.data,
+        streams=streams or usual.streams,
+    )
+    return evaluate(model, wish, progress)
 
 
 def _draw_recall(report: Any, path: Path) -> None:
@@ -63,6 +130,69 @@ def _draw_recall(report: Any, path: Path) -> None:
     draw_recall(report, path)
 
 
+def _draw_needle(report: Any, path: Path) -> None:
+    from titans_eval.plots import draw_needle
+
+    draw_needle(report, path)
+
+
+def _text(model: Model, progress: Progress, *, data: tuple[str, ...], **sizes: int) -> Report:
+    from titans_eval.reading import Sizes
+    from titans_eval.text import evaluate
+
+    return evaluate(model, data or ("stdlib",), Sizes(**sizes), progress)
+
+
+def _series(
+    model: Model,
+    progress: Progress,
+    *,
+    data: tuple[str, ...],
+    season: int | None,
+    anomalies: int,
+    anomaly_size: float,
+) -> Report:
+    from titans_core.training.series_data import SOURCES
+    from titans_eval.series import Wish, evaluate
+
+    if len(data) != 1:
+        raise click.UsageError(f"--task series needs one --data: a .csv or .npy file, or one of {', '.join(SOURCES)}")
+    return evaluate(model, Wish(data=data[0], season=season, anomalies=anomalies, size=anomaly_size), progress)
+
+
+def _dna(
+    model: Model,
+    progress: Progress,
+    *,
+    data: tuple[str, ...],
+    families: int,
+    gaps: tuple[int, ...],
+    streams: int | None,
+    **sizes: int,
+) -> Report:
+    from titans_eval.dna import Wish, evaluate, evaluate_fasta
+    from titans_eval.reading import Sizes
+
+    if data:
+        return evaluate_fasta(model, data, Sizes(**sizes), progress)
+    return evaluate(model, Wish(families=families, gaps=gaps, streams=streams or 16), progress)
+
+
+def _draw_documents(report: Any, path: Path) -> None:
+    from titans_eval import dna, plots_documents, series
+
+    if isinstance(report, dna.Report):
+        plots_documents.draw_dna(report, path)
+    elif isinstance(report, series.Report):
+        plots_documents.draw_series(report, path)
+    else:
+        plots_documents.draw_reading(report, path)
+
+
 TASKS = {
     "recall": EvalTask(_recall, _draw_recall),
+    "needle": EvalTask(_needle, _draw_needle),
+    "text": EvalTask(_text, _draw_documents),
+    "series": EvalTask(_series, _draw_documents),
+    "dna": EvalTask(_dna, _draw_documents),
 }

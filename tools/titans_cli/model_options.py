@@ -32,6 +32,24 @@ class ModelOptions:
 
     def build(self, vocab_size: int) -> TitansConfig:
         """The configuration they describe, for a vocabulary of `vocab_size` ids unless a file says otherwise."""
+        model = self._described(vocab_size=vocab_size)
+        if (model.vocab_size or 0) < vocab_size:
+            raise click.UsageError(
+                f"the model has {model.vocab_size} token ids, the data needs {vocab_size}; change one"
+            )
+        return model
+
+    def build_continuous(self, features: int, targets: int) -> TitansConfig:
+        """The configuration they describe, for vectors of `features` in and `targets` out."""
+        model = self._described(vocab_size=None, features=features, targets=targets)
+        if (model.features, model.outputs) != (features, targets):
+            raise click.UsageError(
+                f"the model takes {model.features} features and has {model.outputs} outputs, the data needs"
+                f" {features} and {targets}; change one"
+            )
+        return model
+
+    def _described(self, **shape: int | None) -> TitansConfig:
         from titans_core import controls
         from titans_core.config import TitansConfig
         from titans_core.presets import preset
@@ -39,14 +57,10 @@ class ModelOptions:
         if self.config is not None:
             values = _read_json(self.config)
         else:
-            values = preset(self.preset, variant=self.variant, vocab_size=vocab_size).to_dict()
+            values = preset(self.preset, variant=self.variant, **shape).to_dict()
         for override in self.overrides:
             _override(values, override)
         model = TitansConfig.from_dict(values)
-        if (model.vocab_size or 0) < vocab_size:
-            raise click.UsageError(
-                f"the model has {model.vocab_size} token ids, the data needs {vocab_size}; change one"
-            )
         if self.control == "writes-off":
             return controls.writes_off(model)
         return controls.attention_only(model) if self.control == "attention-only" else model

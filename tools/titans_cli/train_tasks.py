@@ -17,18 +17,26 @@ from titans_cli.task_options import task_option
 
 if TYPE_CHECKING:
     from titans_core.config import TitansConfig
+    from titans_core.training.needle import Form
     from titans_core.training.task import Task
 
+FORMS = ("passkey", "number", "uuid")
 CHUNKS_PER_WINDOW = 4  # tokens per slice, in chunks of the model
 
 OPTIONS = (
-    task_option("--data", tasks=["text"], multiple=True, metavar="stdlib|FILE", help="Text to train on; any number."),
+    task_option(
+        "--data", tasks=["text", "needle", "series", "dna"], multiple=True, metavar="NAME|FILE",
+        help="What to read; any number. stdlib or files of text; one series, by name or in a file; FASTA files.",
+    ),
     task_option(
         "--tokenizer", tasks=["text"], type=click.Path(path_type=Path), help="A tokenizer.json; the default is bytes."
     ),
     task_option(
-        "--window-tokens", "window", tasks=["text"], type=click.IntRange(1),
+        "--window-tokens", "window", tasks=["text", "series", "dna"], type=click.IntRange(1),
         help="Tokens per slice, between memory hand-overs.",
+    ),
+    task_option(
+        "--horizon", tasks=["series"], type=click.IntRange(1), default=12, show_default=True, help="Steps to forecast."
     ),
     task_option(
         "--keys", tasks=["recall"], type=click.IntRange(1), default=32, show_default=True, help="Keys, and values."
@@ -37,10 +45,27 @@ OPTIONS = (
         "--pairs", tasks=["recall"], type=click.IntRange(1), default=16, show_default=True, help="Pairs to remember."
     ),
     task_option(
-        "--gap", tasks=["recall"], type=click.IntRange(0), default=128, show_default=True, help="Longest training gap."
+        "--families", tasks=["dna"], type=click.IntRange(1), default=4, show_default=True, help="Planted repeats."
     ),
     task_option(
-        "--eval-gap", tasks=["recall"], type=click.IntRange(0), default=4096, show_default=True, help="Held-out gap."
+        "--gap", tasks=["recall", "dna"], type=click.IntRange(0), default=128, show_default=True,
+        help="Longest training gap.",
+    ),
+    task_option(
+        "--eval-gap", tasks=["recall", "dna"], type=click.IntRange(0), default=4096, show_default=True,
+        help="Held-out gap.",
+    ),
+    task_option(
+        "--form", tasks=["needle"], type=click.Choice(FORMS), default="passkey", show_default=True,
+        help="What is hidden.",
+    ),
+    task_option(
+        "--length", tasks=["needle"], type=click.IntRange(1), default=256, show_default=True,
+        help="Longest training stream, in bytes.",
+    ),
+    task_option(
+        "--eval-length", tasks=["needle"], type=click.IntRange(1), default=1024, show_default=True,
+        help="Bytes of a held-out stream.",
     ),
 )  # fmt: skip
 
@@ -68,9 +93,7 @@ def _text(
 
     reader = load_tokenizer(tokenizer)
     model = base.build(reader.vocab_size)
-    window = window or CHUNKS_PER_WINDOW * model.chunk
-    if window % model.chunk:
-        raise click.UsageError(f"--window-tokens {window} is not a multiple of the model's chunk, {model.chunk}")
+    window = _slice(window, model)
     return Lesson(model, TextTask(read_corpus(data), reader, window=window, seed=seed), reader.json)
 
 
@@ -82,5 +105,62 @@ def _recall(base: ModelOptions, seed: int, *, keys: int, pairs: int, gap: int, e
     return Lesson(model, RecallTask(recall, chunk=model.chunk, seed=seed))
 
 
+def _needle(
+    base: ModelOptions, seed: int, *, data: tuple[str, ...], form: Form, length: int, eval_length: int
+) -> Lesson:
+    from titans_core.training.documents import STDLIB, read_corpus
+    from titans_core.training.needle import VOCAB_SIZE, NeedleConfig, NeedleTask
+
+    needle = NeedleConfig(form=form, length=length, held_out_length=eval_length)
+    model = base.build(VOCAB_SIZE)
+    return Lesson(model, NeedleTask(needle, read_corpus(data or (STDLIB,)), chunk=model.chunk, seed=seed))
+
+
+def _series(base: ModelOptions, seed: int, *, data: tuple[str, ...], window: int | None, horizon: int) -> Lesson:
+    from titans_core.training.series import Forecasting, SeriesTask
+    from titans_core.training.series_data import SOURCES, read_series
+
+    if len(data) != 1:
+        raise click.UsageError(f"--task series needs one --data: a .csv or .npy file, or one of {', '.join(SOURCES)}")
+    forecasting = Forecasting.of(read_series(data[0]), horizon=horizon)
+    model = base.build_continuous(forecasting.features, forecasting.targets)
+    return Lesson(model, SeriesTask(forecasting, window=_slice(window, model), seed=seed))
+
+
+def _dna(
+    base: ModelOptions,
+    seed: int,
+    *,
+    data: tuple[str, ...],
+    window: int | None,
+    families: int,
+    gap: int,
+    eval_gap: int,
+) -> Lesson:
+    from titans_core.training.dna import VOCABULARY, GenomeTask, PlantedConfig, PlantedTask, read_fasta
+
+    model = base.build(VOCABULARY)
+    if data:
+        return Lesson(model, GenomeTask(read_fasta(data), window=_slice(window, model), seed=seed))
+    if window is not None:
+        raise click.UsageError("--window-tokens is for FASTA files; planted sequences are read whole, leave it out")
+    planted = PlantedConfig(families=families, gap=gap, held_out_gap=eval_gap)
+    return Lesson(model, PlantedTask(planted, chunk=model.chunk, seed=seed))
+
+
+def _slice(window: int | None, model: TitansConfig) -> int:
+    """Tokens per slice, whole chunks of the model."""
+    window = window or CHUNKS_PER_WINDOW * model.chunk
+    if window % model.chunk:
+        raise click.UsageError(f"--window-tokens {window} is not a multiple of the model's chunk, {model.chunk}")
+    return window
+
+
 # Called with the model options, the seed and the task's own options by name; FILEs are part of `data`.
-TASKS: dict[str, Callable[..., Lesson]] = {"text": _text, "recall": _recall}
+TASKS: dict[str, Callable[..., Lesson]] = {
+    "text": _text,
+    "recall": _recall,
+    "needle": _needle,
+    "series": _series,
+    "dna": _dna,
+}

@@ -1,0 +1,124 @@
+"""Bits per byte along held-out source files: memory kept, reset, frozen, not written, and attention alone.
+
+    python -m evidence.text --plot docs/images/evidence-text.svg
+
+For each seed: a model with memory and one of attention alone with as many parameters and the same window, trained on
+the same bytes in the same order; both exported and read through the runtime. Everything can be interrupted and started
+again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from evidence.spread import shown, spread, table
+from evidence.work import Study, options, write
+
+SEEDS = (0, 1, 2)
+RECIPE = (
+    *("--task", "text", "--data", "stdlib", "--variant", "mal", "--preset", "tiny", "--set", "memory.depth=1"),
+    *("--set", "memory.initial_forget=0.002"),  # a memory of about five hundred tokens to begin with
+    *("--steps", 500, "--batch", 8, "--window-tokens", 128, "--warmup", 100),
+)
+ASK = ("--task", "text", "--data", "stdlib", "--shortest", 32_768, "--longest", 32_768)
+# Column in the summary: the run that was asked, and its mode.
+COLUMNS = {
+    "kept": ("memory", "kept"),
+    "reset": ("memory", "reset"),
+    "frozen": ("memory", "frozen"),
+    "writes off": ("off", "kept"),
+    "attention only": ("attention", "kept"),
+}
+
+
+def main() -> None:
+    """Everything."""
+    parser = options(__doc__)
+    parser.add_argument("--plot", type=Path, help="also draw it")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="seeds of the trainings (default 0 1 2)")
+    arguments = parser.parse_args()
+    study = Study(arguments.out, arguments.threads)
+    found = summary([one_seed(study, seed) for seed in arguments.seeds])
+    write(arguments.out / "text.json", found)
+    print(tables(found))
+    if arguments.plot:
+        draw(found, arguments.plot)
+
+
+def one_seed(study: Study, seed: int) -> dict[str, dict[str, Any]]:
+    """The reports of the model, of the model without writes, and of attention alone."""
+    memory, off, attention = (f"text-{name}-{seed}" for name in ("memory", "off", "attention"))
+    study.train(memory, *RECIPE, "--seed", seed)
+    study.train(attention, *RECIPE, "--seed", seed, "--control", "attention-only")
+    bundles = {
+        "memory": study.export(memory),
+        "off": study.export(off, "--control", "writes-off", checkpoint=memory),
+        "attention": study.export(attention),
+    }
+    return {name: study.evaluate(f"text-{name}-{seed}", bundle, *ASK) for name, bundle in bundles.items()}
+
+
+def summary(reports: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Mean and spread over the seeds, altogether and by position, and what memory gains over attention alone."""
+    first = reports[0]["memory"]
+    positions = []
+    for number, bucket in enumerate(first["positions"]):
+        columns = {
+            name: [report[run]["positions"][number][mode] for report in reports]
+            for name, (run, mode) in COLUMNS.items()
+        }
+        gain = [theirs - ours for ours, theirs in zip(columns["kept"], columns["attention only"], strict=True)]
+        positions.append(
+            {
+                **{name: bucket[name] for name in ("start", "stop", "tokens")},
+                **{name: spread(values) for name, values in columns.items()},
+                "gain": spread(gain),
+            }
+        )
+    overall = {
+        name: spread([report[run]["bits_per_byte"][mode] for report in reports])
+        for name, (run, mode) in COLUMNS.items()
+    }
+    pairs = zip(overall["kept"]["values"], overall["attention only"]["values"], strict=True)
+    return {
+        "documents": first["documents"],
+        "bytes": first["bytes"],
+        "parameters": {name: reports[0][name]["model"]["parameters"] for name in ("memory", "attention")},
+        "bits_per_byte": {**overall, "gain": spread([theirs - ours for ours, theirs in pairs])},
+        "positions": positions,
+    }
+
+
+def tables(found: dict[str, Any]) -> str:
+    """The figures as Markdown: altogether, and by position."""
+    overall = table(("bits per byte", ""), [(name, shown(value)) for name, value in found["bits_per_byte"].items()])
+    names = (*COLUMNS, "gain")
+    rows = [
+        (f"{bucket['start']:,} to {bucket['stop'] - 1:,}", *(shown(bucket[name]) for name in names))
+        for bucket in found["positions"]
+    ]
+    return f"{overall}\n\n{table(('bytes', *names), rows)}"
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Bits per byte, and the gain over attention alone, by position; bars are one standard deviation over the seeds."""
+    from titans_eval.plots import picture
+
+    places = [(bucket["start"] * bucket["stop"]) ** 0.5 for bucket in found["positions"]]
+    with picture(path, width=9.0, columns=2) as (left, right):
+        for name in COLUMNS:
+            values = [bucket[name] for bucket in found["positions"]]
+            left.errorbar(places, [v["mean"] for v in values], [v["deviation"] for v in values], fmt="o-", label=name)
+        gains = [bucket["gain"] for bucket in found["positions"]]
+        right.errorbar(places, [v["mean"] for v in gains], [v["deviation"] for v in gains], fmt="o-", color="C0")
+        right.axhline(0.0, color="grey", linewidth=0.8, linestyle=":")
+        left.set(xscale="log", xlabel="position in the file, bytes", ylabel="bits per byte")
+        right.set(xscale="log", xlabel="position in the file, bytes", ylabel="bits per byte gained")
+        left.set_title("held-out source files")
+        right.set_title("memory kept over attention alone")
+        left.legend()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Long documents read by a bundle: bits per byte, or per base, by position, with the memory kept, reset and frozen.
+
+Knows documents and their tokens. Does not know where they come from (`text`, `dna`) nor how bits are counted
+(`likelihood`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from titans_core.training.documents import Document
+from titans_eval.errors import EvalError
+from titans_eval.likelihood import MODES, Bits, Bucket, Ids, Mode, by_position, document_bits
+from titans_eval.report import Progress, Subject
+from titans_runtime import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What of the documents is read, and how.
+
+    shortest: documents of fewer bytes say nothing about long ones and are left out.
+    longest: bytes of a document that are read.
+    window: tokens per window where the memory is reset or frozen.
+    frozen_after: tokens that the frozen memory has read.
+    """
+
+    shortest: int = 16_384
+    longest: int = 65_536
+    window: int = 128
+    frozen_after: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.window < 2 or self.frozen_after < 1 or not 2 <= self.shortest <= self.longest:
+            raise EvalError(
+                f"documents of {self.shortest} to {self.longest} bytes, windows of {self.window} tokens, frozen after"
+                f" {self.frozen_after}; use at least 2, 2 and 1, and a longest that is not below the shortest"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The curves.
+
+    task: whose documents they are.
+    unit: what the bits are counted per, `byte` or `base`.
+    bits: the mean over all bytes but the first of each document, in each mode.
+    positions: the same by position in the document, in tokens.
+    """
+
+    task: str
+    unit: str
+    subject: Subject
+    sizes: Sizes
+    data: tuple[str, ...]
+    documents: tuple[tuple[str, int], ...]  # names and the bytes that were read
+    bits: dict[Mode, float]
+    positions: tuple[Bucket, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return {
+            "task": self.task,
+            "model": self.subject.as_json(),
+            "wish": {"data": list(self.data), **asdict(self.sizes)},
+            "documents": [{"name": name, f"{self.unit}s": size} for name, size in self.documents],
+            f"{self.unit}s": sum(size for _, size in self.documents),
+            f"bits_per_{self.unit}": dict(self.bits),
+            "positions": [bucket.as_json() for bucket in self.positions],
+        }
+
+    def lines(self) -> Sequence[str]:
+        """One line per mode, then one per range of positions."""
+        total = sum(size for _, size in self.documents)
+        found = [
+            f"{self.task}: {self.subject}",
+            f"  {len(self.documents)} held-out documents, {total:,} {self.unit}s",
+        ]
+        words = {
+            "kept": "memory kept",
+            "reset": f"memory reset every {self.sizes.window} tokens",
+            "frozen": f"memory frozen after {self.sizes.frozen_after:,} tokens",
+        }
+        found += [f"  {words[mode]}: {self.bits[mode]:.3f} bits/{self.unit}" for mode in MODES]
+        for bucket in self.positions:
+            found.append(
+                f"  tokens {bucket.start:,} to {bucket.stop - 1:,}: kept {bucket.kept:.3f},"
+                f" reset {bucket.reset:.3f}, frozen {bucket.frozen:.3f}"
+            )
+        return found
+
+
+def long_enough(documents: Sequence[Document], sizes: Sizes) -> list[Document]:
+    """The documents of at least the shortest size, cut to the longest. Raises `EvalError` if there are none."""
+    found = [Document(d.name, _cut(d.data, sizes.longest)) for d in documents if len(d.data) >= sizes.shortest]
+    if not found:
+        longest = max((len(document.data) for document in documents), default=0)
+        raise EvalError(
+            f"no held-out document has {sizes.shortest:,} bytes, the longest has {longest:,};"
+            " give longer files or a smaller --shortest"
+        )
+    return found
+
+
+def _cut(data: bytes, size: int) -> bytes:
+    """The first `size` bytes, or a few less where that is inside a UTF-8 character."""
+    while 0 < size < len(data) and data[size] & 0xC0 == 0x80:
+        size -= 1
+    return data[:size]
+
+
+def read_documents(
+    model: Model,
+    documents: Sequence[Document],
+    tokens: Sequence[Ids],
+    sizes: Sizes,
+    progress: Progress,
+    *,
+    task: str,
+    unit: str,
+    data: tuple[str, ...],
+) -> Report:
+    """Read `documents`, whose ids are `tokens`, in all modes. Raises `ExecutionError` if a graph failed."""
+    done, total = 0, len(MODES) * sum(len(ids) - 1 for ids in tokens)
+
+    def told(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    windows = {"window": sizes.window, "frozen_after": sizes.frozen_after}
+    per_unit = [(len(ids) - 1) / (len(d.data) - 1) for d, ids in zip(documents, tokens, strict=True)]
+    bits: dict[Mode, Sequence[Bits]] = {}
+    for mode in MODES:
+        read = [document_bits(model.driver(), ids, mode, **windows, told=told) for ids in tokens]
+        bits[mode] = [share * one for share, one in zip(per_unit, read, strict=True)]
+    return Report(
+        task=task,
+        unit=unit,
+        subject=Subject.of(model),
+        sizes=sizes,
+        data=data,
+        documents=tuple((document.name, len(document.data)) for document in documents),
+        bits={mode: float(np.concatenate(bits[mode]).mean()) for mode in MODES},
+        positions=by_position(bits),
+    )

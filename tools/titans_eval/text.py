@@ -1,0 +1,42 @@
+"""`text`: bits per byte along long documents that were held out of training, memory kept, reset and frozen.
+
+Documents are the held-out part of the same split that training uses, so a model trained by `titans train --task text`
+on the same data has seen none of them.
+
+Knows which documents. Does not know how they are split (`titans_core.training.documents`) or read (`reading`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from titans_core.training.documents import read_corpus
+from titans_eval.reading import Report, Sizes, long_enough, read_documents
+from titans_eval.report import Progress, unwatched
+from titans_eval.streams import vocabulary
+from titans_runtime import Model
+
+_DEFAULT = Sizes()
+
+
+def evaluate(
+    model: Model, data: tuple[str, ...] = ("stdlib",), sizes: Sizes = _DEFAULT, progress: Progress = unwatched
+) -> Report:
+    """Read held-out documents with a bundle.
+
+    Args:
+        model: a model of tokens with a tokenizer.
+        data: `stdlib`, and paths of files; about a tenth of them is held out.
+        sizes: what of the documents is read, and how.
+        progress: hears of tokens.
+
+    Raises:
+        EvalError: the model has no tokens, or no document is long enough.
+        TextError: the model has no tokenizer.
+        DataError: the data cannot be read.
+        ExecutionError: a graph failed.
+    """
+    vocabulary(model, "text", 2)
+    documents = long_enough(read_corpus(data).held_out, sizes)
+    tokens = [np.array(model.encode(document.data), np.int64) for document in documents]
+    return read_documents(model, documents, tokens, sizes, progress, task="text", unit="byte", data=data)
