@@ -30,6 +30,15 @@ def test_without_json_a_person_reads_lines(recall_bundle: Path) -> None:
     assert "memory reset:" in result.stdout
 
 
+def test_needles_are_looked_for_in_files(tiny_bundle: Path, tmp_path: Path) -> None:
+    text, picture = tmp_path / "hay.txt", tmp_path / "needle.svg"
+    text.write_text("sphinx of black quartz, judge my vow. " * 99)
+    options = ("--form", "number", "--data", text, "--length", "256", "--streams", "2", "--plot", picture)
+    document = titans("eval", tiny_bundle, "--task", "needle", *options)
+    assert document["wish"]["data"] == [str(text)]  # type: ignore[index]
+    assert picture.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -37,6 +46,8 @@ def test_without_json_a_person_reads_lines(recall_bundle: Path) -> None:
         (["--task", "recall", "--keys", "64"], ["129 token ids", "ask for the sizes it was trained with"]),
         (["--task", "recall", "--keys", "4", "--pairs", "8"], ["use fewer pairs"]),
         (["--task", "recall", "--gap", "-1"], ["--gap"]),
+        (["--task", "recall", "--length", "256"], ["--length belongs to --task needle"]),
+        (["--task", "needle"], ["needle of this size has 256 token ids"]),
         (["--task", "recall", "--provider", "abacus"], ["abacus"]),
     ],
 )

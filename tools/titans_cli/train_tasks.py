@@ -17,12 +17,17 @@ from titans_cli.task_options import task_option
 
 if TYPE_CHECKING:
     from titans_core.config import TitansConfig
+    from titans_core.training.needle import Form
     from titans_core.training.task import Task
 
+FORMS = ("passkey", "number", "uuid")
 CHUNKS_PER_WINDOW = 4  # tokens per slice, in chunks of the model
 
 OPTIONS = (
-    task_option("--data", tasks=["text"], multiple=True, metavar="stdlib|FILE", help="Text to train on; any number."),
+    task_option(
+        "--data", tasks=["text", "needle"], multiple=True, metavar="stdlib|FILE",
+        help="Text to train on, or to hide needles in; any number.",
+    ),
     task_option(
         "--tokenizer", tasks=["text"], type=click.Path(path_type=Path), help="A tokenizer.json; the default is bytes."
     ),
@@ -41,6 +46,18 @@ OPTIONS = (
     ),
     task_option(
         "--eval-gap", tasks=["recall"], type=click.IntRange(0), default=4096, show_default=True, help="Held-out gap."
+    ),
+    task_option(
+        "--form", tasks=["needle"], type=click.Choice(FORMS), default="passkey", show_default=True,
+        help="What is hidden.",
+    ),
+    task_option(
+        "--length", tasks=["needle"], type=click.IntRange(1), default=256, show_default=True,
+        help="Longest training stream, in bytes.",
+    ),
+    task_option(
+        "--eval-length", tasks=["needle"], type=click.IntRange(1), default=1024, show_default=True,
+        help="Bytes of a held-out stream.",
     ),
 )  # fmt: skip
 
@@ -82,5 +99,16 @@ def _recall(base: ModelOptions, seed: int, *, keys: int, pairs: int, gap: int, e
     return Lesson(model, RecallTask(recall, chunk=model.chunk, seed=seed))
 
 
+def _needle(
+    base: ModelOptions, seed: int, *, data: tuple[str, ...], form: Form, length: int, eval_length: int
+) -> Lesson:
+    from titans_core.training.documents import STDLIB, read_corpus
+    from titans_core.training.needle import VOCAB_SIZE, NeedleConfig, NeedleTask
+
+    needle = NeedleConfig(form=form, length=length, held_out_length=eval_length)
+    model = base.build(VOCAB_SIZE)
+    return Lesson(model, NeedleTask(needle, read_corpus(data or (STDLIB,)), chunk=model.chunk, seed=seed))
+
+
 # Called with the model options, the seed and the task's own options by name; FILEs are part of `data`.
-TASKS: dict[str, Callable[..., Lesson]] = {"text": _text, "recall": _recall}
+TASKS: dict[str, Callable[..., Lesson]] = {"text": _text, "recall": _recall, "needle": _needle}

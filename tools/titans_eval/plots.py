@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from titans_eval import recall
+from titans_eval import needle, recall
 from titans_eval.errors import EvalError
 
 
@@ -48,4 +48,16 @@ def draw_recall(report: recall.Report, path: Path) -> None:
         axes.axhline(100 * report.chance, color="grey", linewidth=0.8, linestyle=":", label="chance")
         axes.set(xlabel="tokens between pairs and questions", ylabel="right answers, %", ylim=(-2, 102))
         axes.set_title(f"recall of {report.wish.keys} keys")
+        axes.legend()
+
+
+def draw_needle(report: needle.Report, path: Path) -> None:
+    """Whole answers and single bytes over the length of the stream."""
+    with picture(path) as axes:
+        lengths = [point.length for point in report.points]
+        axes.semilogx(lengths, [100 * point.accuracy for point in report.points], "o-", base=2, label="whole answers")
+        axes.semilogx(lengths, [100 * point.bytes_right for point in report.points], "o--", base=2, label="bytes")
+        axes.axhline(100 * report.reset.bytes_right, color="grey", linewidth=0.8, linestyle=":", label="bytes, unread")
+        axes.set(xlabel="bytes of the stream", ylabel="right, %", ylim=(-2, 102))
+        axes.set_title(f"needle, {report.wish.form}")
         axes.legend()

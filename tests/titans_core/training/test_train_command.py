@@ -97,6 +97,14 @@ def test_every_option_of_the_run_reaches_it(tmp_path: Path, monkeypatch: pytest.
     ]
 
 
+def test_needle_training_hides_needles_in_files(tmp_path: Path, text: Path) -> None:
+    sizes = ["--form", "number", "--length", "200", "--eval-length", "256"]
+    result = titans(*RUN, "--task", "needle", "--data", text, *sizes, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    assert "accuracy" in json.loads(result.stdout)["metrics"]
+    assert load_checkpoint(tmp_path / "out").provenance["task.form"] == "number"
+
+
 def test_several_files_may_follow_data(tmp_path: Path, text: Path) -> None:
     other = tmp_path / "other.txt"
     other.write_text("sphinx of black quartz, judge my vow. " * 40)
@@ -133,6 +141,8 @@ def test_resume_continues_and_its_absence_is_refused(tmp_path: Path, text: Path)
         (["--task", "text", "--data", "stdlib", "--set", "vocab_size=100"], "the data needs 256"),
         (["--task", "recall", "--data", "stdlib"], "belongs to --task text"),
         (["--task", "recall", "--pairs", "40"], "use fewer pairs"),
+        (["--task", "recall", "some.txt"], "reads no files"),
+        (["--task", "needle", "--length", "20"], "use more"),
         (["--task", "recall", "--batch", "3", "--accumulate", "2"], "does not divide into 2 equal pieces"),
         (["--task", "recall", "--config", "none.json"], "none.json"),
     ],
