@@ -10,7 +10,7 @@ Knows the layout of a stream. Does not know models or torch.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from titans_core.errors import DataError
 from titans_core.training.task import Batch, Scalar, Totals
 
 FILLER = 0
+FEWEST_PAIRS = 2  # of a training stream: with one there is nothing to tell apart
 _TRAINING, _HELD_OUT, _GAPS = 1, 2, 3  # first number of every random seed, so that no two draws share a stream
 
 
@@ -28,7 +29,7 @@ class RecallConfig:
 
     keys: int = 32
     values: int = 32
-    pairs: int = 16
+    pairs: int = 16  # the most in training, and those of the held-out streams
     gap: int = 128  # longest gap in training, in tokens
     held_out_gap: int = 4096  # the gap of the held-out streams
     held_out_streams: int = 8
@@ -78,7 +79,10 @@ def _stream(config: RecallConfig, gap: int, random: np.random.Generator) -> Reca
 
 
 class RecallTask:
-    """Recall as a training task: fresh streams at every step, one gap per step, padded with filler to whole chunks."""
+    """Recall as a training task: fresh streams at every step, of one gap and one number of pairs.
+
+    They are padded with filler to whole chunks.
+    """
 
     carries = False
 
@@ -93,10 +97,15 @@ class RecallTask:
 
     def batch(self, step: int, rows: range) -> Batch:
         """Whole streams; every row of every step is new."""
-        # Log-uniform: short gaps teach what belongs together, long ones teach not to forget it.
-        gap = int((self.config.gap + 1) ** np.random.default_rng([_GAPS, self._seed, step]).random()) - 1
+        config = self.config
+        # Log-uniform: short gaps teach what belongs together, long ones teach not to forget it. Few pairs teach to look
+        # them up at all, which with all of them takes an MLP memory several times as long to find.
+        long, many = np.random.default_rng([_GAPS, self._seed, step]).random(2)
+        gap = int((config.gap + 1) ** long) - 1
+        fewest = min(FEWEST_PAIRS, config.pairs)
+        pairs = int(fewest * ((config.pairs + 1) / fewest) ** many)
         randoms = (np.random.default_rng([_TRAINING, self._seed, step, row]) for row in rows)
-        return self._pack([_stream(self.config, gap, random) for random in randoms])
+        return self._pack([_stream(replace(config, pairs=pairs), gap, random) for random in randoms])
 
     def held_out(self) -> Iterator[Batch]:
         """The first streams of `recall_stream` across the long gap, in slices so that memory use stays small."""

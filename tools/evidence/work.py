@@ -1,0 +1,101 @@
+"""Experiments as a folder of JSON files: every `titans` command is run once, and what it said is kept.
+
+    OUT/checkpoints/NAME   OUT/bundles/NAME.titans   OUT/results/NAME.json
+
+A step whose result is there is not run again, so a study that was interrupted goes on where it stopped; delete a file
+to have it made again. Every result holds the command that made it and the seconds it took.
+
+Knows commands and files. Does not know any task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+OUT = Path("evidence-out")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A folder of results, and how many CPU threads its commands may use."""
+
+    out: Path
+
+    def train(self, name: str, *options: object) -> dict[str, Any]:
+        """`titans train`, once; what it printed."""
+        checkpoint = self.out / "checkpoints" / name
+        if not self._result(f"train-{name}").exists():
+            shutil.rmtree(checkpoint, ignore_errors=True)  # one that was interrupted
+        return self._run(f"train-{name}", "train", *options, "--out", checkpoint)
+
+    def export(self, name: str, *options: object, checkpoint: str | None = None) -> Path:
+        """`titans export` of the checkpoint of that name (the bundle's own, if None), once; the bundle."""
+        bundle = self.out / "bundles" / f"{name}.titans"
+        source = self.out / "checkpoints" / (checkpoint or name)
+        self._run(f"export-{name}", "export", source, "--out", bundle, "--overwrite", *options)
+        return bundle
+
+    def evaluate(self, name: str, bundle: Path, *options: object) -> dict[str, Any]:
+        """`titans eval`, once; its report."""
+        return self._run(f"eval-{name}", "eval", bundle, *options)
+
+    def _run(self, name: str, *words: object) -> dict[str, Any]:
+        result = self._result(name)
+        if not result.exists():
+            command = [str(word) for word in words]
+            print(f"$ titans {shlex.join(command)}", file=sys.stderr, flush=True)
+            began = time.monotonic()
+            done = subprocess.run(
+                [sys.executable, "-m", "titans_cli.main", *command, "--json"],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                raise SystemExit(f"titans {shlex.join(command)} failed with exit code {done.returncode}")
+            kept = {
+                "command": f"titans {shlex.join(command)}",
+                "seconds": round(time.monotonic() - began, 1),
+                "result": json.loads(done.stdout),
+            }
+            write(result, kept)
+        kept = json.loads(result.read_text(encoding="utf-8"))
+        return dict(kept["result"])
+
+    def seconds(self, name: str) -> float:
+        """How long the step whose result has this name took."""
+        return float(json.loads(self._result(name).read_text(encoding="utf-8"))["seconds"])
+
+    def _result(self, name: str) -> Path:
+        return self.out / "results" / f"{name}.json"
+
+
+def write(path: Path, document: object) -> None:
+    """A JSON file, complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def options(description: str | None) -> argparse.ArgumentParser:
+    """The options that every study has."""
+    parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, default=OUT, help=f"where everything goes (default {OUT})")
+    return parser
+
+
+def mean_and_range(values: list[float]) -> str:
+    """`mean (least to most)` of shares, in per cent."""
+    mean = 100 * sum(values) / len(values)
+    least, most = 100 * min(values), 100 * max(values)
+    return f"{mean:.1f}" if most - least < 0.05 else f"{mean:.1f} ({least:.1f} to {most:.1f})"
