@@ -1,0 +1,127 @@
+"""The evidence drivers: recipes are commands that exist, a study runs every step once, both sides agree."""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+from evidence import ablations, needle, recall
+from evidence.agreement import Eager, needle_answers, recall_answers
+from evidence.work import Study, mean_and_range, write
+
+import titans_runtime
+from tests.conftest import SMALL
+from tests.titans_eval.conftest import RECALL
+from titans_cli.main import cli
+from titans_cli.model_options import ModelOptions
+from titans_core.config import VARIANTS
+from titans_eval.needle import Wish
+
+RECIPES = {
+    **{f"recall-{variant}": recall.recipe(variant, 0) for variant in VARIANTS},
+    **{f"recall-{label}": recall.recipe("lmm", 0, *sizes) for label, sizes in recall.SIZES.items()},
+    **{f"needle-{variant}": needle.recipe(variant, 0) for variant in VARIANTS},
+    **{f"ablation-{label}": ablations.recipe(changes, 0) for label, changes in ablations.ROWS.items()},
+}
+
+
+@pytest.mark.parametrize("words", RECIPES.values(), ids=RECIPES)
+def test_every_recipe_is_a_training_command_with_a_sound_model(words: list[str]) -> None:
+    command = cli.get_command(click.Context(cli), "train")
+    assert command is not None
+    values = command.make_context("train", [*words, "--out", "nowhere"]).params
+    model = ModelOptions(values["variant"], values["preset"], None, values["overrides"]).build(256)
+    assert model.variant == values["variant"]
+
+
+def test_every_ablation_changes_the_model_and_only_the_first_row_does_not() -> None:
+    def model(changes: dict[str, object]) -> object:
+        words = ablations.recipe(changes, 0)
+        pairs = tuple(words[i + 1] for i, word in enumerate(words) if word == "--set")
+        return ModelOptions("mag", "tiny", None, pairs).build(65)
+
+    models = [model(changes) for changes in ablations.ROWS.values()]
+    assert [models.index(each) for each in models] == list(range(len(models)))
+
+
+def test_a_study_runs_every_step_once_and_keeps_what_it_said(tmp_path: Path) -> None:
+    study = Study(tmp_path)
+    shape = [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
+    sizes = ("--task", "recall", *RECALL, "--gap", "8", "--eval-gap", "16", "--steps", "1", "--batch", "2")
+    (tmp_path / "checkpoints" / "tiny").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "tiny" / "left by a killed run").touch()
+    first = study.train("tiny", *sizes, *shape)
+    bundle = study.export("tiny", "--verify-tokens", 0)
+    report = study.evaluate("tiny", bundle, "--task", "recall", *RECALL, "--gap", 8)
+    assert (first["step"], report["task"]) == (1, "recall")
+    kept = {path: path.read_text() for path in (tmp_path / "results").iterdir()}
+    assert {path.name for path in kept} == {"train-tiny.json", "export-tiny.json", "eval-tiny.json"}
+    assert study.train("tiny", "--task", "would fail if it ran") == first
+    assert {path: path.read_text() for path in kept} == kept
+    assert json.loads(kept[tmp_path / "results" / "eval-tiny.json"])["command"].startswith("titans eval")
+    assert study.seconds("train-tiny") > 0
+    with pytest.raises(SystemExit, match="exit code 2"):
+        study.train("other", "--task", "chess")
+
+
+def canned(self: Study, name: str, *words: object) -> dict[str, Any]:
+    """What a command might have said, at once: all right but for the controls."""
+    said = [str(word) for word in words]
+    gaps = [value for word, value in pairwise(said) if word in ("--gap", "--length")]
+    pairs = [value for word, value in pairwise(said) if word == "--pairs"] or ["16"]
+    share = 0.0 if "writes-off" in name or "attention-only" in name else 1.0
+    points = [{"accuracy": share} for _ in gaps for _ in pairs]
+    write(self._result(name), {"seconds": 1.0, "result": {}})
+    known = {"parameters": 9, "points": points, "longest_gap": {"16": 7}}
+    return {**known, "reset": {"accuracy": 0.1} if "needle" in said else [{"accuracy": 0.1}]}
+
+
+@pytest.mark.parametrize(
+    ("study", "more", "line"),
+    [
+        (recall, "--push", "| mac | 100.0 | 10.0 | 0.0 | 0.0 | 1 to 1 |"),
+        (needle, "--forms", "| mac, attention only | 0 | 0 | 0 | 0 | 0 | 0 | 0 |"),
+        (ablations, None, "| − momentum | 9 | 100.0 | 100.0 | 100.0 |"),
+    ],
+)
+def test_a_study_ends_with_its_table_and_pictures(
+    study: ModuleType,
+    more: str | None,
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(Study, "_run", canned)
+    monkeypatch.setattr(sys, "argv", ["study", "--out", str(tmp_path), *([more] if more else [])])
+    study.main()
+    assert line in capsys.readouterr().out.splitlines()
+    assert list(tmp_path.glob("*.json"))
+    pictures = list(tmp_path.glob("*.svg"))
+    assert bool(pictures) == (study is not ablations)
+    assert all(picture.stat().st_size < 100_000 for picture in pictures)
+
+
+def test_means_come_with_their_range() -> None:
+    assert mean_and_range([1.0, 1.0]) == "100.0"
+    assert mean_and_range([0.5, 0.75, 1.0]) == "75.0 (50.0 to 100.0)"
+
+
+def test_bundle_and_pytorch_give_the_same_answers(
+    recall_checkpoint: Path, recall_bundle: Path, tiny_checkpoint: Path, tiny_bundle: Path
+) -> None:
+    model = titans_runtime.load(recall_bundle, provider="cpu")
+    theirs = recall_answers(Eager.of(recall_checkpoint, 32), 32, keys=4, pairs=2, gap=37)
+    assert np.mean(recall_answers(model.driver(32), 32, keys=4, pairs=2, gap=37) == theirs) >= 0.999
+    wish = Wish(lengths=(130,), streams=4)
+    model = titans_runtime.load(tiny_bundle, provider="cpu")
+    found = needle_answers(Eager.of(tiny_checkpoint, 4), wish)
+    assert np.array_equal(needle_answers(model.driver(4), wish), found)

@@ -1,0 +1,84 @@
+"""The ablation table: what is left of a model when one part of its memory is taken away.
+
+    python -m evidence.ablations          all rows, all seeds; ablations.json, and the table on stdout
+
+Every row is the base with one change, trained on recall for as many steps as the base, exported, and asked through the
+runtime. Steps are few on purpose: after enough of them every row but one knows everything, and nothing could be told
+apart. Knows the rows. Does not know how anything is measured.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from evidence.recall import WINDOW
+from evidence.work import Study, mean_and_range, options, write
+
+SEEDS = (0, 1, 2)
+GAPS = (0, 128, 4096)
+STEPS = 250
+BASE: dict[str, object] = {
+    "dim": 64,
+    "chunk": WINDOW,
+    "window": WINDOW,
+    "heads": 2,
+    "persistent_tokens": 4,
+    "ffn_hidden": 128,
+    "memory.heads": 1,
+    "memory.depth": 2,
+    "memory.initial_step_size": 0.1,
+    "memory.initial_forget": 0.0001,
+}
+ROWS: dict[str, dict[str, object]] = {
+    "base (mag, depth 2)": {},
+    "linear memory (depth 1)": {"memory.depth": 1},
+    "depth 3": {"memory.depth": 3},
+    "depth 4": {"memory.depth": 4},
+    "− convolution": {"memory.conv_kernel": 1},
+    "− momentum": {"memory.momentum": "false"},
+    "− forgetting": {"memory.forget": "false"},
+    "− persistent memory": {"persistent_tokens": 0},
+    "− bounded surprise": {"memory.surprise_bound": "null"},
+    "− writes": {"memory.step_size": "off"},
+}
+
+
+def recipe(changes: dict[str, object], seed: int) -> list[str]:
+    """The options of `titans train`."""
+    shape = [word for name, value in {**BASE, **changes}.items() for word in ("--set", f"{name}={value}")]
+    sizes = ["--keys", "32", "--pairs", "16", "--gap", "128", "--eval-gap", "256"]
+    run = ["--steps", str(STEPS), "--batch", "16", "--lr", "4e-3", "--warmup", "50", "--seed", str(seed)]
+    return ["--task", "recall", "--variant", "mag", *shape, *sizes, *run]
+
+
+def main() -> None:
+    """Run the study."""
+    chosen = options(__doc__).parse_args()
+    study = Study(chosen.out)
+    asked = [word for gap in GAPS for word in ("--gap", gap)]
+    found: dict[str, dict[str, list[Any]]] = {}
+    for number, (label, changes) in enumerate(ROWS.items()):
+        row: dict[str, list[Any]] = {"accuracy": [], "parameters": [], "seconds": []}
+        for seed in SEEDS:
+            name = f"ablation-{number}-{seed}"
+            trained = study.train(name, *recipe(changes, seed))
+            report = study.evaluate(name, study.export(name), "--task", "recall", *asked)
+            row["accuracy"].append([float(point["accuracy"]) for point in report["points"]])
+            row["parameters"].append(trained["parameters"])
+            row["seconds"].append(study.seconds(f"train-{name}"))
+        found[label] = row
+    write(chosen.out / "ablations.json", {"gaps": GAPS, "steps": STEPS, "rows": found})
+    print(table(found))
+
+
+def table(found: dict[str, dict[str, list[Any]]]) -> str:
+    """The rows in Markdown: mean and range over the seeds."""
+    lines = ["| | parameters |" + "".join(f" gap {gap:,} |" for gap in GAPS), "|" + "---|" * (2 + len(GAPS))]
+    for label, row in found.items():
+        cells = [mean_and_range([each[i] for each in row["accuracy"]]) for i in range(len(GAPS))]
+        lines.append(f"| {label} | {row['parameters'][0]:,} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Evidence for `needle`: a pass key in real text, at up to 64 times the training length.
+
+    python -m evidence.needle             pass keys: every variant and its controls; needle.json and the picture
+    python -m evidence.needle --forms     the best variant's numbers and UUIDs too
+
+Knows the recipes. Does not know how anything is measured.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from evidence.pictures import Curve, draw
+from evidence.recall import VARIANTS
+from evidence.work import Study, options, write
+
+LENGTH = 256  # longest training stream, in bytes
+LENGTHS = tuple(LENGTH * 2**power for power in range(7))
+WINDOW = 32
+SEEDS = (0,)
+BEST = "mag"
+
+
+def recipe(variant: str, seed: int, form: str = "passkey") -> list[str]:
+    """The options of `titans train`."""
+    model = {
+        "dim": 64,
+        "chunk": WINDOW,
+        "window": WINDOW,
+        "heads": 2,
+        "persistent_tokens": 0 if variant == "lmm" else 4,
+        "ffn_hidden": 128,
+        "memory.heads": 2,
+        "memory.depth": 2,
+        "memory.initial_step_size": 0.05,
+        "memory.initial_forget": 0.0003,
+    }
+    shape = [word for name, value in model.items() for word in ("--set", f"{name}={value}")]
+    run = ["--steps", "600", "--batch", "16", "--lr", "4e-3", "--warmup", "50", "--seed", str(seed)]
+    sizes = ["--form", form, "--length", str(LENGTH), "--eval-length", str(4 * LENGTH)]
+    return ["--task", "needle", "--variant", variant, *shape, *sizes, *run]
+
+
+def main() -> None:
+    """Run the study."""
+    parser = options(__doc__)
+    parser.add_argument("--forms", action="store_true", help="also numbers and UUIDs")
+    chosen = parser.parse_args()
+    study = Study(chosen.out)
+    summary: dict[str, Any] = {"lengths": LENGTHS, "passkey": passkeys(study)}
+    if chosen.forms:
+        summary["forms"] = {form: one(study, BEST, 0, form)["memory"] for form in ("number", "uuid")}
+    write(chosen.out / "needle.json", summary)
+    curves = []
+    for number, (variant, seeds) in enumerate(summary["passkey"].items()):
+        for seed in seeds:
+            curves.append(Curve(f"{variant}, seed {seed['seed']}", LENGTHS, seed["memory"], f"C{number}o-"))
+            curves += [
+                Curve(f"{variant}, {label}", LENGTHS, seed[label], f"C{number}{style}")
+                for label, style in (("writes off", ":"), ("attention only", "--"))
+                if label in seed
+            ]
+    draw(chosen.out / "needle.svg", curves, "bytes of the stream", "pass keys found, %", base=2)
+    print(table(summary["passkey"]))
+
+
+def passkeys(study: Study) -> dict[str, list[dict[str, Any]]]:
+    """Per variant a list with an entry per seed: shares of right answers by length, of the controls too."""
+    found = {}
+    for variant in VARIANTS:
+        found[variant] = [one(study, variant, seed, "passkey", controls=True) for seed in SEEDS]
+    return found
+
+
+def one(study: Study, variant: str, seed: int, form: str, *, controls: bool = False) -> dict[str, Any]:
+    """One training and what it found, at every length."""
+    name = f"needle-{form}-{variant}-{seed}"
+    study.train(name, *recipe(variant, seed, form))
+    found: dict[str, Any] = {"seed": seed, "seconds": study.seconds(f"train-{name}")}
+    report = study.evaluate(name, study.export(name), *asking(form))
+    found["memory"], found["reset"] = shares(report), report["reset"]["accuracy"]
+    if controls:
+        off = f"{name}-writes-off"
+        bundle = study.export(off, "--control", "writes-off", checkpoint=name)
+        found["writes off"] = shares(study.evaluate(off, bundle, *asking(form)))
+        if variant != "lmm":
+            alone = f"{name}-attention-only"
+            study.train(alone, *recipe(variant, seed, form), "--control", "attention-only")
+            found["attention only"] = shares(study.evaluate(alone, study.export(alone), *asking(form)))
+    return found
+
+
+def asking(form: str) -> list[object]:
+    """The options of `titans eval`."""
+    return ["--task", "needle", "--form", form, *(word for length in LENGTHS for word in ("--length", length))]
+
+
+def shares(report: dict[str, Any]) -> list[float]:
+    """The share of right answers at every length."""
+    return [float(point["accuracy"]) for point in report["points"]]
+
+
+def table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """The curves in Markdown, one line per model."""
+    lines = ["| |" + "".join(f" {length // LENGTH} × |" for length in LENGTHS), "|" + "---|" * (1 + len(LENGTHS))]
+    for variant, seeds in found.items():
+        for seed in seeds:
+            for label in ("memory", "writes off", "attention only"):
+                if label in seed:
+                    cells = " | ".join(f"{100 * share:.0f}" for share in seed[label])
+                    lines.append(f"| {variant}, {label} | {cells} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
