@@ -54,7 +54,7 @@ def recipe(changes: dict[str, object], seed: int) -> list[str]:
 def main() -> None:
     """Run the study."""
     chosen = options(__doc__).parse_args()
-    study = Study(chosen.out)
+    study = Study(chosen.out, chosen.threads)
     asked = [word for gap in GAPS for word in ("--gap", gap)]
     found: dict[str, dict[str, list[Any]]] = {}
     for number, (label, changes) in enumerate(ROWS.items()):

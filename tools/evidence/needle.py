@@ -46,7 +46,7 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--forms", action="store_true", help="also numbers and UUIDs")
     chosen = parser.parse_args()
-    study = Study(chosen.out)
+    study = Study(chosen.out, chosen.threads)
     summary: dict[str, Any] = {"lengths": LENGTHS, "passkey": passkeys(study)}
     if chosen.forms:
         summary["forms"] = {form: one(study, BEST, 0, form)["memory"] for form in ("number", "uuid")}

@@ -53,7 +53,7 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--push", action="store_true", help="also more keys, pairs and heads")
     chosen = parser.parse_args()
-    study = Study(chosen.out)
+    study = Study(chosen.out, chosen.threads)
     summary: dict[str, Any] = {"gaps": GAPS, "variants": variants(study), "far": far(study, chosen.out)}
     if chosen.push:
         summary["sizes"] = sizes(study, chosen.out)

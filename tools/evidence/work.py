@@ -26,9 +26,10 @@ OUT = Path("evidence-out")
 
 @dataclass(frozen=True)
 class Study:
-    """A folder of results, and how many CPU threads its commands may use."""
+    """A folder of results."""
 
     out: Path
+    threads: int | None = None  # of `titans eval`; None is one per core
 
     def train(self, name: str, *options: object) -> dict[str, Any]:
         """`titans train`, once; what it printed."""
@@ -46,7 +47,8 @@ class Study:
 
     def evaluate(self, name: str, bundle: Path, *options: object) -> dict[str, Any]:
         """`titans eval`, once; its report."""
-        return self._run(f"eval-{name}", "eval", bundle, *options)
+        threads = () if self.threads is None else ("--threads", self.threads)
+        return self._run(f"eval-{name}", "eval", bundle, *options, *threads)
 
     def _run(self, name: str, *words: object) -> dict[str, Any]:
         result = self._result(name)
@@ -91,6 +93,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
     """The options that every study has."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=OUT, help=f"where everything goes (default {OUT})")
+    parser.add_argument("--threads", type=int, help="CPU threads of titans eval (default one per core)")
     return parser
 
 
