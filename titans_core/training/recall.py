@@ -98,12 +98,12 @@ class RecallTask:
     def batch(self, step: int, rows: range) -> Batch:
         """Whole streams; every row of every step is new."""
         config = self.config
-        # Log-uniform: short gaps teach what belongs together, long ones teach not to forget it. Few pairs teach to look
-        # them up at all, which with all of them takes an MLP memory several times as long to find.
+        # Log-uniform: short gaps teach what belongs together, long ones teach not to forget it. In every other step,
+        # few pairs teach to look them up at all, which with all of them takes an MLP memory several times as long.
         long, many = np.random.default_rng([_GAPS, self._seed, step]).random(2)
         gap = int((config.gap + 1) ** long) - 1
         fewest = min(FEWEST_PAIRS, config.pairs)
-        pairs = int(fewest * ((config.pairs + 1) / fewest) ** many)
+        pairs = config.pairs if step % 2 else int(fewest * ((config.pairs + 1) / fewest) ** many)
         randoms = (np.random.default_rng([_TRAINING, self._seed, step, row]) for row in rows)
         return self._pack([_stream(replace(config, pairs=pairs), gap, random) for random in randoms])
 

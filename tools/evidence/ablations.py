@@ -27,7 +27,7 @@ BASE: dict[str, object] = {
     "memory.heads": 1,
     "memory.depth": 2,
     "memory.initial_step_size": 0.1,
-    "memory.initial_forget": 0.0001,
+    "memory.initial_forget": 1e-6,
 }
 ROWS: dict[str, dict[str, object]] = {
     "base (mag, depth 2)": {},

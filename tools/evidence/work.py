@@ -3,7 +3,7 @@
     OUT/checkpoints/NAME   OUT/bundles/NAME.titans   OUT/results/NAME.json
 
 A step whose result is there is not run again, so a study that was interrupted goes on where it stopped; delete a file
-to have it made again. Every result holds the command that made it and the seconds it took.
+to have it made again. Every result holds the command that made it and the processor seconds it took.
 
 Knows commands and files. Does not know any task.
 """
@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class Study:
         if not result.exists():
             command = [str(word) for word in words]
             print(f"$ titans {shlex.join(command)}", file=sys.stderr, flush=True)
-            began = time.monotonic()
+            before = os.times()
             done = subprocess.run(
                 [sys.executable, "-m", "titans_cli.main", *command, "--json"],
                 stdout=subprocess.PIPE,
@@ -64,9 +64,11 @@ class Study:
             )
             if done.returncode:
                 raise SystemExit(f"titans {shlex.join(command)} failed with exit code {done.returncode}")
+            after = os.times()
+            seconds = after.children_user + after.children_system - before.children_user - before.children_system
             kept = {
                 "command": f"titans {shlex.join(command)}",
-                "seconds": round(time.monotonic() - began, 1),
+                "seconds": round(seconds, 1),
                 "result": json.loads(done.stdout),
             }
             write(result, kept)
@@ -74,7 +76,7 @@ class Study:
         return dict(kept["result"])
 
     def seconds(self, name: str) -> float:
-        """How long the step whose result has this name took."""
+        """Processor seconds, of all cores together, that the step whose result has this name took."""
         return float(json.loads(self._result(name).read_text(encoding="utf-8"))["seconds"])
 
     def _result(self, name: str) -> Path:

@@ -58,7 +58,7 @@ def test_training_has_few_pairs_and_all_of_them() -> None:
     task = RecallTask(CONFIG, chunk=16, seed=0)
     counts = [int(task.batch(step, range(1)).mask.sum()) for step in range(400)]
     assert set(counts) == set(range(2, CONFIG.pairs + 1))
-    assert sum(count < 6 for count in counts) > 100
+    assert sum(count < 6 for count in counts) > 60
     single = RecallTask(RecallConfig(pairs=1), chunk=16, seed=0)
     assert {int(single.batch(step, range(1)).mask.sum()) for step in range(50)} == {1}
 
