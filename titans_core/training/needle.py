@@ -170,9 +170,10 @@ class NeedleTask:
         """Whole streams; every row of every step is new."""
         config = self.config
         shortest = shortest_stream(config.form)
-        # Log-uniform in what is added to the needle: short streams teach to find it, long ones to keep it.
-        spare = np.random.default_rng([_LENGTHS, self._seed, step]).random()
-        length = shortest + int((config.length - shortest + 1) ** spare) - 1
+        # Long streams teach to keep the needle and to leave the rest alone. In every other step short ones, log-uniform
+        # in what is added to the needle, teach to find it at all.
+        spare = 1.0 if step % 2 else np.random.default_rng([_LENGTHS, self._seed, step]).random()
+        length = min(config.length, shortest + int((config.length - shortest + 1) ** spare) - 1)
         randoms = (np.random.default_rng([_TRAINING, self._seed, step, row]) for row in rows)
         return self._pack([self._haystack.stream(config.form, length, random) for random in randoms], repeats=True)
 

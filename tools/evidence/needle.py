@@ -11,12 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 from evidence.pictures import Curve, draw
-from evidence.recall import VARIANTS
 from evidence.work import Study, options, write
 
 LENGTH = 256  # longest training stream, in bytes
 LENGTHS = tuple(LENGTH * 2**power for power in range(7))
 WINDOW = 32
+VARIANTS = ("mag", "mal", "mac", "lmm")
 SEEDS = (0,)
 BEST = "mag"
 
@@ -33,10 +33,10 @@ def recipe(variant: str, seed: int, form: str = "passkey") -> list[str]:
         "memory.heads": 2,
         "memory.depth": 2,
         "memory.initial_step_size": 0.05,
-        "memory.initial_forget": 0.0003,
+        "memory.initial_forget": 3e-5,
     }
     shape = [word for name, value in model.items() for word in ("--set", f"{name}={value}")]
-    run = ["--steps", "600", "--batch", "16", "--lr", "4e-3", "--warmup", "50", "--seed", str(seed)]
+    run = ["--steps", "500", "--batch", "16", "--lr", "4e-3", "--warmup", "50", "--seed", str(seed)]
     sizes = ["--form", form, "--length", str(LENGTH), "--eval-length", str(4 * LENGTH)]
     return ["--task", "needle", "--variant", variant, *shape, *sizes, *run]
 
