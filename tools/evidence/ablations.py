@@ -12,43 +12,35 @@ from __future__ import annotations
 from typing import Any
 
 from evidence.recall import WINDOW
+from evidence.recipes import run, shape
 from evidence.work import Study, mean_and_range, options, write
 
 SEEDS = (0, 1, 2)
 GAPS = (0, 128, 4096)
 STEPS = 250
 BASE: dict[str, object] = {
-    "dim": 64,
-    "chunk": WINDOW,
-    "window": WINDOW,
-    "heads": 2,
-    "persistent_tokens": 4,
-    "ffn_hidden": 128,
-    "memory.heads": 1,
-    "memory.depth": 2,
-    "memory.initial_step_size": 0.1,
-    "memory.initial_forget": 1e-6,
+    "memory_heads": 1,
+    "memory_initial_step_size": 0.1,
+    "memory_initial_forget": 1e-6,
 }
 ROWS: dict[str, dict[str, object]] = {
     "base (mag, depth 2)": {},
-    "linear memory (depth 1)": {"memory.depth": 1},
-    "depth 3": {"memory.depth": 3},
-    "depth 4": {"memory.depth": 4},
-    "− convolution": {"memory.conv_kernel": 1},
-    "− momentum": {"memory.momentum": "false"},
-    "− forgetting": {"memory.forget": "false"},
+    "linear memory (depth 1)": {"memory_depth": 1},
+    "depth 3": {"memory_depth": 3},
+    "depth 4": {"memory_depth": 4},
+    "− convolution": {"memory_conv_kernel": 1},
+    "− momentum": {"memory_momentum": "false"},
+    "− forgetting": {"memory_forget": "false"},
     "− persistent memory": {"persistent_tokens": 0},
-    "− bounded surprise": {"memory.surprise_bound": "null"},
-    "− writes": {"memory.step_size": "off"},
+    "− bounded surprise": {"memory_surprise_bound": "null"},
+    "− writes": {"memory_step_size": "off"},
 }
 
 
 def recipe(changes: dict[str, object], seed: int) -> list[str]:
     """The options of `titans train`."""
-    shape = [word for name, value in {**BASE, **changes}.items() for word in ("--set", f"{name}={value}")]
     sizes = ["--keys", "32", "--pairs", "16", "--gap", "128", "--eval-gap", "256"]
-    run = ["--steps", str(STEPS), "--batch", "16", "--lr", "4e-3", "--warmup", "50", "--seed", str(seed)]
-    return ["--task", "recall", "--variant", "mag", *shape, *sizes, *run]
+    return ["--task", "recall", *shape("mag", WINDOW, **{**BASE, **changes}), *sizes, *run(STEPS, seed)]
 
 
 def main() -> None:

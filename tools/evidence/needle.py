@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from evidence.pictures import Curve, draw
+from evidence.recipes import run, shape
 from evidence.work import Study, options, write
 
 LENGTH = 256  # longest training stream, in bytes
@@ -18,27 +19,21 @@ LENGTHS = tuple(LENGTH * 2**power for power in range(7))
 WINDOW = 32
 VARIANTS = ("mag", "mal", "mac", "lmm")
 SEEDS = (0,)
+STEPS = 500
 BEST = "mag"
 
 
 def recipe(variant: str, seed: int, form: str = "passkey") -> list[str]:
     """The options of `titans train`."""
-    model = {
-        "dim": 64,
-        "chunk": WINDOW,
-        "window": WINDOW,
-        "heads": 2,
-        "persistent_tokens": 0 if variant == "lmm" else 4,
-        "ffn_hidden": 128,
-        "memory.heads": 2,
-        "memory.depth": 2,
-        "memory.initial_step_size": 0.05,
-        "memory.initial_forget": 3e-5,
-    }
-    shape = [word for name, value in model.items() for word in ("--set", f"{name}={value}")]
-    run = ["--steps", "500", "--batch", "16", "--lr", "4e-3", "--warmup", "50", "--seed", str(seed)]
+    model = shape(
+        variant,
+        WINDOW,
+        memory_heads=2,
+        memory_initial_step_size=0.05,
+        memory_initial_forget=3e-5,
+    )
     sizes = ["--form", form, "--length", str(LENGTH), "--eval-length", str(4 * LENGTH)]
-    return ["--task", "needle", "--variant", variant, *shape, *sizes, *run]
+    return ["--task", "needle", *model, *sizes, *run(STEPS, seed)]
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from evidence.pictures import Curve, draw
+from evidence.recipes import run, shape
 from evidence.work import Study, mean_and_range, options, write
 
 VARIANTS = ("lmm", "mal", "mag", "mac")
@@ -31,22 +32,15 @@ SIZES = {
 
 def recipe(variant: str, seed: int, keys: int = 32, pairs: int = 16, heads: int = 1) -> list[str]:
     """The options of `titans train`."""
-    model = {
-        "dim": 64,
-        "chunk": WINDOW,
-        "window": WINDOW,
-        "heads": 2,
-        "persistent_tokens": 0 if variant == "lmm" else 4,
-        "ffn_hidden": 128,
-        "memory.heads": heads,
-        "memory.depth": 2,
-        "memory.initial_step_size": 0.1,
-        "memory.initial_forget": 1e-6,
-    }
-    shape = [word for name, value in model.items() for word in ("--set", f"{name}={value}")]
-    sizes = ["--keys", str(keys), "--pairs", str(pairs), "--gap", "128"]
-    run = ["--steps", str(STEPS[variant]), "--batch", "16", "--lr", "4e-3", "--warmup", "50", "--eval-gap", "256"]
-    return ["--task", "recall", "--variant", variant, *shape, *sizes, *run, "--seed", str(seed)]
+    model = shape(
+        variant,
+        WINDOW,
+        memory_heads=heads,
+        memory_initial_step_size=0.1,
+        memory_initial_forget=1e-6,
+    )
+    sizes = ["--keys", str(keys), "--pairs", str(pairs), "--gap", "128", "--eval-gap", "256"]
+    return ["--task", "recall", *model, *sizes, *run(STEPS[variant], seed)]
 
 
 def main() -> None:
