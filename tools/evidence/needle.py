@@ -30,7 +30,7 @@ def recipe(variant: str, seed: int, form: str = "passkey") -> list[str]:
         WINDOW,
         memory_heads=2,
         memory_initial_step_size=0.05,
-        memory_initial_forget=3e-5,
+        memory_initial_forget=3e-6,
     )
     sizes = ["--form", form, "--length", str(LENGTH), "--eval-length", str(4 * LENGTH)]
     return ["--task", "needle", *model, *sizes, *run(STEPS, seed)]
