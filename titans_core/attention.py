@@ -248,6 +248,8 @@ class SegmentAttention(_Attention):
         self.kinds = ("read", "chunk") if reads else ("chunk",)
         self.to_query = Linear(config.dim, config.dim)
         self.to_key_value = Linear(config.dim, 2 * config.dim)
+        with torch.no_grad():  # a token starts by attending to itself: what the memory is written with knows what it is
+            self.to_key_value.weight[:, : config.dim] = self.to_query.weight
 
     def state_specs(self) -> list[StateSpec]:
         """Keys and values of the segment so far: of its tokens (`chunk_*`) and of the memory's answers (`read_*`)."""

@@ -114,6 +114,8 @@ class NeuralMemory(nn.Module):
                 key = slice(self.dim, 2 * self.dim)
                 self.conv.weight[-1, key] -= 1.0
                 self.conv.weight[-2, key] += 1.0
+            # And from the queries' projection, so that what is asked for is found where it was written.
+            self.to_write.weight[:, : self.dim] = self.to_query.weight
 
     # ---------------------------------------------------------------- state
 
