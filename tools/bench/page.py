@@ -98,10 +98,10 @@ def _figure(figure: Document) -> str:
 
 
 def _target(figure: Document) -> str:
-    for name, word in (("at_least", "at least"), ("at_most", "at most")):
-        if figure[name] is not None:
-            return f"{word} {_quantity(figure[name], figure['unit'])}"
-    return ""
+    bounds = (("at_least", "at least"), ("at_most", "at most"))
+    return ", ".join(
+        f"{word} {_quantity(figure[name], figure['unit'])}" for name, word in bounds if figure[name] is not None
+    )
 
 
 def _verdict(figure: Document) -> str:
