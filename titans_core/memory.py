@@ -70,7 +70,13 @@ class Weights:
 
 
 class NeuralMemory(nn.Module):
-    """One layer's memory, `dim` channels in `heads` independent networks."""
+    """One layer's memory, `dim` channels in `heads` independent networks.
+
+    Attributes:
+        on_gates: hears of the gates of whole chunks, as they are made; training sets it (`training.write_cost`).
+    """
+
+    on_gates: Callable[[Gates], None] | None = None
 
     def __init__(self, config: TitansConfig) -> None:
         super().__init__()
@@ -294,6 +300,8 @@ class NeuralMemory(nn.Module):
             logits: of the gates, `[B, H, n * C, gates]`.
         """
         gates = self.gates(self._held_for_chunks(logits))
+        if self.on_gates is not None:
+            self.on_gates(gates)
         forget, momentum = (None if x is None else self._cut(x) for x in (gates.forget, gates.momentum))
         coefs = coefficients(Gates(forget, momentum, self._cut(gates.step_size)))
         q, k, v = (self._cut(x) for x in (q, k, v))

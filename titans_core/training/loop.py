@@ -67,6 +67,7 @@ class TrainOptions:
     warmup: int | None = None  # steps; None is `default_warmup`
     weight_decay: float = 0.01
     clip: float = 1.0  # norm of the gradient
+    write_cost: float = 0.0  # added to the loss where a memory takes its largest step at every token
     accumulate: int = 1  # pieces a process's rows are run in, one after the other
     eval_every: int = 0  # steps; 0 is only at the end
     save_every: int = 0  # steps; 0 is only at the end
@@ -83,6 +84,8 @@ class TrainOptions:
             raise ConfigError(f"warmup is {self.warmup}; use 0 to {self.steps}, the number of steps")
         if self.save_every < 0:
             raise ConfigError(f"save_every is {self.save_every}; use a number of steps, or 0 for only at the end")
+        if not 0 <= self.write_cost < math.inf:
+            raise ConfigError(f"write_cost is {self.write_cost}; use 0, or a small number such as 0.03")
         if not self.learning_rate > 0 or not self.clip > 0:
             raise ConfigError("the learning rate and the clipping norm must be above 0; the defaults are 3e-3 and 1.0")
 
@@ -161,7 +164,7 @@ class _Run:
         torch.manual_seed(options.seed)
         self.model = TitansModel(config).to(workers.device)
         prepare(self.model, compiled=options.compile, recompute=options.recompute)
-        self.objective = Objective(self.model)
+        self.objective = Objective(self.model, options.write_cost)
         self.optimizer = build_optimizer(self.model, weight_decay=options.weight_decay)
         self.warmup = default_warmup(options.steps) if options.warmup is None else options.warmup
         self.bf16 = _use_bf16(options.precision, workers.device)

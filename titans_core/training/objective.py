@@ -6,6 +6,7 @@ Knows tokens (cross-entropy) and vectors (squared error). Does not know data, st
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from titans_core.model import TitansModel, detach
 from titans_core.state import State
 from titans_core.training.task import Batch
+from titans_core.training.write_cost import WriteMeter
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,18 @@ class Slice:
 
 
 class Objective(nn.Module):
-    """`model` with the loss it is trained on."""
+    """`model` with the loss it is trained on.
 
-    def __init__(self, model: TitansModel) -> None:
+    Args:
+        model: used in place.
+        write_cost: what each counted prediction is charged, in units of the loss, where every memory takes its largest
+            step at every token; charged in training alone.
+    """
+
+    def __init__(self, model: TitansModel, write_cost: float = 0.0) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.write_cost = model, write_cost
+        self._meter = WriteMeter(model)
         self.tokens = model.config.vocab_size is not None
 
     def forward(
@@ -68,7 +77,9 @@ class Objective(nn.Module):
             state = self.model.initial_state(len(inputs))
         else:
             state = self.model.reset(state, reset)
-        outputs, state = self.model(inputs, state)
+        charged = bool(self.write_cost) and torch.is_grad_enabled()
+        with self._meter.watching() if charged else nullcontext():
+            outputs, state = self.model(inputs, state)
         predictions, wanted = outputs[mask], targets[mask]
         if self.tokens:
             loss = nn.functional.cross_entropy(predictions, wanted, reduction="sum")
@@ -76,4 +87,6 @@ class Objective(nn.Module):
         else:
             loss = (predictions - wanted).square().mean(-1).sum()
             correct = mask.new_zeros((), dtype=torch.int64)
+        if charged:
+            loss = loss + self.write_cost * self._meter.mean * mask.sum()
         return loss, correct, detach(state)

@@ -98,10 +98,11 @@ class RecallTask:
     def batch(self, step: int, rows: range) -> Batch:
         """Whole streams; every row of every step is new."""
         config = self.config
-        # Log-uniform: short gaps teach what belongs together, long ones teach not to forget it. In every other step,
-        # few pairs teach to look them up at all, which with all of them takes an MLP memory several times as long.
+        # Log-uniform: short gaps teach what belongs together, long ones teach not to forget it, and every fourth step
+        # has the longest. In every other step, few pairs teach to look them up at all, which with all of them takes an
+        # MLP memory several times as long.
         long, many = np.random.default_rng([_GAPS, self._seed, step]).random(2)
-        gap = int((config.gap + 1) ** long) - 1
+        gap = config.gap if step % 4 == 1 else int((config.gap + 1) ** long) - 1
         fewest = min(FEWEST_PAIRS, config.pairs)
         pairs = config.pairs if step % 2 else int(fewest * ((config.pairs + 1) / fewest) ** many)
         randoms = (np.random.default_rng([_TRAINING, self._seed, step, row]) for row in rows)

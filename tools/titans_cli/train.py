@@ -45,6 +45,12 @@ Examples:
 @click.option("--accumulate", type=click.IntRange(1), default=1, show_default=True, help="Pieces to run a batch in.")
 @click.option("--lr", type=float, default=3e-3, show_default=True, help="Peak learning rate.")
 @click.option("--warmup", type=click.IntRange(0), help="Warm-up steps. [default: 100, or a fifth of --steps if fewer]")
+@click.option(
+    "--write-cost",
+    type=click.FloatRange(0),
+    default=0.0,
+    help="Price of writing to the memory, in the loss; 0.03 makes a model leave alone what need not be remembered.",
+)
 @click.option("--eval-every", type=click.IntRange(0), default=0, help="Steps between evaluations; 0: only at the end.")
 @click.option("--save-every", type=click.IntRange(0), default=0, help="Steps between checkpoints; 0: only at the end.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
@@ -72,6 +78,7 @@ def train(
     accumulate: int,
     lr: float,
     warmup: int | None,
+    write_cost: float,
     eval_every: int,
     save_every: int,
     device: str,
@@ -105,6 +112,7 @@ def train(
         seed=seed,
         learning_rate=lr,
         warmup=warmup,
+        write_cost=write_cost,
         accumulate=accumulate,
         eval_every=eval_every,
         save_every=save_every,

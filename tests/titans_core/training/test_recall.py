@@ -63,6 +63,20 @@ def test_training_has_few_pairs_and_all_of_them() -> None:
     assert {int(single.batch(step, range(1)).mask.sum()) for step in range(50)} == {1}
 
 
+def test_every_fourth_step_has_the_longest_gap_and_the_others_all_kinds() -> None:
+    task = RecallTask(CONFIG, chunk=1, seed=0)
+    gaps = []
+    for step in range(200):
+        batch = task.batch(step, range(1))
+        questions = int(batch.mask.sum())
+        gaps.append(batch.inputs.shape[1] - 4 * questions)
+    assert all(gap == CONFIG.gap for gap in gaps[1::4])
+    others = [gap for step, gap in enumerate(gaps) if step % 4 != 1]
+    assert min(others) == 0
+    assert sum(gap > 8 for gap in others) > 40
+    assert sum(gap < CONFIG.gap // 2 for gap in others) > 40
+
+
 def test_the_held_out_slices_join_to_the_long_streams() -> None:
     task = RecallTask(CONFIG, chunk=16, seed=0)
     batches = list(task.held_out())

@@ -74,7 +74,7 @@ def test_every_option_of_the_run_reaches_it(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr("titans_core.training.loop.train", record)
     wishes = {"steps": 7, "batch": 6, "seed": 5, "lr": 0.25, "warmup": 4, "accumulate": 3, "eval-every": 2}
-    wishes |= {"save-every": 1}
+    wishes |= {"save-every": 1, "write-cost": 0.5}
     arguments = [str(part) for name, value in wishes.items() for part in (f"--{name}", value)]
     flags = ["--device", "cpu", "--precision", "bf16", "--compile", "--recompute"]
     result = titans("train", "--task", "recall", *arguments, *flags, "--out", tmp_path / "out")
@@ -86,6 +86,7 @@ def test_every_option_of_the_run_reaches_it(tmp_path: Path, monkeypatch: pytest.
             seed=5,
             learning_rate=0.25,
             warmup=4,
+            write_cost=0.5,
             accumulate=3,
             eval_every=2,
             save_every=1,
