@@ -67,7 +67,7 @@ class TrainOptions:
     warmup: int | None = None  # steps; None is `default_warmup`
     weight_decay: float = 0.01
     clip: float = 1.0  # norm of the gradient
-    write_cost: float = 0.0  # added to the loss where a memory takes its largest step at every token
+    write_cost: float = 0.0  # price of writing, `Objective`'s; from 0 at the first step up to this at the last
     accumulate: int = 1  # pieces a process's rows are run in, one after the other
     eval_every: int = 0  # steps; 0 is only at the end
     save_every: int = 0  # steps; 0 is only at the end
@@ -164,7 +164,7 @@ class _Run:
         torch.manual_seed(options.seed)
         self.model = TitansModel(config).to(workers.device)
         prepare(self.model, compiled=options.compile, recompute=options.recompute)
-        self.objective = Objective(self.model, options.write_cost)
+        self.objective = Objective(self.model)
         self.optimizer = build_optimizer(self.model, weight_decay=options.weight_decay)
         self.warmup = default_warmup(options.steps) if options.warmup is None else options.warmup
         self.bf16 = _use_bf16(options.precision, workers.device)
@@ -217,6 +217,8 @@ class _Run:
         count, tokens = workers.sum(torch.tensor(sizes, device=workers.device)).tolist()
         rate = learning_rate(self.step, peak=options.learning_rate, warmup=self.warmup, steps=options.steps)
         set_learning_rate(self.optimizer, rate)
+        # Rising, because what is not yet needed would be priced away before it is found to be useful.
+        self.objective.write_cost = options.write_cost * (self.step + 1) / options.steps
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), dtype=torch.float64, device=workers.device)
         pieces = Slice.of(batch, workers.device).split(options.accumulate)

@@ -45,15 +45,16 @@ class Slice:
 class Objective(nn.Module):
     """`model` with the loss it is trained on.
 
-    Args:
-        model: used in place.
+    Attributes:
         write_cost: what each counted prediction is charged, in units of the loss, where every memory takes its largest
-            step at every token; charged in training alone.
+            step at every token; charged where gradients are recorded.
     """
 
-    def __init__(self, model: TitansModel, write_cost: float = 0.0) -> None:
+    write_cost = 0.0
+
+    def __init__(self, model: TitansModel) -> None:
         super().__init__()
-        self.model, self.write_cost = model, write_cost
+        self.model = model
         self._meter = WriteMeter(model)
         self.tokens = model.config.vocab_size is not None
 

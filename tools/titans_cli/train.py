@@ -49,7 +49,7 @@ Examples:
     "--write-cost",
     type=click.FloatRange(0),
     default=0.0,
-    help="Price of writing to the memory, in the loss; 0.03 makes a model leave alone what need not be remembered.",
+    help="Price of writing to the memory, rising to this; 0.2 makes a model leave alone what it need not remember.",
 )
 @click.option("--eval-every", type=click.IntRange(0), default=0, help="Steps between evaluations; 0: only at the end.")
 @click.option("--save-every", type=click.IntRange(0), default=0, help="Steps between checkpoints; 0: only at the end.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,8 @@ def _loss(objective: Objective) -> torch.Tensor:
 def test_training_is_charged_for_the_step_sizes_of_every_memory_and_evaluation_is_not() -> None:
     torch.manual_seed(0)
     model = TitansModel(CONFIG)
-    free, priced = Objective(model), Objective(model, write_cost=0.5)
+    free, priced = Objective(model), Objective(model)
+    priced.write_cost = 0.5
     # Gates start independent of the token, so every step size is the initial one.
     share = math.log1p(0.05 / (CONFIG.memory.max_step_size * 1e-4)) / math.log1p(1e4)
     assert (_loss(priced) - _loss(free)).item() == pytest.approx(0.5 * share * 32, rel=1e-4)
@@ -68,6 +70,21 @@ def test_a_model_that_pays_for_writing_writes_less(tmp_path: Path) -> None:
             model(torch.from_numpy(np.arange(16)[None] % 17))
         written[price] = float(meter.mean)
     assert written[1.0] < 0.8 * written[0.0]
+
+
+def test_the_price_rises_from_step_to_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    charged = []
+    forward = Objective.forward
+
+    def watched(self: Objective, *arguments: Any) -> Any:
+        if torch.is_grad_enabled():
+            charged.append(self.write_cost)
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(Objective, "forward", watched)
+    task = RecallTask(RecallConfig(keys=8, values=8, pairs=2, gap=8, held_out_gap=8), chunk=8, seed=0)
+    train(CONFIG, task, TrainOptions(steps=4, batch=2, write_cost=2.0), tmp_path / "out")
+    assert charged == [0.5, 1.0, 1.5, 2.0]
 
 
 @pytest.mark.parametrize("price", [-0.1, math.inf, math.nan])
