@@ -17,7 +17,7 @@ from evidence.work import Study, mean_and_range, options, write
 
 SEEDS = (0, 1, 2)
 GAPS = (0, 128, 4096)
-STEPS = 250
+STEPS = 300
 BASE: dict[str, object] = {
     "memory_heads": 1,
     "memory_initial_step_size": 0.1,
@@ -47,20 +47,27 @@ def main() -> None:
     """Run the study."""
     chosen = options(__doc__).parse_args()
     study = Study(chosen.out, chosen.threads)
-    asked = [word for gap in GAPS for word in ("--gap", gap)]
     found: dict[str, dict[str, list[Any]]] = {}
-    for number, (label, changes) in enumerate(ROWS.items()):
-        row: dict[str, list[Any]] = {"accuracy": [], "parameters": [], "seconds": []}
+    for label in ROWS:
+        found[label] = {"accuracy": [], "parameters": [], "seconds": []}
         for seed in SEEDS:
-            name = f"ablation-{number}-{seed}"
-            trained = study.train(name, *recipe(changes, seed))
-            report = study.evaluate(name, study.export(name), "--task", "recall", *asked)
-            row["accuracy"].append([float(point["accuracy"]) for point in report["points"]])
-            row["parameters"].append(trained["parameters"])
-            row["seconds"].append(study.seconds(f"train-{name}"))
-        found[label] = row
+            for name, value in one(study, label, seed).items():
+                found[label][name].append(value)
     write(chosen.out / "ablations.json", {"gaps": GAPS, "steps": STEPS, "rows": found})
     print(table(found))
+
+
+def one(study: Study, label: str, seed: int) -> dict[str, Any]:
+    """One training of a row: accuracies by gap, parameters and seconds."""
+    name = f"ablation-{list(ROWS).index(label)}-{seed}"
+    trained = study.train(name, *recipe(ROWS[label], seed))
+    asked = (word for gap in GAPS for word in ("--gap", gap))
+    report = study.evaluate(name, study.export(name), "--task", "recall", *asked)
+    return {
+        "accuracy": [float(point["accuracy"]) for point in report["points"]],
+        "parameters": trained["parameters"],
+        "seconds": study.seconds(f"train-{name}"),
+    }
 
 
 def table(found: dict[str, dict[str, list[Any]]]) -> str:
