@@ -19,21 +19,21 @@ SEEDS = (0, 1, 2)
 GAPS = (0, 128, 4096)
 STEPS = 300
 BASE: dict[str, object] = {
-    "memory_heads": 1,
-    "memory_initial_step_size": 0.1,
-    "memory_initial_forget": 1e-6,
+    "memory__heads": 1,
+    "memory__initial_step_size": 0.1,
+    "memory__initial_forget": 1e-6,
 }
 ROWS: dict[str, dict[str, object]] = {
     "base (mag, depth 2)": {},
-    "linear memory (depth 1)": {"memory_depth": 1},
-    "depth 3": {"memory_depth": 3},
-    "depth 4": {"memory_depth": 4},
-    "− convolution": {"memory_conv_kernel": 1},
-    "− momentum": {"memory_momentum": "false"},
-    "− forgetting": {"memory_forget": "false"},
+    "linear memory (depth 1)": {"memory__depth": 1},
+    "depth 3": {"memory__depth": 3},
+    "depth 4": {"memory__depth": 4},
+    "− convolution": {"memory__conv_kernel": 1},
+    "− momentum": {"memory__momentum": "false"},
+    "− forgetting": {"memory__forget": "false"},
     "− persistent memory": {"persistent_tokens": 0},
-    "− bounded surprise": {"memory_surprise_bound": "null"},
-    "− writes": {"memory_step_size": "off"},
+    "− bounded surprise": {"memory__surprise_bound": "null"},
+    "− writes": {"memory__step_size": "off"},
 }
 
 

@@ -35,9 +35,9 @@ def recipe(variant: str, seed: int, keys: int = 32, pairs: int = 16, heads: int 
     model = shape(
         variant,
         WINDOW,
-        memory_heads=heads,
-        memory_initial_step_size=0.1,
-        memory_initial_forget=1e-6,
+        memory__heads=heads,
+        memory__initial_step_size=0.1,
+        memory__initial_forget=1e-6,
     )
     sizes = ["--keys", str(keys), "--pairs", str(pairs), "--gap", "128", "--eval-gap", "256"]
     return ["--task", "recall", *model, *sizes, *run(STEPS[variant], seed)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 def shape(variant: str, window: int, **changes: object) -> list[str]:
     """`--variant` and `--set`s, with chunks and attention windows of `window` tokens.
 
-    `changes` are options of the model by name; `memory_depth` stands for `memory.depth`.
+    `changes` are options of the model by name; those of its memory with two underscores, as in `memory__depth`.
     """
     model = {
         "dim": 64,
@@ -19,7 +19,7 @@ def shape(variant: str, window: int, **changes: object) -> list[str]:
         "persistent_tokens": 0 if variant == "lmm" else 4,
         "ffn_hidden": 128,
         "memory.depth": 2,
-        **{name.replace("memory_", "memory."): value for name, value in changes.items()},
+        **{name.replace("__", "."): value for name, value in changes.items()},
     }
     return ["--variant", variant, *(word for name, value in model.items() for word in ("--set", f"{name}={value}"))]
 
