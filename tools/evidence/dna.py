@@ -29,10 +29,7 @@ CONTROLS = ("memory", "switched-off", "trained-without")
 
 def main() -> None:
     """Everything."""
-    parser = options(__doc__)
-    parser.add_argument("--plot", type=Path, help="also draw it")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="seeds of the trainings (default 0 1 2)")
-    arguments = parser.parse_args()
+    arguments = options(__doc__, SEEDS).parse_args()
     study = Study(arguments.out, arguments.threads)
     found = summary([one_seed(study, seed) for seed in arguments.seeds])
     write(arguments.out / "dna.json", found)

@@ -34,9 +34,7 @@ CONTROLS = ("memory", "switched-off", "trained-without")
 
 def main() -> None:
     """Everything, for the series that are named."""
-    parser = options(__doc__)
-    parser.add_argument("--plot", type=Path, help="also draw it")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="seeds of the trainings (default 0 1 2)")
+    parser = options(__doc__, SEEDS)
     parser.add_argument("--series", nargs="*", default=list(SHAPES), choices=list(SHAPES), help="which ones")
     arguments = parser.parse_args()
     study = Study(arguments.out, arguments.threads)

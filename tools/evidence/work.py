@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,11 +93,15 @@ def write(path: Path, document: object) -> None:
     temporary.replace(path)
 
 
-def options(description: str | None) -> argparse.ArgumentParser:
-    """The options that every study has."""
+def options(description: str | None, seeds: Sequence[int] = ()) -> argparse.ArgumentParser:
+    """The options that every study has, and those of one that is drawn and whose `seeds` may be others."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=OUT, help=f"where everything goes (default {OUT})")
     parser.add_argument("--threads", type=int, help="CPU threads of titans eval (default one per core)")
+    if seeds:
+        parser.add_argument("--plot", type=Path, help="also draw it")
+        usual = " ".join(map(str, seeds))
+        parser.add_argument("--seeds", type=int, nargs="+", default=seeds, help=f"of the trainings (default {usual})")
     return parser
 
 
