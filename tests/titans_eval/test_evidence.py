@@ -51,7 +51,7 @@ def test_every_ablation_changes_the_model_and_only_the_first_row_does_not() -> N
     assert [models.index(each) for each in models] == list(range(len(models)))
 
 
-def test_a_study_runs_every_step_once_and_keeps_what_it_said(tmp_path: Path) -> None:
+def test_a_study_runs_every_step_once_and_again_where_it_or_its_source_is_another(tmp_path: Path) -> None:
     study = Study(tmp_path)
     shape = [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
     sizes = ("--task", "recall", *RECALL, "--gap", "8", "--eval-gap", "16", "--steps", "1", "--batch", "2")
@@ -59,19 +59,27 @@ def test_a_study_runs_every_step_once_and_keeps_what_it_said(tmp_path: Path) -> 
     (tmp_path / "checkpoints" / "tiny" / "left by a killed run").touch()
     first = study.train("tiny", *sizes, *shape)
     bundle = study.export("tiny", "--verify-tokens", 0)
-    report = study.evaluate("tiny", bundle, "--task", "recall", *RECALL, "--gap", 8)
+    asked = ("--task", "recall", *RECALL, "--gap", 8)
+    report = study.evaluate("tiny", bundle, *asked)
     assert (first["step"], report["task"]) == (1, "recall")
     kept = {path: path.read_text() for path in (tmp_path / "results").iterdir()}
     assert {path.name for path in kept} == {"train-tiny.json", "export-tiny.json", "eval-tiny.json"}
-    assert study.train("tiny", "--task", "would fail if it ran") == first
+    assert study.train("tiny", *sizes, *shape) == first
+    assert study.evaluate("tiny", study.export("tiny", "--verify-tokens", 0), *asked) == report
     assert {path: path.read_text() for path in kept} == kept
     assert json.loads(kept[tmp_path / "results" / "eval-tiny.json"])["command"].startswith("titans eval")
     assert study.seconds("train-tiny") > 0
+    again = study.train("tiny", *sizes, *shape, "--seed", 1)
+    assert again["loss"] != first["loss"]
+    study.evaluate("tiny", study.export("tiny", "--verify-tokens", 0), *asked)
+    assert not any(path.read_text() == text for path, text in kept.items())
     with pytest.raises(SystemExit, match="exit code 2"):
         study.train("other", "--task", "chess")
 
 
-def canned(self: Study, name: str, *words: object) -> dict[str, Any]:
+def canned(
+    self: Study, name: str, _made_from: str | None, *words: object, replaces: Path | None = None
+) -> dict[str, Any]:
     """What a command might have said, at once: all right but for the controls."""
     said = [str(word) for word in words]
     gaps = [value for word, value in pairwise(said) if word in ("--gap", "--length")]

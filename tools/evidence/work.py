@@ -2,8 +2,9 @@
 
     OUT/checkpoints/NAME   OUT/bundles/NAME.titans   OUT/results/NAME.json
 
-A step whose result is there is not run again, so a study that was interrupted goes on where it stopped; delete a file
-to have it made again. Every result holds the command that made it and the processor seconds it took.
+A step whose result is there is not run again, so a study that was interrupted goes on where it stopped. It is run again
+where its command is another one by now, or what it was made from was made again since. Every result holds the command
+that made it and the processor seconds it took.
 
 Knows commands and files. Does not know any task.
 """
@@ -11,6 +12,7 @@ Knows commands and files. Does not know any task.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shlex
@@ -36,26 +38,30 @@ class Study:
     def train(self, name: str, *options: object) -> dict[str, Any]:
         """`titans train`, once; what it printed."""
         checkpoint = self.out / "checkpoints" / name
-        if not self._result(f"train-{name}").exists():
-            shutil.rmtree(checkpoint, ignore_errors=True)  # one that was interrupted
-        return self._run(f"train-{name}", "train", *options, "--out", checkpoint)
+        return self._run(f"train-{name}", None, "train", *options, "--out", checkpoint, replaces=checkpoint)
 
     def export(self, name: str, *options: object, checkpoint: str | None = None) -> Path:
         """`titans export` of the checkpoint of that name (the bundle's own, if None), once; the bundle."""
         bundle = self.out / "bundles" / f"{name}.titans"
         source = self.out / "checkpoints" / (checkpoint or name)
-        self._run(f"export-{name}", "export", source, "--out", bundle, "--overwrite", *VERIFY, *options)
+        made_from = f"train-{checkpoint or name}"
+        self._run(f"export-{name}", made_from, "export", source, "--out", bundle, "--overwrite", *VERIFY, *options)
         return bundle
 
     def evaluate(self, name: str, bundle: Path, *options: object) -> dict[str, Any]:
         """`titans eval`, once; its report."""
         threads = () if self.threads is None else ("--threads", self.threads)
-        return self._run(f"eval-{name}", "eval", bundle, *options, *threads)
+        return self._run(f"eval-{name}", f"export-{bundle.stem}", "eval", bundle, *options, *threads)
 
-    def _run(self, name: str, *words: object) -> dict[str, Any]:
+    def _run(self, name: str, made_from: str | None, *words: object, replaces: Path | None = None) -> dict[str, Any]:
+        """A command's JSON document, kept or made now; `replaces` is a folder that an interrupted run may have left."""
         result = self._result(name)
-        if not result.exists():
-            command = [str(word) for word in words]
+        command = [str(word) for word in words]
+        asked = {"command": f"titans {shlex.join(command)}", "made_from": self._fingerprint(made_from)}
+        kept = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
+        if any(kept.get(key) != value for key, value in asked.items()):
+            if replaces:
+                shutil.rmtree(replaces, ignore_errors=True)
             print(f"$ titans {shlex.join(command)}", file=sys.stderr, flush=True)
             before = os.times()
             done = subprocess.run(
@@ -68,14 +74,15 @@ class Study:
                 raise SystemExit(f"titans {shlex.join(command)} failed with exit code {done.returncode}")
             after = os.times()
             seconds = after.children_user + after.children_system - before.children_user - before.children_system
-            kept = {
-                "command": f"titans {shlex.join(command)}",
-                "seconds": round(seconds, 1),
-                "result": json.loads(done.stdout),
-            }
+            kept = {**asked, "seconds": round(seconds, 1), "result": json.loads(done.stdout)}
             write(result, kept)
-        kept = json.loads(result.read_text(encoding="utf-8"))
         return dict(kept["result"])
+
+    def _fingerprint(self, name: str | None) -> str | None:
+        """Of a kept result; None where there is none."""
+        if name is None or not self._result(name).exists():
+            return None
+        return hashlib.sha256(self._result(name).read_bytes()).hexdigest()
 
     def seconds(self, name: str) -> float:
         """Processor seconds, of all cores together, that the step whose result has this name took."""
