@@ -24,6 +24,6 @@ def shape(variant: str, window: int, **changes: object) -> list[str]:
     return ["--variant", variant, *(word for name, value in model.items() for word in ("--set", f"{name}={value}"))]
 
 
-def run(steps: int, seed: int) -> list[str]:
+def run(steps: int, seed: int, rate: str = "4e-3") -> list[str]:
     """How long and how fast: streams, steps and rates."""
-    return ["--steps", str(steps), "--batch", "16", "--lr", "4e-3", "--warmup", "50", "--seed", str(seed)]
+    return ["--steps", str(steps), "--batch", "16", "--lr", rate, "--warmup", "50", "--seed", str(seed)]
