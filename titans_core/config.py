@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
@@ -46,6 +47,7 @@ class MemoryConfig:
     conv_kernel: int = 4  # taps of the depthwise causal convolution on q, k and v; 1 switches it off
 
     def __post_init__(self) -> None:
+        _finite(self, "memory.")
         _choice("memory.activation", self.activation, get_args(Activation))
         _choice("memory.step_size", self.step_size, get_args(StepSize))
         _choice("memory.gate_scope", self.gate_scope, get_args(GateScope))
@@ -94,6 +96,7 @@ class TitansConfig:
     rope_base: float = 10_000.0
 
     def __post_init__(self) -> None:
+        _finite(self)
         _choice("variant", self.variant, VARIANTS)
         _choice("ffn", self.ffn, get_args(FeedForward))
         for name in ("dim", "layers", "heads", "ffn_hidden", "chunk", "window"):
@@ -123,11 +126,19 @@ class TitansConfig:
             raise ConfigError("targets belongs to continuous models; set features, or leave targets null")
         if self.features is not None and self.tie_embeddings:
             raise ConfigError("tie_embeddings needs a vocabulary; set it to false for a continuous model")
+        if not self.rope_base > 0:
+            raise ConfigError(f"rope_base is {self.rope_base}; use a base above 0, such as 10000")
         self._check_memory_layers()
 
     def _check_memory_layers(self) -> None:
         if self.memory_layers is None:
             return
+        # Not what its type says where it comes from JSON.
+        layers: object = self.memory_layers
+        if not isinstance(layers, (tuple, list)) or any(type(layer) is not int for layer in layers):
+            raise ConfigError(
+                f"memory_layers is {layers!r}; give a list of layer numbers, such as [0], or null for all layers"
+            )
         object.__setattr__(self, "memory_layers", tuple(sorted(self.memory_layers)))
         wrong = [i for i in self.memory_layers if not 0 <= i < self.layers]
         if wrong or len(set(self.memory_layers)) != len(self.memory_layers):
@@ -220,6 +231,14 @@ def _fields(cls: type, values: object, what: str) -> dict[str, Any]:
 def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def _finite(config: MemoryConfig | TitansConfig, prefix: str = "") -> None:
+    """Raise `ConfigError` for an infinity or NaN, which JSON readers let through."""
+    for field_ in dataclasses.fields(config):
+        value = getattr(config, field_.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{prefix}{field_.name} is {value}; use a finite number")
 
 
 def _at_least(name: str, value: int, least: int) -> None:

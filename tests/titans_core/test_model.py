@@ -234,6 +234,14 @@ def test_configurations_round_trip_through_json(variant: Variant) -> None:
         ({"memory": {"depth": 0}}, "at least 1"),
         ({"memory": {"initial_forget": 1.5}}, "between 0 and 1"),
         ({"memory_layers": [7]}, "distinct layer numbers"),
+        ({"memory_layers": 0}, "memory_layers is 0; give a list of layer numbers"),
+        ({"memory_layers": "abc"}, "memory_layers is 'abc'; give a list"),
+        ({"memory_layers": ["a"]}, "or null for all layers"),
+        ({"memory_layers": [True]}, "give a list of layer numbers"),
+        ({"memory": {"expansion": math.inf}}, "memory.expansion is inf; use a finite number"),
+        ({"memory": {"surprise_bound": math.nan}}, "memory.surprise_bound is nan"),
+        ({"rope_base": math.inf}, "rope_base is inf"),
+        ({"rope_base": 0}, "use a base above 0"),
     ],
 )
 def test_an_impossible_configuration_says_what_to_change(values: dict[str, object], message: str) -> None:
