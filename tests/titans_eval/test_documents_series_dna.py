@@ -156,13 +156,19 @@ def test_fasta_is_read_like_text(dna_bundle: Path, tmp_path: Path) -> None:
         (["--task", "text", "--shortest", "10000000", "--longest", "10000000"], "a smaller --shortest"),
         (["--task", "text", "--longest", "20"], "longest that is not below the shortest"),
         (["--task", "text", "--season", "3"], "belongs to --task series"),
-        (["--task", "dna", "--data", "none.fa"], "none.fa"),
+        (["--task", "dna", "--data", "none.fa"], "learned those of text"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tiny_bundle: Path, arguments: list[str], words: str) -> None:
     result = run(tiny_bundle, *arguments)
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1), result.output
     assert words in result.stderr
+
+
+def test_fasta_that_is_not_there_is_named(dna_bundle: Path) -> None:
+    result = run(dna_bundle, "--task", "dna", "--data", "none.fa")
+    assert result.exit_code == 2
+    assert "none.fa" in result.stderr
 
 
 def test_another_series_is_refused(series_bundle: Path, tmp_path: Path) -> None:

@@ -43,11 +43,13 @@ def test_needles_are_looked_for_in_files(tiny_bundle: Path, tmp_path: Path) -> N
     ("arguments", "words"),
     [
         (["--task", "chess"], ["--task", "recall"]),
-        (["--task", "recall", "--keys", "64"], ["129 token ids", "ask for the sizes it was trained with"]),
+        (["--task", "recall", "--keys", "64"], ["129 token ids", "use --keys 4"]),
+        (["--task", "recall", "--keys", "3", "--pairs", "2"], ["7 token ids and the model 9", "use --keys 4"]),
         (["--task", "recall", "--keys", "4", "--pairs", "8"], ["use fewer pairs"]),
         (["--task", "recall", "--gap", "-1"], ["--gap"]),
         (["--task", "recall", "--length", "256"], ["--length belongs to --task needle"]),
-        (["--task", "needle"], ["needle of this size has 256 token ids"]),
+        (["--task", "needle"], ["256 token ids", "trained with --task recall", "train one with --task needle"]),
+        (["--task", "dna"], ["learned those of recall", "train one with --task dna"]),
         (["--task", "recall", "--provider", "abacus"], ["abacus"]),
     ],
 )

@@ -125,7 +125,7 @@ def test_a_report_is_json_and_counts_every_question(recall_bundle: Path) -> None
 
 def test_a_model_of_other_sizes_is_refused(recall_bundle: Path) -> None:
     model = titans_runtime.load(recall_bundle, provider="cpu")
-    with pytest.raises(EvalError, match="17 token ids and the model 9"):
+    with pytest.raises(EvalError, match="17 token ids and the model 9, as it was trained with 4 keys; use --keys 4"):
         evaluate(model, Wish(keys=8, pairs=(2,)))
     with pytest.raises(EvalError, match="add what is missing"):
         Wish(pairs=())

@@ -18,9 +18,9 @@ from titans_core.training.dna import VOCABULARY, BaseTokenizer, PlantedConfig, p
 from titans_core.training.documents import split
 from titans_eval import reading
 from titans_eval.errors import EvalError
+from titans_eval.fitness import require_task
 from titans_eval.likelihood import Bits, marked_bits
 from titans_eval.report import Progress, Subject, unwatched
-from titans_eval.streams import vocabulary
 from titans_runtime import Model
 
 FIRST_STREAM = 1000  # training judges itself by the first few streams; these are others
@@ -90,10 +90,10 @@ def evaluate(model: Model, wish: Wish, progress: Progress = unwatched) -> Report
     """Ask a bundle about planted repeats.
 
     Raises:
-        EvalError: the model has no tokens, or too few.
+        EvalError: the model learned other ids.
         ExecutionError: a graph failed.
     """
-    vocabulary(model, "dna", VOCABULARY)
+    require_task(model, "dna", VOCABULARY)
     config = PlantedConfig(families=wish.families)
     done, total = 0, sum(gap + 1024 for gap in wish.gaps)
 
@@ -114,11 +114,11 @@ def evaluate_fasta(
     """Read the held-out records of FASTA files with a bundle.
 
     Raises:
-        EvalError: the model has no tokens or too few, or no record is long enough.
+        EvalError: the model learned other ids, or no record is long enough.
         DataError: a file cannot be read.
         ExecutionError: a graph failed.
     """
-    vocabulary(model, "dna", VOCABULARY)
+    require_task(model, "dna", VOCABULARY)
     documents = reading.long_enough(split(read_fasta(data)).held_out, sizes)
     tokens = [BaseTokenizer().encode(document.data).astype(np.int64) for document in documents]
     return reading.read_documents(model, documents, tokens, sizes, progress, task="dna", unit="base", data=data)

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from titans_core.training.documents import STDLIB, read_corpus
-from titans_core.training.needle import VOCAB_SIZE, Form, Haystack, NeedleStream, held_out_stream
+from titans_core.training.needle import Form, Haystack, NeedleStream, held_out_stream
 from titans_eval.errors import EvalError
+from titans_eval.fitness import require_bytes
 from titans_eval.report import Progress, Subject, unwatched
-from titans_eval.streams import Stream, predictions, read, vocabulary
+from titans_eval.streams import Stream, predictions, read
 from titans_runtime import Model
 
 FIRST_STREAM = 1000  # training judges itself by the first few streams; these are others
@@ -116,7 +117,7 @@ def evaluate(model: Model, wish: Wish, progress: Progress = unwatched) -> Report
         DataError: the haystack cannot be read, or a length is too short for needle and question.
         ExecutionError: a graph failed.
     """
-    vocabulary(model, "needle", VOCAB_SIZE)
+    require_bytes(model, "needle")
     lengths = sorted(set(wish.lengths))
     hay = Haystack(read_corpus(wish.data).held_out)
     hidden = [Hidden.of(hay, wish, length) for length in lengths]

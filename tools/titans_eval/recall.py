@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from titans_core.training.recall import FILLER, RecallConfig, recall_stream
 from titans_eval.errors import EvalError
+from titans_eval.fitness import require_task
 from titans_eval.report import Progress, Subject, unwatched
-from titans_eval.streams import PIECE, Stream, predictions, read, vocabulary
+from titans_eval.streams import PIECE, Stream, predictions, read
 from titans_runtime import Model
 
 FIRST_STREAM = 1000  # training judges itself by the first few streams; these are others
@@ -115,12 +116,12 @@ def evaluate(model: Model, wish: Wish, progress: Progress = unwatched) -> Report
     """Ask a bundle.
 
     Raises:
-        EvalError: the model has no tokens, or too few.
+        EvalError: the model learned other ids.
         DataError: more pairs than keys.
         ExecutionError: a graph failed.
     """
     configs = [RecallConfig(keys=wish.keys, values=wish.keys, pairs=pairs) for pairs in wish.pairs]
-    vocabulary(model, "recall", configs[0].vocab_size)
+    require_task(model, "recall", configs[0].vocab_size, keys=wish.keys)
     done, total = 0, sum(max(wish.gaps) + 2 * pairs * (2 + len(wish.gaps)) for pairs in wish.pairs)
     points: list[Point] = []
     reset: list[Point] = []

@@ -1,7 +1,7 @@
 """Feeding many streams in lockstep: long contexts in pieces, and what the model says at chosen places.
 
 Knows what tasks need of the runtime, and no task. What it drives is a `Stream`: the runtime's `Driver`, or anything
-that can stand in for it.
+that can stand in for it. Whether a model's ids are those of a task is for `fitness` to say.
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from titans_eval.errors import EvalError
-from titans_runtime import Model
 from titans_runtime.arrays import Array, FloatArray
-from titans_runtime.manifest import TokenInputs
 
 PIECE = 4096  # tokens per feed: outputs and surprise of a piece are held at once
 
@@ -43,19 +40,6 @@ class Stream(Protocol):
     def reset(self) -> None:
         """Start afresh."""
         ...
-
-
-def vocabulary(model: Model, task: str, needs: int) -> int:
-    """The size of the model's vocabulary, which must be at least `needs`. Raises `EvalError`."""
-    kind = model.manifest.inputs
-    if not isinstance(kind, TokenInputs):
-        raise EvalError(f"{task} needs a model of tokens, and this one takes vectors; use --task series")
-    if kind.vocab_size < needs:
-        raise EvalError(
-            f"{task} of this size has {needs} token ids and the model {kind.vocab_size};"
-            " ask for the sizes it was trained with"
-        )
-    return kind.vocab_size
 
 
 def read(stream: Stream, inputs: Array, told: Callable[[int], None] | None = None) -> None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 from titans_core.training.documents import read_corpus
+from titans_eval.fitness import require_tokens
 from titans_eval.reading import Report, Sizes, long_enough, read_documents
 from titans_eval.report import Progress, unwatched
-from titans_eval.streams import vocabulary
 from titans_runtime import Model
 
 _DEFAULT = Sizes()
@@ -36,7 +36,7 @@ def evaluate(
         DataError: the data cannot be read.
         ExecutionError: a graph failed.
     """
-    vocabulary(model, "text", 2)
+    require_tokens(model, "text")
     documents = long_enough(read_corpus(data).held_out, sizes)
     tokens = [np.array(model.encode(document.data), np.int64) for document in documents]
     return read_documents(model, documents, tokens, sizes, progress, task="text", unit="byte", data=data)
