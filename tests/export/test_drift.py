@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -126,11 +127,26 @@ def test_verify_drift_reports_and_draws(tiny_checkpoint: Path, tmp_path: Path) -
     assert plain.stdout.startswith("int8 bundle, 96 tokens: top-1 agreement")
 
 
+def test_drift_is_printed_whatever_becomes_of_the_picture(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise ExportError("cannot draw; free some space")
+
+    drifted = SimpleNamespace(to_json_dict=lambda: {"ok": True}, explain=lambda: "no drift", ok=True)
+    monkeypatch.setattr("titans_export.drift.measure_drift", lambda *_, **__: drifted)
+    monkeypatch.setattr("titans_export.drift_plot.plot_drift", full)
+    found = verify(tiny_bundle, "--checkpoint", tmp_path, "--drift", "--plot", tmp_path / "drift.svg")
+    assert (found.exit_code, found.stdout) == (2, "no drift\n")
+    assert "free some space" in found.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--data", "stdlib"], ["--drift"]),
         (["--plot", "x.svg"], ["--drift"]),
+        (["--drift", "--tokens", "8", "--plot", "x.doc"], [".svg or .png"]),
         (["--drift", "--data", "short.txt", "--tokens", "5000"], ["5,000"]),
         (["--drift", "--tokens", "8"], ["no drift limits", "fp32"]),
     ],

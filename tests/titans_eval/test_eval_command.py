@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +61,43 @@ def test_bad_input_is_one_line_and_exit_code_2(recall_bundle: Path, arguments: l
     result = run(recall_bundle, *arguments)
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert all(word in result.stderr for word in words), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [("recall.doc", ".svg or .png"), ("none/recall.svg", "is no directory"), ("kept.svg", "is not writable")],
+)
+def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_measured(
+    recall_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, words: str
+) -> None:
+    (tmp_path / "kept.svg").touch()
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK or "kept" not in str(path))  # root may write
+    monkeypatch.setattr("titans_runtime.load", None)
+    result = run(recall_bundle, "--task", "recall", *RECALL, "--plot", tmp_path / place)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1), result.output
+    assert words in result.stderr
+
+
+def test_without_matplotlib_no_picture_is_promised(
+    recall_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = run(recall_bundle, "--task", "recall", *RECALL, "--plot", tmp_path / "recall.svg")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "titans-deploy[plot]" in result.stderr
+
+
+def test_figures_are_printed_whatever_becomes_of_the_picture(
+    recall_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("titans_eval.plots.draw_recall", full)
+    result = run(recall_bundle, "--task", "recall", *RECALL, "--gap", "4", "--plot", tmp_path / "a.svg", "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["task"] == "recall"
+    assert "free some disk space" in result.stderr
 
 
 def test_a_missing_bundle_is_named(tmp_path: Path) -> None:

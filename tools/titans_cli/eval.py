@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from titans_cli.eval_tasks import OPTIONS, TASKS
-from titans_cli.options import bundle_argument, json_option, print_json, progress_bar
+from titans_cli.options import bundle_argument, check_plot, json_option, plot_option, print_json, progress_bar
 from titans_cli.task_options import options_of, with_options
 
 
@@ -27,7 +27,7 @@ Examples:
 @click.option("--task", type=click.Choice(list(TASKS)), required=True, help="What to measure.")
 @click.option("--provider", default="auto", show_default=True, help="Where it runs; titans doctor lists them.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads per graph.  [default: one per core]")
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Also draw it, .svg or .png.")
+@plot_option("Also draw it, .svg or .png.")
 @with_options(OPTIONS)
 @json_option
 @click.pass_context
@@ -50,13 +50,14 @@ def eval(
     import titans_runtime
 
     options = options_of(context, task)
+    check_plot(plot)
     model = titans_runtime.load(bundle, provider=provider, threads=threads)
     with progress_bar(task) as progress:
         report = TASKS[task].evaluate(model, progress, **options)
-    if plot is not None:
-        TASKS[task].draw(report, plot)
     if as_json:
         print_json(report.as_json())
-        return
-    for line in report.lines():
-        click.echo(line)
+    else:
+        for line in report.lines():
+            click.echo(line)
+    if plot is not None:  # last, so that whatever goes wrong with it, the figures are there
+        TASKS[task].draw(report, plot)

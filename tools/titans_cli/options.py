@@ -5,6 +5,7 @@ Knows click and rich. Does not know what any command does.
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 Command = TypeVar("Command", bound=Callable[..., None])
+PICTURES = (".svg", ".png")  # endings that --plot knows
 ReportProgress = Callable[[int, int], None]  # (done, total), in the same unit
 
 
@@ -32,6 +34,31 @@ def json_option(function: Command) -> Command:
 def print_json(document: object) -> None:
     """Write `document` to stdout as one JSON document; NaN and infinity are not JSON and are errors."""
     click.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def plot_option(help: str) -> Callable[[Command], Command]:
+    """`--plot`: a picture beside the figures. `check_plot` looks at the rest of what can be wrong with it."""
+    picture = click.Path(path_type=Path, dir_okay=False, readable=False, writable=True)
+    return click.option("--plot", type=picture, help=help)
+
+
+def check_plot(path: Path | None) -> None:
+    """Raise `UsageError` where `--plot` could not be drawn, before work is done that is to end in it."""
+    from titans_runtime.atomic import check_writable
+    from titans_runtime.errors import StateError
+
+    if path is None:
+        return
+    if path.suffix.lower() not in PICTURES:
+        raise click.UsageError(f"--plot {path} is no picture; use a name that ends in {' or '.join(PICTURES)}")
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise click.UsageError(f"--plot needs matplotlib ({error}); run: pip install 'titans-deploy[plot]'") from error
+    try:
+        check_writable(path)
+    except StateError as error:
+        raise click.UsageError(f"--plot: {error}") from error
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from titans_cli.options import bundle_argument, json_option, print_json, progress_bar
+from titans_cli.options import bundle_argument, check_plot, json_option, plot_option, print_json, progress_bar
 
 
 @click.command(
@@ -24,7 +24,7 @@ Examples:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the stream and its splits.")
 @click.option("--drift", is_flag=True, help="Compare with the fp32 model instead: what does the precision cost?")
 @click.option("--data", multiple=True, help="With --drift: text to feed, a file or stdlib; repeatable.")
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="With --drift: draw it, .svg or .png.")
+@plot_option("With --drift: draw it, .svg or .png.")
 @json_option
 @click.pass_context
 def verify(
@@ -48,16 +48,14 @@ def verify(
     """
     if (data or plot) and not drift:
         raise click.UsageError("--data and --plot belong to --drift")
+    check_plot(plot)
+    drifted = None
     with progress_bar("verifying") as progress:
         if drift:
             from titans_export.drift import measure_drift
 
             drifted = measure_drift(bundle, checkpoint, tokens=tokens, data=data, seed=seed, progress=progress)
             document, text, ok = drifted.to_json_dict(), drifted.explain(), drifted.ok
-            if plot is not None:
-                from titans_export.drift_plot import plot_drift
-
-                plot_drift(drifted, plot)
         else:
             from titans_export.verify import verify_bundle
 
@@ -67,5 +65,9 @@ def verify(
         print_json(document)
     else:
         click.echo(text)
+    if drifted is not None and plot is not None:  # after the figures, which no picture can take away
+        from titans_export.drift_plot import plot_drift
+
+        plot_drift(drifted, plot)
     if not ok:
         context.exit(1)
