@@ -165,6 +165,22 @@ def test_bad_input_is_one_line_and_exit_code_2(tiny_bundle: Path, arguments: lis
     assert words in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--families", "--gap", "--streams"])
+def test_options_of_planted_repeats_are_refused_for_fasta(dna_bundle: Path, option: str) -> None:
+    result = run(dna_bundle, "--task", "dna", "--data", "a.fa", option, "4")
+    assert result.exit_code == 2
+    assert f"{option} belongs to --task" in result.stderr
+    assert "leave it out for dna with --data" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--window", "--shortest", "--longest", "--frozen-after"])
+def test_options_of_fasta_are_refused_for_planted_repeats(dna_bundle: Path, option: str) -> None:
+    result = run(dna_bundle, "--task", "dna", option, "128")
+    assert result.exit_code == 2
+    assert f"{option} belongs to --task text and dna with --data" in result.stderr
+    assert "leave it out for dna without --data" in result.stderr
+
+
 def test_fasta_that_is_not_there_is_named(dna_bundle: Path) -> None:
     result = run(dna_bundle, "--task", "dna", "--data", "none.fa")
     assert result.exit_code == 2

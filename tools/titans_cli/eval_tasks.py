@@ -30,7 +30,7 @@ OPTIONS = (
         help="Pairs to remember; repeatable.",
     ),
     task_option(
-        "--gap", "gaps", tasks=["recall", "dna"], type=click.IntRange(0), multiple=True, default=(4096,),
+        "--gap", "gaps", tasks=["recall", "dna without --data"], type=click.IntRange(0), multiple=True, default=(4096,),
         show_default=True, help="Filler before the questions; repeatable.",
     ),
     task_option(
@@ -42,30 +42,31 @@ OPTIONS = (
         help="Bytes of a stream; repeatable.  [default: 256 to 16384, doubling]",
     ),
     task_option(
-        "--streams", tasks=["recall", "needle", "dna"], type=click.IntRange(1),
+        "--streams", tasks=["recall", "needle", "dna without --data"], type=click.IntRange(1),
         help="Streams per figure.  [default: 64 for needle, else 16]",
     ),
     task_option(
-        "--families", tasks=["dna"], type=click.IntRange(1), default=4, show_default=True, help="Planted repeats."
+        "--families", tasks=["dna without --data"], type=click.IntRange(1), default=4, show_default=True,
+        help="Planted repeats.",
     ),
     task_option(
         "--data", tasks=["text", "needle", "series", "dna"], multiple=True, metavar="NAME|FILE",
         help="What to read, as in training; repeatable.  [default: stdlib; planted repeats for dna]",
     ),
     task_option(
-        "--shortest", tasks=["text", "dna"], type=click.IntRange(2), default=16_384, show_default=True,
+        "--shortest", tasks=["text", "dna with --data"], type=click.IntRange(2), default=16_384, show_default=True,
         help="Bytes below which a document is left out.",
     ),
     task_option(
-        "--longest", tasks=["text", "dna"], type=click.IntRange(2), default=65_536, show_default=True,
+        "--longest", tasks=["text", "dna with --data"], type=click.IntRange(2), default=65_536, show_default=True,
         help="Bytes that are read of a document.",
     ),
     task_option(
-        "--window", tasks=["text", "dna"], type=click.IntRange(2), default=128, show_default=True,
+        "--window", tasks=["text", "dna with --data"], type=click.IntRange(2), default=128, show_default=True,
         help="Tokens between resets, and per window of a frozen memory.",
     ),
     task_option(
-        "--frozen-after", tasks=["text", "dna"], type=click.IntRange(1), default=1024, show_default=True,
+        "--frozen-after", tasks=["text", "dna with --data"], type=click.IntRange(1), default=1024, show_default=True,
         help="Tokens that a frozen memory has read.",
     ),
     task_option(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from titans_cli.model_options import CONTROLS, PRESETS, VARIANTS, ModelOptions
-from titans_cli.task_options import options_of, with_options
+from titans_cli.task_options import options_of, was_given, with_options
 from titans_cli.train_tasks import OPTIONS, TASKS
 
 if TYPE_CHECKING:
@@ -96,11 +96,14 @@ def train(
     --control writes-off trains the model with a memory that is never written, attention-only one without memories whose
     feed-forward is widened to at least the same number of parameters.
     """
-    own = options_of(context, task)
-    if files and "data" not in own:
-        raise click.UsageError(f"--task {task} reads no files; leave {files[0]} out")
-    if files:
-        own["data"] = (*own["data"], *files)
+    own = options_of(context, task, files)
+    if config is not None:
+        for name in ("variant", "preset"):
+            if was_given(context, name):
+                raise click.UsageError(
+                    f"--{name} is for presets, and --config has a whole model; leave one of them out,"
+                    " or change single options with --set"
+                )
 
     from titans_core.training.log import ProgressLine
     from titans_core.training.loop import TrainOptions

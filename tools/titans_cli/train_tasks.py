@@ -32,7 +32,7 @@ OPTIONS = (
         "--tokenizer", tasks=["text"], type=click.Path(path_type=Path), help="A tokenizer.json; the default is bytes."
     ),
     task_option(
-        "--window-tokens", "window", tasks=["text", "series", "dna"], type=click.IntRange(1),
+        "--window-tokens", "window", tasks=["text", "series", "dna with --data"], type=click.IntRange(1),
         help="Tokens per slice, between memory hand-overs.",
     ),
     task_option(
@@ -45,14 +45,15 @@ OPTIONS = (
         "--pairs", tasks=["recall"], type=click.IntRange(1), default=16, show_default=True, help="Pairs to remember."
     ),
     task_option(
-        "--families", tasks=["dna"], type=click.IntRange(1), default=4, show_default=True, help="Planted repeats."
+        "--families", tasks=["dna without --data"], type=click.IntRange(1), default=4, show_default=True,
+        help="Planted repeats.",
     ),
     task_option(
-        "--gap", tasks=["recall", "dna"], type=click.IntRange(0), default=128, show_default=True,
+        "--gap", tasks=["recall", "dna without --data"], type=click.IntRange(0), default=128, show_default=True,
         help="Longest training gap.",
     ),
     task_option(
-        "--eval-gap", tasks=["recall", "dna"], type=click.IntRange(0), default=4096, show_default=True,
+        "--eval-gap", tasks=["recall", "dna without --data"], type=click.IntRange(0), default=4096, show_default=True,
         help="Held-out gap.",
     ),
     task_option(
@@ -142,8 +143,6 @@ def _dna(
     model = base.build(VOCABULARY)
     if data:
         return Lesson(model, GenomeTask(read_fasta(data), window=_slice(window, model), seed=seed))
-    if window is not None:
-        raise click.UsageError("--window-tokens is for FASTA files; planted sequences are read whole, leave it out")
     planted = PlantedConfig(families=families, gap=gap, held_out_gap=eval_gap)
     return Lesson(model, PlantedTask(planted, chunk=model.chunk, seed=seed))
 

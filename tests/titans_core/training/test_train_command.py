@@ -146,11 +146,13 @@ def test_resume_continues_and_its_absence_is_refused(tmp_path: Path, text: Path)
         (["--task", "needle", "--length", "20"], "use more"),
         (["--task", "recall", "--batch", "3", "--accumulate", "2"], "does not divide into 2 equal pieces"),
         (["--task", "recall", "--config", "none.json"], "none.json"),
+        (["--task", "recall", "--config", "none.json", "--variant", "mac"], "--variant is for presets"),
+        (["--task", "recall", "--config", "none.json", "--preset", "tiny"], "--preset is for presets"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], message: str) -> None:
-    result = titans(*RUN, "--variant", "mac", *arguments, "--out", tmp_path / "out")
+    result = titans(*RUN, *arguments, "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert message in result.stderr.replace("\n", " ")
     assert not list((tmp_path).glob("out/step-*"))
