@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from titans_cli.main import cli
+from titans_cli.main import COMMANDS, cli
 
 
 def titans(*arguments: str | Path) -> Result:
@@ -230,6 +232,23 @@ def test_doctor_finds_the_cpu_ready_and_names_real_extras() -> None:
     remedies = [entry["remedy"] for entry in (*document["commands"], *document["providers"])]
     named = {e for r in remedies if "titans-deploy[" in r for e in r.split("[")[1].split("]")[0].split(",")}
     assert named <= set(extras)
+
+
+def test_doctor_speaks_of_every_command_and_both_tensorrts() -> None:
+    names = [entry["name"] for entry in json.loads(titans("doctor", "--json").stdout)["commands"]]
+    words = {word.strip(",") for name in names for word in name.split()}
+    assert set(COMMANDS) - {"doctor"} <= words
+    assert {"tensorrt", "tensorrt-rtx"} <= words
+
+
+def test_commands_that_need_only_the_base_dependencies_are_always_ready() -> None:
+    program = (
+        "import sys; sys.modules |= dict.fromkeys(['torch', 'onnx', 'onnxruntime', 'matplotlib'])\n"
+        "import titans_cli.inspect, titans_cli.state, titans_runtime.bundle, titans_runtime.statefile\n"
+    )
+    subprocess.run([sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{program}"], check=True)
+    commands = {entry["name"]: entry for entry in json.loads(titans("doctor", "--json").stdout)["commands"]}
+    assert commands["titans inspect, state"]["status"] == "ready"
 
 
 def test_doctor_for_people_lists_every_provider_and_breaks_no_command() -> None:

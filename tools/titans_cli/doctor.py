@@ -12,12 +12,17 @@ import click
 
 from titans_cli.options import json_option, print_json
 
-# Command -> the packages it needs beyond the base dependencies, and the extra that brings them.
-_NEEDS = {
+# Commands -> the packages they need beyond the base dependencies, and the extra that brings them.
+_NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "titans train": (("torch",), "train"),
-    "titans export, import, verify, slim": (("torch", "onnx", "onnxruntime"), "export"),
-    "titans build --backend tensorrt-rtx": (("torch", "onnx", "tensorrt-rtx"), "export,tensorrt-rtx"),
-    "titans run, chat, bench": (("onnxruntime",), "cpu"),
+    "titans export, import, verify": (("torch", "onnx", "onnxruntime"), "export"),
+    "titans slim": (("torch", "onnx"), "export"),
+    "titans build --backend tensorrt-rtx": (("onnx", "tensorrt-rtx"), "export,tensorrt-rtx"),
+    "titans build --backend tensorrt": (("onnx", "tensorrt"), "export,tensorrt"),
+    "titans run, chat, bench, eval": (("onnxruntime",), "cpu"),
+    "titans inspect, state": ((), ""),
+    "titans eval --plot, verify --plot": (("matplotlib",), "plot"),
+    "titans train, eval --task series --data NAME": (("bokeh-sampledata", "heartpy", "vega-datasets"), "data"),
 }
 
 
