@@ -135,13 +135,17 @@ def test_documented_extras_exist() -> None:
     assert named - extras == set()
 
 
-def test_every_memory_option_is_documented_with_its_default() -> None:
-    from titans_core.config import MemoryConfig
+@pytest.mark.parametrize(("name", "heading"), [("TitansConfig", "| option |"), ("MemoryConfig", "| `memory.` |")])
+def test_every_option_of_a_model_is_documented_with_its_default(name: str, heading: str) -> None:
+    from titans_core import config
 
     page = (ROOT / "docs/variants.md").read_text(encoding="utf-8")
-    for option in dataclasses.fields(MemoryConfig):
-        row = next((line for line in page.splitlines() if line.startswith("|") and f"`{option.name}`" in line), "")
-        assert json.dumps(option.default).strip('"') in row, option.name
+    table = page[page.index(heading) :].partition("\n\n")[0].splitlines()
+    for option in dataclasses.fields(getattr(config, name)):
+        if option.default is dataclasses.MISSING:  # `memory`, which has a table of its own
+            continue
+        cells = next((line.split("|") for line in table if f"`{option.name}`" in line.split("|")[1]), ["", "", ""])
+        assert json.dumps(option.default).strip('"') in cells[2], option.name
 
 
 def test_links_between_documents_lead_somewhere() -> None:
