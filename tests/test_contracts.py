@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -133,6 +134,16 @@ def test_documented_extras_exist() -> None:
         for extra in group.split(",")
     }
     assert named - extras == set()
+
+
+def test_the_extras_check_tries_what_is_said_of_it() -> None:
+    tried = set(runpy.run_path(str(ROOT / "tools/ci/extras_check.py"))["WANTED"])
+    assert tried <= set(PYPROJECT["project"]["optional-dependencies"])
+    page = (ROOT / "docs/devices.md").read_text(encoding="utf-8")
+    (claim,) = re.findall(r"`make extras-check` installs the extras (.*?), each into", page, re.S)
+    assert set(re.findall(r"`([\w-]+)`", claim)) == tried
+    (help_line,) = re.findall(r"^extras-check:.*## (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    assert set(re.findall(r"\[([\w-]+)\]", help_line)) == tried
 
 
 def test_every_memory_option_is_documented_with_its_default() -> None:
