@@ -124,6 +124,23 @@ def test_documented_make_targets_exist() -> None:
     assert wanted - targets == set()
 
 
+def test_documented_modules_exist_where_an_editable_install_looks() -> None:
+    roots = [ROOT / root for root in PYPROJECT["tool"]["hatch"]["build"]["dev-mode-dirs"]]
+    wanted = {
+        module
+        for document in DOCUMENTS
+        for module in re.findall(r"python3? -m ((?:bench|evidence|fuzz)[\w.]*)", document.read_text(encoding="utf-8"))
+    }
+    assert "bench.streams" in wanted
+    paths = {module: module.replace(".", "/") for module in wanted}
+    missing = {
+        module
+        for module, path in paths.items()
+        if not any((root / name).is_file() for root in roots for name in (f"{path}.py", f"{path}/__main__.py"))
+    }
+    assert missing == set()
+
+
 def test_documented_extras_exist() -> None:
     extras = set(PYPROJECT["project"]["optional-dependencies"])
     named = {
