@@ -51,7 +51,8 @@ wheel: $(WHEEL)  ## build the wheel into dist/
 wheel-check: $(DEV) $(WHEEL)  ## install the wheel in an empty venv without torch and run a bundle there
 	bash .ci/wheel_check.sh
 
-extras-check: $(DEV) $(WHEEL)  ## install each provider's extra in an empty venv and hold `titans doctor` to its word
+extras-check: $(DEV) $(WHEEL)  ## install [cpu], [cuda], [tensorrt-rtx] and [webgpu] in empty venvs; is `titans doctor` right?
+	rm -rf dist/tiny
 	$(BIN)/titans train --task text --data titans_core/*.py --variant lmm --preset tiny --steps 2 --out dist/tiny
 	$(BIN)/titans export dist/tiny --out dist/tiny.titans --overwrite --verify-tokens 64
 	$(PYTHON) tools/ci/extras_check.py "$$(echo $(CURDIR)/dist/titans_deploy-*.whl)" dist/tiny.titans

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -123,6 +124,23 @@ def test_documented_make_targets_exist() -> None:
     assert wanted - targets == set()
 
 
+def test_documented_modules_exist_where_an_editable_install_looks() -> None:
+    roots = [ROOT / root for root in PYPROJECT["tool"]["hatch"]["build"]["dev-mode-dirs"]]
+    wanted = {
+        module
+        for document in DOCUMENTS
+        for module in re.findall(r"python3? -m ((?:bench|evidence|fuzz)[\w.]*)", document.read_text(encoding="utf-8"))
+    }
+    assert "bench.streams" in wanted
+    paths = {module: module.replace(".", "/") for module in wanted}
+    missing = {
+        module
+        for module, path in paths.items()
+        if not any((root / name).is_file() for root in roots for name in (f"{path}.py", f"{path}/__main__.py"))
+    }
+    assert missing == set()
+
+
 def test_documented_extras_exist() -> None:
     extras = set(PYPROJECT["project"]["optional-dependencies"])
     named = {
@@ -133,6 +151,16 @@ def test_documented_extras_exist() -> None:
         for extra in group.split(",")
     }
     assert named - extras == set()
+
+
+def test_the_extras_check_tries_what_is_said_of_it() -> None:
+    tried = set(runpy.run_path(str(ROOT / "tools/ci/extras_check.py"))["WANTED"])
+    assert tried <= set(PYPROJECT["project"]["optional-dependencies"])
+    page = (ROOT / "docs/devices.md").read_text(encoding="utf-8")
+    (claim,) = re.findall(r"`make extras-check` installs the extras (.*?), each into", page, re.S)
+    assert set(re.findall(r"`([\w-]+)`", claim)) == tried
+    (help_line,) = re.findall(r"^extras-check:.*## (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    assert set(re.findall(r"\[([\w-]+)\]", help_line)) == tried
 
 
 @pytest.mark.parametrize(("name", "heading"), [("TitansConfig", "| option |"), ("MemoryConfig", "| `memory.` |")])

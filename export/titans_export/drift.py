@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from titans_core.model import TitansModel
-from titans_core.training.checkpoint import load_model
 from titans_core.training.documents import read_corpus
 from titans_export.eager import EagerStream
 from titans_export.errors import ExportError
+from titans_export.original import original_of
 from titans_export.precision import at_precision, precision
 from titans_export.titans_model import TitansSteppable
 from titans_export.verify import threads_for
@@ -189,11 +189,9 @@ def measure_drift(
         TitansError, TitansCoreError: something cannot be loaded.
         ExportError: they are not the same model, or there is too little text.
     """
-    model, _ = load_model(checkpoint)
-    model.eval().requires_grad_(False)
     opened = open_bundle(bundle)
-    if opened.manifest.model.config != model.config.to_dict():
-        raise ExportError(f"{bundle} was not made from {checkpoint}; name the checkpoint it was exported from")
+    model = original_of(bundle, opened.manifest, checkpoint)
+    model.eval().requires_grad_(False)
     return drift(opened, model, _stream(opened, tokens, data, seed), progress)
 
 

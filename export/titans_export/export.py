@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from titans_core.controls import without_writes
 from titans_core.model import TitansModel
-from titans_core.training.checkpoint import load_model
 from titans_export.bundle_writer import Progress, staged, with_verification, write_bundle, write_manifest
 from titans_export.errors import VerificationError
+from titans_export.original import CONTROL, WRITES_OFF, load_original
 from titans_export.precision import at_precision, precision
 from titans_export.verify import compare
 from titans_runtime.manifest import Manifest
@@ -29,13 +28,10 @@ def export_checkpoint(
     Without `writes` the bundle is the control whose memory is never written (`titans_core.controls`), and its
     provenance says so.
     """
-    model, loaded = load_model(checkpoint)
+    model, loaded = load_original(checkpoint, writes=writes)
     provenance = {key: str(value) for key, value in loaded.provenance.items()}
     if not writes:
-        config, tensors = without_writes(loaded.config, loaded.tensors)
-        model = TitansModel(config)
-        model.load_state_dict(tensors, assign=True)
-        provenance["control"] = "writes-off"
+        provenance[CONTROL] = WRITES_OFF
     return export_model(
         model,
         out,

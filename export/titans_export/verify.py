@@ -32,16 +32,16 @@ import torch
 from torch import Tensor
 
 from titans_core.model import TitansModel
-from titans_core.training.checkpoint import load_model
 from titans_export.eager import EagerStream
 from titans_export.errors import ExportError
+from titans_export.original import original_of
 from titans_export.precision import StoredStates, precision, reference
 from titans_export.quantise import values_name
 from titans_export.titans_model import TitansSteppable
 from titans_runtime.arrays import Array
 from titans_runtime.backends import select
 from titans_runtime.backends.base import LoadOptions
-from titans_runtime.bundle import open_bundle
+from titans_runtime.bundle import open_bundle, read_manifest_of
 from titans_runtime.driver import DirectFeeder, Driver
 from titans_runtime.manifest import ContinuousInputs
 from titans_runtime.plan import FASTEST, STEPS_ONLY, Policy
@@ -158,7 +158,7 @@ def verify_bundle(
         TitansError, TitansCoreError: one of the two cannot be loaded.
         ExportError: they are not the same model.
     """
-    model, _ = load_model(checkpoint)
+    model = original_of(bundle, read_manifest_of(bundle), checkpoint)
     return compare(bundle, model, tokens=tokens, seed=seed, progress=progress)
 
 
@@ -169,10 +169,7 @@ def compare(
     opened = open_bundle(bundle)
     manifest = opened.manifest
     if manifest.model.config != model.config.to_dict():
-        raise ExportError(
-            f"{bundle} was not made from this checkpoint: their configurations differ; name the checkpoint it was"
-            " exported from"
-        )
+        raise ExportError(f"{bundle} was not made from this model: their configurations differ; export the model again")
     model.eval().requires_grad_(False)
     wanted = precision(manifest.dtype)
     stored = {name for name, _ in model.named_parameters() if values_name(name) in opened.weights}

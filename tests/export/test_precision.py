@@ -29,7 +29,7 @@ from titans_export.quantise import block_size, quantise, quantised, rounded, sca
 from titans_export.steppable import DATA_INPUTS, Feeds
 from titans_export.verify import compare, tolerance
 from titans_export.weights import write_tensors
-from titans_runtime.errors import ProviderError
+from titans_runtime.errors import ProviderError, StateError
 from titans_runtime.manifest import Manifest
 from titans_runtime.tensorfile import map_tensors
 
@@ -199,6 +199,20 @@ g (int64[1, t] ids) => (float[1, t, {count}] y, float[1, t, 9] z, float[2, {coun
         error = np.abs(got[0] - (x @ matrix).numpy()).max()
         assert error <= 0.5 * largest * float(matrix.abs().sum(0).max())
     np.testing.assert_array_equal(w, weights["c"].numpy())
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_a_state_belongs_to_the_weights_as_they_are_stored(tmp_path: Path, dtype: str) -> None:
+    export_model(build("lmm-tokens"), tmp_path / "one.titans", verify_tokens=0)
+    export_model(build("lmm-tokens"), tmp_path / "two.titans", dtype=dtype, verify_tokens=0)
+    one, two = (titans_runtime.load(tmp_path / name, threads=1) for name in ("one.titans", "two.titans"))
+    session = one.session()
+    session.feed([1, 2, 3])
+    if dtype == "fp32":
+        np.testing.assert_array_equal(two.restore_bytes(session.to_bytes()).feed([4]), session.feed([4]))
+    else:
+        with pytest.raises(StateError, match="another model"):
+            two.restore_bytes(session.to_bytes())
 
 
 def test_an_int8_bundle_is_for_cpus_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

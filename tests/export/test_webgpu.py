@@ -14,10 +14,10 @@ import pytest
 from click.testing import CliRunner
 
 from tests.export.conftest import KINDS, Exported
-from tests.runtime.devices import told, traffic
+from tests.runtime.devices import skip_without, told, traffic
 from titans_cli.main import cli
-from titans_runtime import Model, ProviderError, SamplingOptions, load
-from titans_runtime.backends import ort_providers, prove
+from titans_runtime import Model, SamplingOptions, load
+from titans_runtime.backends import ort_providers
 from titans_runtime.manifest import Manifest
 
 CLOSE = 2e-4  # fp32, outputs and states
@@ -27,11 +27,8 @@ PIECES = [100, 1, 1, 1, 9, 1, 16, 47, 1, 1, 80, 5, 1, 121, 1, 1, 1, 1, 1, 1, 1, 
 
 @pytest.fixture(autouse=True)
 def webgpu() -> None:
-    """Skip, with the reason, where WebGPU does not run."""
-    try:
-        prove("webgpu")
-    except ProviderError as error:
-        pytest.skip(str(error))
+    """Skip, with the reason, where there is no WebGPU."""
+    skip_without("webgpu")
 
 
 def stream(exported: Exported, tokens: int) -> np.ndarray:

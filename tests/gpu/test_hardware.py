@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from tests.export.conftest import build
-from tests.runtime.devices import told, traffic
+from tests.runtime.devices import skip_without, told, traffic
 from titans_core.config import VARIANTS
 from titans_export.export import export_model
 from titans_export.tensorrt_engines import build_engines
-from titans_runtime import ProviderError, SamplingOptions, load
-from titans_runtime.backends import nvidia, prove
+from titans_runtime import SamplingOptions, load
+from titans_runtime.backends import nvidia
 
 CLOSE = 2e-4  # fp32, outputs and states
 PIECES = [1] * 40 + [16, 5, 1, 1, 100, 7] + [1] * 30 + [64, 15, 1, 1, 1, 200, 30]
@@ -34,18 +34,10 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return path
 
 
-def usable(provider: str) -> None:
-    """Skip, with the reason, where a provider does not work."""
-    try:
-        prove(provider)
-    except ProviderError as error:
-        pytest.skip(str(error))
-
-
 @pytest.fixture(params=PROVIDERS)
 def provider(request: pytest.FixtureRequest) -> str:
     """Each provider that runs on NVIDIA hardware."""
-    usable(request.param)
+    skip_without(request.param)
     return str(request.param)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnxruntime
+import pytest
 
-from titans_runtime import Model, SamplingOptions, Session
+from titans_runtime import Model, ProviderError, SamplingOptions, Session, backends
 from titans_runtime.backends.device import Traffic
 from titans_runtime.backends.device_backend import DeviceBackend
 from titans_runtime.backends.ort_device import OrtDevice, OrtTarget
@@ -31,6 +32,16 @@ def on_device(path: Path, target: OrtTarget | None = None) -> Model:
     bundle = open_bundle(path)
     device = OrtDevice(onnxruntime, target or host_target(), bundle)
     return Model(bundle, DeviceBackend("host", bundle, device))
+
+
+def skip_without(provider: str) -> None:
+    """Skip, with the reason, where a provider or its device is not there; one that is there and fails is a failure."""
+    try:
+        backends.prove(provider)
+    except ProviderError as error:
+        if error.status not in ("not installed", "no device"):
+            raise
+        pytest.skip(str(error))
 
 
 def told(model: Model, session: Session, options: SamplingOptions, tokens: int = 10) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from titans_runtime import (
     TitansError,
     load,
 )
-from titans_runtime.batching.batch import Batch
+from titans_runtime.batching.batch import Batch, BatchSession
 from titans_runtime.batching.spill import Spilled
 
 CLOSE = 1e-5
@@ -284,6 +284,80 @@ def test_a_graph_that_fails_in_a_batch_leaves_its_sessions_as_they_were(
             batch.feed(sessions, [[1] * length] * 2)
     failed = min(sessions, key=lambda session: session.position)
     assert_equal_to_solo(failed, alone)
+
+
+def elsewhere(work: Callable[[], None]) -> None:
+    """Run something on a thread of its own, to its end."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def test_an_engine_that_fails_loses_no_feed_and_goes_on(
+    toy_model: Model, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Feeds that are queued while a round fails, and while its failure is told, all come to an end."""
+    sessions = [batch.session() for _ in range(4)]
+    futures: list[Future[np.ndarray]] = []
+    all_submitted = threading.Event()
+
+    def submit(session: BatchSession) -> None:
+        futures.append(session.submit([1]))
+        if len(futures) == 4:
+            all_submitted.set()
+
+    def no_lanes(width: int) -> None:
+        if len(futures) == 2:
+            elsewhere(lambda: submit(sessions[2]))  # waits in the queue when the round fails
+            futures[2].add_done_callback(lambda _: elsewhere(lambda: submit(sessions[3])))
+        raise MemoryError("no lanes")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(toy_model._backend, "lanes", no_lanes)
+        with batch._engine.lock:
+            for session in sessions[:2]:
+                submit(session)
+        assert all_submitted.wait(60)
+        assert [type(future.exception(60)) for future in futures] == [MemoryError] * 4
+        assert [session.position for session in sessions] == [0] * 4
+    told = batch.feed(sessions, [[1]] * 4)
+    np.testing.assert_allclose(told, [toy_model.session().feed([1])] * 4, rtol=CLOSE, atol=CLOSE)
+
+
+def test_a_session_in_a_lane_survives_lanes_that_cannot_be_had(
+    toy_model: Model, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions = [batch.session() for _ in range(4)]
+    alone = toy_model.session()
+    for t in range(3):
+        batch.feed(sessions[:2], [[t], [t]])
+        alone.feed([t])
+    with monkeypatch.context() as patched:
+        patched.setattr(toy_model._backend, "lanes", boom)
+        for _ in range(2):
+            with pytest.raises(TypeError):
+                batch.feed(sessions, [[5]] * 4)
+    batch.feed(sessions[:2], [[6], [6]])  # as many lanes as there were
+    alone.feed([6])
+    for session in sessions[:2]:
+        assert_equal_to_solo(session, alone.fork())
+
+
+def test_a_defect_in_the_middle_of_a_step_ends_every_feed_of_it(
+    toy_model: Model, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions, alone = [batch.session() for _ in range(3)], toy_model.session()
+
+    def defect(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(batch._engine, "_finish_step", defect)
+        with batch._engine.lock:
+            futures = [session.submit([1]) for session in sessions]
+        assert [str(future.exception(60)) for future in futures] == ["a defect"] * 3
+    for session in sessions:
+        assert_equal_to_solo(session, alone.fork())
 
 
 def test_an_interrupt_while_waiting_leaves_the_session_before_or_after_the_feed(

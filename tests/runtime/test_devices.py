@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from tests.runtime.devices import host_target, on_device, traffic
+from tests.runtime.devices import host_target, on_device, skip_without, traffic
 from tests.runtime.toy import FEATURES, C, Toy, write_toy
 from titans_runtime import (
     ExecutionError,
@@ -25,6 +25,7 @@ from titans_runtime import (
     SamplingOptions,
     Session,
     SessionPoisonedError,
+    backends,
     load,
 )
 from titans_runtime.backends import ort_moves
@@ -34,6 +35,7 @@ from titans_runtime.backends.onnx_writer import Node, Value, model
 from titans_runtime.backends.ort_device import OrtBound, OrtMemory, OrtTarget
 from titans_runtime.backends.ort_moves import Moves, OrtBuffer
 from titans_runtime.backends.pool import Lease
+from titans_runtime.errors import ProviderStatus
 
 CLOSE = 1e-5
 TEXT = list(b"a text that is longer than three chunks of eight")
@@ -376,3 +378,18 @@ def test_greedy_generation_is_the_cpus(device_model: Model, toy_model: Model) ->
     greedy = SamplingOptions(temperature=0)
     ours = list(device_model.session().generate_tokens([1, 2, 3], 40, greedy))
     assert ours == list(toy_model.session().generate_tokens([1, 2, 3], 40, greedy))
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [("not installed", pytest.skip.Exception), ("no device", pytest.skip.Exception), ("not working", ProviderError)],
+)
+def test_a_device_that_is_there_and_fails_is_not_skipped(
+    monkeypatch: pytest.MonkeyPatch, status: ProviderStatus, outcome: type[BaseException]
+) -> None:
+    def prove(name: str) -> str:
+        raise ProviderError(f"{name} has a problem", "do something about it", status)
+
+    monkeypatch.setattr(backends, "prove", prove)
+    with pytest.raises(outcome, match="webgpu has a problem; do something about it"):
+        skip_without("webgpu")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 import titans_runtime
 from tests.conftest import SMALL, titans
@@ -34,6 +35,37 @@ def test_a_bundle_without_writes_is_verified_and_writes_nothing(
     assert titans_runtime.load(out, provider="cpu").manifest.provenance["control"] == "writes-off"
     assert written(out) == 0
     assert written(recall_bundle) > 0
+
+
+@pytest.mark.parametrize("how", [[], ["--drift"]])
+def test_a_bundle_without_writes_is_compared_with_its_checkpoint_without_writes(
+    recall_checkpoint: Path, tmp_path: Path, how: list[str]
+) -> None:
+    bundle, other = tmp_path / "control.titans", tmp_path / "other"
+    titans(
+        "export",
+        recall_checkpoint,
+        "--out",
+        bundle,
+        "--control",
+        "writes-off",
+        "--verify-tokens",
+        "0",
+        "--dtype",
+        "fp16",
+    )
+    titans(*TRAIN, "--variant", "mac", "--control", "writes-off", "--out", other)  # has no writes to switch off
+
+    def verify(checkpoint: Path) -> Result:
+        arguments = ["verify", bundle, "--checkpoint", checkpoint, "--tokens", "64", "--json", *how]
+        return CliRunner().invoke(cli, [*map(str, arguments)])
+
+    document = json.loads(verify(recall_checkpoint).stdout)
+    assert document["tokens"] == 64
+    assert document["ok"] or how  # how far fp16 drifts is not the question here
+    refused = verify(other)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "their configurations differ; name the checkpoint it was exported from" in refused.stderr
 
 
 def test_attention_alone_trains_exports_and_is_asked(tmp_path: Path) -> None:

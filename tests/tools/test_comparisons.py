@@ -20,7 +20,7 @@ from bench.memory_layer import MemoryLayer, export_layer, layer_config
 from bench.page import filled
 from bench.report import Figure
 from bench.state_size import cache_bytes, state_bytes
-from bench.suite import PARTS, run_part, write
+from bench.suite import PARTS, OtherMachineError, here, run_part, write
 
 import titans_runtime
 from titans_core.model import TitansModel
@@ -109,6 +109,31 @@ def test_parts_that_were_not_measured_keep_their_results(tmp_path: Path) -> None
     write(results("large", "layer"), tmp_path)
     write(results("training"), tmp_path)
     assert list(json.loads((tmp_path / "results.json").read_text())["parts"]) == ["layer", "large", "training"]
+
+
+@pytest.mark.parametrize("change", [{"cores": 3}, {"torch": "1.0"}])
+def test_results_of_two_machines_do_not_share_a_page(
+    tmp_path: Path, change: dict[str, object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = {"title": "t", "stated": ["s"], "figures": [], "tables": {}, "plot": None}
+    monkeypatch.setattr(command, "run_parts", lambda names, *_: {"machine": here(False), "parts": {names[0]: part}})
+    command.main(["--only", "layer", "--out", str(tmp_path)])
+    command.main(["--only", "large", "--out", str(tmp_path)])
+    before = (tmp_path / "results.json").read_bytes()
+    (key, value), were = next(iter(change.items())), here(False)
+    monkeypatch.setattr(command, "here", lambda quick: {**were, **change})
+    monkeypatch.setattr(command, "run_parts", lambda *_: pytest.fail("measured all the same"))
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--only", "large", "--out", str(tmp_path)])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert f"keeps layer of another machine ({key} {were[key]}, here {value})" in told
+    assert "measure every part here (make bench), or choose another place with --out" in told
+    with pytest.raises(OtherMachineError):
+        write({"machine": {**were, **change}, "parts": {"large": part}}, tmp_path)
+    assert (tmp_path / "results.json").read_bytes() == before
+    write({"machine": {**were, **change}, "parts": {"layer": part, "large": part}}, tmp_path)  # nothing is left over
+    assert json.loads((tmp_path / "results.json").read_text())["machine"][key] == value
 
 
 def test_a_figure_meets_its_target_or_not() -> None:

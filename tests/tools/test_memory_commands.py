@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 import titans_runtime
+from tests.runtime.toy import Toy, write_toy
 from titans_cli.main import cli
 
 
-def titans(*arguments: str | Path, lines: str = "") -> Result:
+def titans(*arguments: str | Path, lines: str | bytes = "") -> Result:
     return CliRunner().invoke(cli, [*map(str, arguments)], input=lines)
 
 
@@ -105,6 +107,61 @@ def test_a_chat_undoes_resets_and_tells_its_figures(tiny_bundle: Path, tmp_path:
 def test_a_chat_without_a_file_has_nowhere_to_save(tiny_bundle: Path) -> None:
     result = titans("chat", tiny_bundle, lines="/save\n")
     assert (result.exit_code, "--memory FILE" in result.stderr) == (0, True)
+
+
+class Trap(Toy):
+    """A message with a "Z" in it makes the memory infinite."""
+
+    def weights(self) -> dict[str, np.ndarray]:
+        weights = super().weights()
+        weights["embedding"][ord("Z")] = np.inf
+        return weights
+
+
+def test_a_chat_goes_on_after_a_message_whose_numbers_are_not_finite(tmp_path: Path) -> None:
+    options = ("--temperature", "0", "--max-new-tokens", "3")
+    memories = tmp_path / "whole.state", tmp_path / "damaged.state"
+    trap = write_toy(tmp_path / "trap", Trap())
+    whole = titans("chat", trap, *options, "--memory", memories[0], "--json", lines="one\ntwo\n/undo\nthree\n")
+    told = titans(
+        "chat", trap, *options, "--memory", memories[1], "--json", lines="one\ntwo\ntZwo\n/undo\ntZwo\nthree\n"
+    )
+    assert (whole.exit_code, told.exit_code) == (0, 0), told.output
+    assert told.stderr.count("this message is forgotten, back at") == 2
+    document = json.loads(told.stdout)
+    failed = [exchange for exchange in document["exchanges"] if "error" in exchange]
+    assert [exchange["message"] for exchange in failed] == ["tZwo"] * 2
+    assert all("not finite" in exchange["error"] for exchange in failed)
+    assert [exchange for exchange in document["exchanges"] if exchange not in failed] == json.loads(whole.stdout)[
+        "exchanges"
+    ]
+    assert memories[0].read_bytes() == memories[1].read_bytes()
+
+
+def test_a_line_that_is_not_utf8_is_bytes_to_a_model_of_bytes(tiny_bundle: Path) -> None:
+    result = titans("chat", tiny_bundle, "--max-new-tokens", "1", "--json", lines=b"caf\xe9\r\n")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["exchanges"][0]["message"] == "caf\ufffd"
+    assert document["position"] == 6  # four bytes, the template's newline and one token
+
+
+def test_a_line_that_is_not_utf8_is_told_and_forgotten_where_text_is_needed(
+    tiny_checkpoint_with_tokenizer: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "words.titans"
+    assert titans("export", tiny_checkpoint_with_tokenizer, "--out", bundle, "--verify-tokens", "0").exit_code == 0
+    result = titans("chat", bundle, "--max-new-tokens", "1", lines=b"caf\xe9\n/\xe9\ndef double\n")
+    assert result.exit_code == 0, result.output
+    assert "back at 0 tokens: the text is not UTF-8 (byte 3 is 0xe9); convert it to UTF-8 first" in result.stderr
+    assert "/undo" in result.stderr
+    assert result.stdout.strip()
+
+
+def test_a_chat_needs_a_tokenizer_before_it_reads_a_line(tmp_path: Path) -> None:
+    result = titans("chat", write_toy(tmp_path / "toy", Toy(vocab_size=None)), lines="one\n")
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "has no tokenizer to talk with" in result.stderr
 
 
 def test_a_template_without_a_message_is_refused(tiny_bundle: Path) -> None:

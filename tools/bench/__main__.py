@@ -6,9 +6,9 @@
 
 Every part runs in a process of its own, one after the other, so that none finds the memory or the threads of another.
 What a part compares takes turns, and medians count. The results go to `results.json` in `--out`, and from there into
-the tables and plots of `index.md` beside it; parts that were not asked for stay as they are. The last line on stdout
-is one JSON document with what was measured now. `--quick` runs toy sizes, to see that everything works, and writes
-nothing.
+the tables and plots of `index.md` beside it; parts that were not asked for stay as they are, and where they are of
+another machine or of other versions, nothing is measured. The last line on stdout is one JSON document with what was
+measured now. `--quick` runs toy sizes, to see that everything works, and writes nothing.
 
 Knows the command line. Does not know what is measured (`suite`).
 """
@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.suite import PARTS, run_parts, write
+from bench.suite import PARTS, OtherMachineError, check_beside, here, run_parts, write
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks"
 
@@ -34,6 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=PAGE, help="where results go (default: docs/benchmarks)")
     options = parser.parse_args(arguments)
     names = [name for name in PARTS if options.only is None or name in options.only]
+    if not options.quick:
+        try:
+            check_beside(names, here(quick=False), options.out)  # now, not after minutes of measuring
+        except OtherMachineError as error:
+            parser.error(str(error))
     results = run_parts(names, options.quick, lambda line: print(line, file=sys.stderr, flush=True))
     if not options.quick:
         write(results, options.out)

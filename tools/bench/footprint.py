@@ -1,6 +1,6 @@
 """What a model costs to export and to hold: seconds and bytes, measured in processes of their own.
 
-    python tools/bench/footprint.py --preset 170m --variant mac
+    python -m bench.footprint --preset 170m --variant mac
 
 Exports a randomly initialised model with the command a user would type, loads the bundle in a fresh process, feeds it
 and takes the peak memory from the operating system. Then the time from process start to the first token of a `tiny`

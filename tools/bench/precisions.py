@@ -1,6 +1,6 @@
 """One stream decoding on the CPU at each precision, in turns: seconds per token, and the bytes that explain them.
 
-    python tools/bench/precisions.py --preset 170m --dtypes fp32 int8
+    python -m bench.precisions --preset 170m --dtypes fp32 int8
 
 Exports one randomly initialised model at each precision, loads the bundles side by side and lets them take turns of a
 few tokens, so that a busy machine slows all of them alike. A step reads every matrix once, so its time follows the

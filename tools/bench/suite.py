@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from importlib import import_module, metadata
 from pathlib import Path
@@ -19,6 +19,7 @@ from bench.page import draw, filled
 from titans_bench.measure import machine
 from titans_cli.options import progress_bar
 
+RESULTS = "results.json"
 QUICK = {"rounds": 1, "threads": 1}  # of every part that has them
 # Toy sizes of every part, in the order in which they run.
 PARTS: dict[str, dict[str, Any]] = {
@@ -45,9 +46,38 @@ def run_part(name: str, quick: bool) -> dict[str, Any]:
     return {**result, "seconds": round(time.perf_counter() - began, 1)}
 
 
+class OtherMachineError(Exception):
+    """Results that are to stand beside those of another machine."""
+
+
+def here(quick: bool) -> dict[str, Any]:
+    """What results depend on: the machine, the threads and the versions of what runs."""
+    from bench.kit import THREADS
+
+    versions = {name: metadata.version(name.replace("_", "-")) for name in ("torch", "titans_pytorch")}
+    return {**machine(), "threads": 1 if quick else THREADS, **versions}
+
+
+def check_beside(names: Collection[str], where: dict[str, Any], out: Path) -> None:
+    """Whether results of these parts may stand beside those that `out` keeps: all of a page is of one machine.
+
+    Raises:
+        OtherMachineError: other parts' results are of another machine, or of other versions.
+    """
+    before = _stored(out)
+    others = [name for name in before["parts"] if name not in names]
+    differing = {key for key in {*before["machine"], *where} if before["machine"].get(key) != where.get(key)}
+    if others and differing:
+        told = ", ".join(f"{key} {before['machine'].get(key)}, here {where.get(key)}" for key in sorted(differing))
+        raise OtherMachineError(
+            f"{out / RESULTS} keeps {', '.join(others)} of another machine ({told}), and one page cannot hold both;"
+            " measure every part here (make bench), or choose another place with --out"
+        )
+
+
 def run_parts(names: Sequence[str], quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
     """Every part in a fresh process."""
-    from bench.kit import THREADS, alone
+    from bench.kit import alone
 
     parts = {}
     for name in names:
@@ -56,17 +86,19 @@ def run_parts(names: Sequence[str], quick: bool, tell: Callable[[str], None]) ->
         for figure in parts[name]["figures"]:
             tell(f"  {figure['name']}: {figure['value']:.4g}{wanted(figure)}")
         tell(f"  {parts[name]['seconds']} s")
-    about: dict[str, Any] = {"threads": 1 if quick else THREADS}
-    about |= {name: metadata.version(name.replace("_", "-")) for name in ("torch", "titans_pytorch")}
-    return {"machine": {**machine(), **about}, "parts": parts}
+    return {"machine": here(quick), "parts": parts}
 
 
 def write(results: dict[str, Any], out: Path) -> None:
-    """`results.json`, the plots, and the marked parts of `index.md` if it is there; other parts' results are kept."""
+    """`results.json`, the plots, and the marked parts of `index.md` if it is there; other parts' results are kept.
+
+    Raises:
+        OtherMachineError: they are of another machine; nothing is written.
+    """
+    check_beside(results["parts"], results["machine"], out)
     out.mkdir(parents=True, exist_ok=True)
-    path, page = out / "results.json", out / "index.md"
-    kept = json.loads(path.read_text(encoding="utf-8"))["parts"] if path.exists() else {}
-    together = {**kept, **results["parts"]}
+    path, page = out / RESULTS, out / "index.md"
+    together = {**_stored(out)["parts"], **results["parts"]}
     document = {**results, "parts": {name: together[name] for name in PARTS if name in together}}
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for name, part in results["parts"].items():
@@ -74,6 +106,14 @@ def write(results: dict[str, Any], out: Path) -> None:
             draw(part["plot"], out / f"{name}.svg")
     if page.exists():
         page.write_text(filled(page.read_text(encoding="utf-8"), document), encoding="utf-8")
+
+
+def _stored(out: Path) -> dict[str, Any]:
+    path = out / RESULTS
+    found: dict[str, Any] = {"machine": {}, "parts": {}}
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def _toy(name: str, module: Any) -> dict[str, Any]:

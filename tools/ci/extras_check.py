@@ -1,10 +1,10 @@
-"""Whether every extra installs into an empty environment, and whether `titans doctor` tells the truth in each.
+"""Whether extras install into an empty environment, and whether `titans doctor` tells the truth in each.
 
 The truth is what happens: a provider that the doctor calls ready must run a bundle, and one that it does not must be
 refused with the doctor's own words. Downloads up to a gigabyte per extra, so it is a command (`make extras-check`) and
 not part of the test suite.
 
-Arguments: the wheel, a bundle, and the extras to try. Runs with any Python; needs pip.
+Arguments: the wheel, a bundle, and the extras to try, by default those of `WANTED`. Runs with any Python; needs pip.
 """
 
 from __future__ import annotations

@@ -58,8 +58,9 @@ def chat(
     """Talk to a bundle whose memory outlives the process.
 
     Every line is put to the model and answered; the model learns from both. With --memory the memory is written after
-    every answer, all of it or nothing, and is there again next time. Ctrl-C ends an answer, /help lists commands. With
-    --json the whole conversation is one document at its end.
+    every answer, all of it or nothing, and is there again next time. Ctrl-C ends an answer, /help lists commands. A
+    line that the model cannot take, or that makes its memory diverge, is told on stderr, and it is as if it had not
+    been. With --json the whole conversation is one document at its end; such a line is in it with its error.
     """
     import titans_runtime
     from titans_runtime.atomic import check_writable
@@ -70,6 +71,10 @@ def chat(
     if memory is not None:
         check_writable(memory)
     model = titans_runtime.load(bundle, provider=provider, threads=threads)
+    if model.tokenizer is None:
+        raise titans_runtime.TextError(
+            f"{bundle} has no tokenizer to talk with; export a model that has one, or feed ids with titans_runtime"
+        )
     if memory is not None and memory.exists():
         session = model.restore(memory)
         _say(f"the memory of {memory} goes on after {session.position:,} tokens")
@@ -96,7 +101,7 @@ class _Conversation:
     ) -> None:
         self.exchanges: list[dict[str, str]] = []
         self._show = show
-        self._session, self._memory, self._template = session, memory, template
+        self._session, self._memory, self._template = session, memory, template.encode()
         self._limit, self._stop, self._options = max_new_tokens, stop, options
         self._marks: list[Mark] = []
 
@@ -104,9 +109,9 @@ class _Conversation:
         """Until /quit or the end of input."""
         if sys.stdin.isatty():
             _say("/help lists commands")
-        while (line := _read()) is not None and line != "/quit":
-            if line.startswith("/"):
-                self._command(line)
+        while (line := _read()) is not None and line != b"/quit":
+            if line.startswith(b"/"):
+                self._command(line.decode("utf-8", "replace"))
             elif line:
                 self._answer(line)
                 self._save()
@@ -137,12 +142,14 @@ class _Conversation:
         else:
             _say(_HELP.rstrip())
 
-    def _answer(self, line: str) -> None:
-        from titans_runtime import SessionPoisonedError
+    def _answer(self, line: bytes) -> None:
+        from titans_runtime import InputError, NonFiniteError
 
-        mark, answer = self._session.mark(), ""
+        mark = self._session.mark()
+        exchange = {"message": line.decode("utf-8", "replace"), "answer": ""}
+        self.exchanges.append(exchange)
         try:
-            message = self._template.replace("{message}", line)
+            message = self._template.replace(b"{message}", line)  # bytes, because the tokenizer knows what is text
             for piece in self._session.generate(
                 message,
                 self._limit,
@@ -151,17 +158,20 @@ class _Conversation:
                 seed=self._options.seed,
                 stop=self._stop,
             ):
-                answer += piece
+                exchange["answer"] += piece
                 if self._show:
                     click.echo(piece, nl=False)
         except KeyboardInterrupt:
             _say("\n(interrupted)")
-        except SessionPoisonedError:
+        except (InputError, NonFiniteError) as error:
             self._session.rewind(mark)
-            raise
+            exchange["error"] = str(error)
+            if self._show and exchange["answer"]:
+                click.echo()
+            _say(f"this message is forgotten, back at {self._session.position:,} tokens: {error}")
+            return
         if self._show:
             click.echo()
-        self.exchanges.append({"message": line, "answer": answer})
         self._marks = [*self._marks[-31:], mark]  # each holds a state; so far back is enough
 
     def _save(self) -> None:
@@ -169,16 +179,16 @@ class _Conversation:
             self._session.save(self._memory)
 
 
-def _read() -> str | None:
-    """The next line, or None at the end of input."""
+def _read() -> bytes | None:
+    """The next line, whatever its bytes, or None at the end of input."""
     if sys.stdin.isatty():
         click.echo("> ", nl=False, err=True)
     try:
-        line = sys.stdin.readline()
+        line = sys.stdin.buffer.readline()
     except KeyboardInterrupt:
         click.echo(err=True)
         return None
-    return line.rstrip("\n") if line else None
+    return line.rstrip(b"\r\n") if line else None
 
 
 def _say(text: str) -> None:

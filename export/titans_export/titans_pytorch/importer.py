@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from titans_core.tokens import load_tokenizer
 from titans_export.bundle_writer import Progress, staged, with_verification, write_bundle, write_manifest
 from titans_export.titans_pytorch.arguments import ConfigError
-from titans_export.titans_pytorch.options import read_options
+from titans_export.titans_pytorch.options import TransformerOptions, read_options
 from titans_export.titans_pytorch.parameters import read_state_dict
 from titans_export.titans_pytorch.parity import compare
 from titans_export.titans_pytorch.steppable import TitansPytorchModel
@@ -57,12 +58,14 @@ def import_checkpoint(
 
     Raises:
         ConfigError: the configuration is wrong, or asks for what cannot be carried over; nothing else is looked at.
+            Or the tokenizer is not this model's; the checkpoint is not looked at.
+        DataError: the tokenizer cannot be read.
         CheckpointError: the checkpoint cannot be read, or a parameter does not fit.
         ExportError: the bundle cannot be written.
         VerificationError: the bundle disagrees; nothing is left at `out`.
     """
     settings = read_config(config)
-    tokenizer_json = None if tokenizer is None else tokenizer.read_text(encoding="utf-8")
+    tokenizer_json = None if tokenizer is None else _read_tokenizer(tokenizer, settings)
     tensors = read_state_dict(checkpoint)
     model = TitansPytorchModel(settings, tensors)
     with staged(out, overwrite) as stage:
@@ -79,3 +82,19 @@ def import_checkpoint(
             manifest = with_verification(manifest, report)
             write_manifest(stage, manifest)
     return manifest
+
+
+def _read_tokenizer(path: Path, settings: dict[str, Any]) -> str | None:
+    """The text of a `tokenizer.json` that can be this model's."""
+    options = read_options(settings)
+    if not isinstance(options, TransformerOptions):
+        raise ConfigError(
+            f"a NeuralMemory reads vectors, not the text of the tokenizer {path}; leave the tokenizer out"
+        )
+    tokenizer = load_tokenizer(path)
+    if tokenizer.vocab_size > options.num_tokens:
+        raise ConfigError(
+            f"the tokenizer {path} has {tokenizer.vocab_size:,} tokens and the model num_tokens {options.num_tokens:,};"
+            " give the tokenizer that the model was trained with"
+        )
+    return tokenizer.json

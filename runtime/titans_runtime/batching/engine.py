@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from titans_runtime.backends.base import Backend, Feed, Rows, State
+from titans_runtime.backends.base import Backend, Feed, Rows, State, Stepped
 from titans_runtime.batching.jobs import Job, JobFailedError
 from titans_runtime.batching.seats import Seat, Seated, Seats
 from titans_runtime.batching.spill import Residency, Spilled
@@ -65,6 +65,7 @@ class Engine:
         self._stuck = False  # jobs wait for room and nothing runs that could make some
         self._steps: list[Job] = []
         self._prompts: deque[Job] = deque()
+        self._running: list[Job] = []  # those of the call under way
         self._round = 0
         self._busy_round = -_CALM - 1  # the last round in which so many decoders wanted lanes
         self._last_steps, self._last_seconds = 0, 0.0
@@ -133,7 +134,7 @@ class Engine:
                     self._admit()
                     self._one_round()
                     self._residency.shrink()
-                except Exception as error:  # a defect here must not leave callers waiting for ever
+                except BaseException as error:  # a defect here must not leave callers waiting for ever
                     record(logging.CRITICAL, "batch.failed", error=repr(error))
                     self._fail_all(error)
         self._fail_all(TitansError("this batch was closed before the feed began; the session is as it was"))
@@ -172,7 +173,8 @@ class Engine:
                         job.state = self._residency.load(job.state)
                     self._sort_in(job)
             except Exception as error:
-                job.fail(error)
+                if job.future.running() or job.future.set_running_or_notify_cancel():
+                    job.fail(error)
         self._stuck = bool(left)
         with self._arrived:
             self._queue.extendleft(reversed(left))
@@ -193,17 +195,25 @@ class Engine:
             self._step_round()
             self._last_seconds = time.perf_counter() - start
         if self._prompts:
-            self._continue(self._prompts.popleft())
+            job = self._prompts.popleft()
+            self._running = [job]
+            self._continue(job)
+        self._running = []
 
     def _fail_all(self, error: BaseException) -> None:
-        for job in [*self._steps, *self._prompts]:
-            job.fail(error)
-        for job in self._queue:
+        """Fail what was begun and what waited until now; what is queued meanwhile is the next round's."""
+        with self._arrived:
+            waiting = list(self._queue)
+            self._queue.clear()
+        begun = [*self._running, *(job for job in (*self._steps, *self._prompts) if job not in self._running)]
+        self._running, self._steps = [], []
+        self._prompts.clear()
+        for job in begun:
+            if not job.future.done():
+                job.fail(error)
+        for job in waiting:
             if job.future.set_running_or_notify_cancel():
                 job.fail(error)
-        self._steps.clear()
-        self._prompts.clear()
-        self._queue.clear()
 
     # -- prompts -----------------------------------------------------------------------------------------------------
 
@@ -244,9 +254,9 @@ class Engine:
     def _step_round(self) -> None:
         """Step every decoder that has or gets a lane."""
         if len(self._steps) == 1 and self._round - self._busy_round > _CALM:
-            job = self._steps.pop()
+            job = self._steps[0]
             job.state = self.home(job.state)
-            self._prompts.appendleft(job)  # alone: a call of its own is cheaper than lanes
+            self._prompts.appendleft(self._steps.pop())  # alone: a call of its own is cheaper than lanes
             return
         if len(self._steps) > max(1, self._seats.width // 2):
             self._busy_round = self._round
@@ -254,11 +264,12 @@ class Engine:
             self._seats.resize(len(self._steps))
             self._busy_round = self._round
         chosen = self._choose()
-        self._steps = [job for job in self._steps if job not in {job for job, _ in chosen}]
+        self._running = [job for job, _ in chosen]
+        self._steps = [job for job in self._steps if job not in self._running]
         lanes = [lane for _, seat in chosen if (lane := seat.lane) is not None]
         try:
             inputs = np.stack([job.inputs[0] for job, _ in chosen])
-            told = self._seats.lanes.step(lanes, inputs, _most_wanted([job for job, _ in chosen]))
+            told = self._seats.lanes.step(lanes, inputs, _most_wanted(self._running))
         except Exception as error:
             for job, _ in chosen:
                 job.fail(error)
@@ -267,11 +278,7 @@ class Engine:
             if lane in told.failed:
                 job.fail(told.failed[lane])
                 continue
-            call = next(self._planner.calls(job.state.position, 1))
-            outputs = told.outputs[lane, None] if told.best is None else None
-            surprise = None if told.surprise is None else told.surprise[lane, None]
-            job.collect(call, outputs, surprise, None if told.best is None else told.best.of(lane))
-            self._finish_step(job, seat, lane)
+            self._finish_step(job, seat, lane, told)
 
     def _choose(self) -> list[tuple[Job, Seat]]:
         """Jobs and their seats for this round: seated ones with turns left, then the others in order of arrival."""
@@ -300,12 +307,16 @@ class Engine:
             return 0
         return 1
 
-    def _finish_step(self, job: Job, seat: Seat, lane: int) -> None:
-        """Run what is due after a step, and make the result the session's; undo the step if either fails."""
+    def _finish_step(self, job: Job, seat: Seat, lane: int, told: Stepped) -> None:
+        """Run what is due after a step, and make the result the session's; undo the step if any of it fails."""
         before, lanes = job.state.position, self._seats.lanes
         committed: State | None = None
         try:
+            outputs = told.outputs[lane, None] if told.best is None else None
+            surprise = None if told.surprise is None else told.surprise[lane, None]
+            best = None if told.best is None else told.best.of(lane)
             for call in self._planner.calls(before, 1):
+                job.collect(call, outputs, surprise, best)
                 if call.length == 0:
                     if committed is None:
                         job.state = lanes.copy(lane, before_commit=True)

@@ -60,11 +60,7 @@ class Seats:
         while width < min(streams, self._most):
             width *= 2
         if width != self.width:
-            for seat in self._taken:
-                if seat is not None:
-                    self.leave(seat)
-            if self._lanes is not None:
-                self._lanes.close()
+            self.close()  # before there are new ones, so that a failure here leaves no lanes rather than closed ones
             self._lanes = self._backend.lanes(width)
             self._taken = [None] * width
 

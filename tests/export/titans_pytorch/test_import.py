@@ -61,10 +61,7 @@ def test_the_command_leaves_a_verified_bundle_that_generates(files: tuple[Path, 
 def test_safetensors_and_a_tokenizer_make_the_same_model(files: tuple[Path, Path], tmp_path: Path) -> None:
     tensors = torch.load(files[0], weights_only=True)
     save_file(tensors, tmp_path / "model.safetensors")
-    import tokenizers
-
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
-    words.save(str(tmp_path / "tokenizer.json"))
+    words(tmp_path / "tokenizer.json", 2)
     common = ("--config", files[1], "--verify-tokens", "0")
     one = titans(files[0], *common, "--out", tmp_path / "one")
     two = titans(tmp_path / "model.safetensors", *common, "--out", tmp_path / "two", "--tokenizer",
@@ -74,6 +71,51 @@ def test_safetensors_and_a_tokenizer_make_the_same_model(files: tuple[Path, Path
     first, second = (titans_runtime.load(tmp_path / name, provider="cpu") for name in ("one", "two"))
     assert first.manifest.weights.sha256 == second.manifest.weights.sha256
     assert (first.manifest.tokenizer.kind, second.manifest.tokenizer.kind) == ("byte", "tokenizers")
+
+
+def words(path: Path, count: int) -> Path:
+    """A tokenizer of so many words."""
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"[UNK]": 0, **{f"w{i}": i for i in range(1, count)}}, unk_token="[UNK]")
+    )
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"any text", "is not a tokenizer.json"),
+        (b'{"model": "\xff"}', "give the path of a tokenizer.json"),
+        (None, "has 257 tokens and the model num_tokens 256; give the tokenizer that the model was trained with"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_the_models_is_refused_before_the_checkpoint_is_read(
+    files: tuple[Path, Path], tmp_path: Path, content: bytes | None, says: str
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    words(path, 257) if content is None else path.write_bytes(content)
+    result = titans(tmp_path / "no.pt", "--config", files[1], "--out", tmp_path / "out", "--tokenizer", path)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert says in result.stderr
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_tokenizer_of_exactly_the_models_vocabulary_is_taken(files: tuple[Path, Path], tmp_path: Path) -> None:
+    path = words(tmp_path / "tokenizer.json", 256)
+    manifest = import_checkpoint(*files, tmp_path / "out", tokenizer=path, verify_tokens=0)
+    assert manifest.tokenizer is not None
+    assert manifest.tokenizer.kind == "tokenizers"
+
+
+def test_a_memory_alone_has_no_use_for_a_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(cases.memory({})))
+    with pytest.raises(ConfigError, match="reads vectors"):
+        import_checkpoint(
+            tmp_path / "no.pt", tmp_path / "config.json", tmp_path / "out", tokenizer=words(tmp_path / "t.json", 2)
+        )
 
 
 def test_without_the_library_our_own_form_is_the_reference(

@@ -1,0 +1,57 @@
+"""The model that a bundle is made from: a checkpoint's, or the control that the checkpoint's becomes without writes.
+
+Knows what `--control` does to a checkpoint, for the export and for whoever compares a bundle with its checkpoint later.
+Does not know bundles beyond their provenance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from titans_core.controls import without_writes
+from titans_core.errors import ConfigError
+from titans_core.model import TitansModel
+from titans_core.training.checkpoint import Checkpoint, load_model
+from titans_export.errors import ExportError
+from titans_runtime.manifest import Manifest
+
+CONTROL = "control"  # the entry of a manifest's provenance
+WRITES_OFF = "writes-off"
+
+
+def load_original(checkpoint: Path, *, writes: bool) -> tuple[TitansModel, Checkpoint]:
+    """A checkpoint's model, in fp32, and what else the checkpoint holds.
+
+    Args:
+        checkpoint: the checkpoint directory.
+        writes: False for the same weights with the memory's writes switched off (`titans_core.controls`).
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+        ConfigError: there are no writes to switch off.
+    """
+    model, loaded = load_model(checkpoint)
+    if not writes:
+        config, tensors = without_writes(loaded.config, loaded.tensors)
+        model = TitansModel(config)
+        model.load_state_dict(tensors, assign=True)
+    return model, loaded
+
+
+def original_of(bundle: Path, manifest: Manifest, checkpoint: Path) -> TitansModel:
+    """The model that a bundle was made from, out of its checkpoint; a control is the control again.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded.
+        ExportError: the bundle was made from another model.
+    """
+    writes = manifest.provenance.get(CONTROL) != WRITES_OFF
+    with contextlib.suppress(ConfigError):  # nothing to switch off, so this checkpoint is not the one
+        model, _ = load_original(checkpoint, writes=writes)
+        if manifest.model.config == model.config.to_dict():
+            return model
+    raise ExportError(
+        f"{bundle} was not made from {checkpoint}: their configurations differ; name the checkpoint it was exported"
+        " from"
+    )
