@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -39,6 +41,16 @@ def test_every_recipe_is_a_training_command_with_a_sound_model(words: list[str])
     values = command.make_context("train", [*words, "--out", "nowhere"]).params
     model = ModelOptions(values["variant"], values["preset"], None, values["overrides"]).build(256)
     assert model.variant == values["variant"]
+
+
+PRINTED = {"recall": recall.recipe("lmm", 0), "needle": needle.recipe("mag", 0)}
+
+
+@pytest.mark.parametrize(("page", "words"), PRINTED.items(), ids=PRINTED)
+def test_the_command_on_a_page_is_the_recipe(page: str, words: list[str]) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "evidence" / f"{page}.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^titans train .*?(?<!\\)\n", text, re.M | re.S)
+    assert shlex.split(command.replace("\\\n", "")) == ["titans", "train", *words, "--out", page]
 
 
 def test_every_ablation_changes_the_model_and_only_the_first_row_does_not() -> None:
