@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from titans_core.layers import RMSNorm
+from titans_core.layers import Linear, RMSNorm
 from titans_core.memory import NeuralMemory
 from titans_core.model import TitansModel
 from titans_core.state import StateSpec
 from titans_export.errors import ExportError
-from titans_export.quantise import rounded
+from titans_export.quantise import rounded, rounded_rows
 from titans_export.steppable import Feeds, StepGraph
 from titans_export.titans_model import TitansSteppable
 
@@ -77,6 +77,8 @@ def at_precision(model: TitansModel, wanted: Precision) -> TitansSteppable:
 def reference(model: TitansModel, wanted: Precision, quantised: Collection[str] = ()) -> TitansSteppable:
     """fp32 arithmetic on the weights as the bundle stores them: what its graphs for CPUs have to compute.
 
+    What meets 8-bit weights is rounded as the integer kernels round it.
+
     Args:
         model: the model before rounding.
         wanted: the bundle's precision.
@@ -91,7 +93,19 @@ def reference(model: TitansModel, wanted: Precision, quantised: Collection[str] 
             return rounded(value, axis=1 if name == "embedding" else 0) if name in quantised else value
         return value if name in kept else value.to(wanted.compute).to(value.dtype)
 
-    return StoredStates(_with_parameters(model, stored), wanted.states)
+    copied = _with_parameters(model, stored)
+    if wanted.quantised:
+        _round_what_meets(copied, quantised)
+    return StoredStates(copied, wanted.states)
+
+
+def _round_what_meets(model: TitansModel, quantised: Collection[str]) -> None:
+    """Let the products with these parameters take activations of 8 bits."""
+    for path, module in model.named_modules():
+        if isinstance(module, Linear) and f"{path}.weight" in quantised:
+            module.register_forward_pre_hook(lambda _, inputs: tuple(rounded_rows(x) for x in inputs))
+    if model.config.tie_embeddings and "embedding" in quantised:
+        model.norm.register_forward_hook(lambda _, __, normed: rounded_rows(normed))
 
 
 class StoredStates(TitansSteppable):

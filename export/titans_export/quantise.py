@@ -58,6 +58,17 @@ def rounded(weight: Tensor, axis: int) -> Tensor:
     return (rows if axis == 1 else rows.T).contiguous()
 
 
+def rounded_rows(x: Tensor) -> Tensor:
+    """Activations `[..., n]` as the integer kernel takes them: whole steps, 127 of them up to a block's largest."""
+    width = x.shape[-1]
+    block = block_size(width)
+    padded = torch.nn.functional.pad(x, (0, -width % block))
+    blocks = padded.reshape(*x.shape[:-1], -1, block)
+    steps = blocks.abs().amax(-1, keepdim=True) / LARGEST
+    taken: Tensor = torch.round(blocks / torch.where(steps > 0, steps, 1.0)) * steps
+    return taken.flatten(-2)[..., :width]
+
+
 def block_size(width: int) -> int:
     """The block for a sum over `width` numbers."""
     block = BLOCK

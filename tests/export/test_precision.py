@@ -25,7 +25,7 @@ from titans_export.errors import ExportError
 from titans_export.export import export_model
 from titans_export.onnx_model import example_feeds, past, present
 from titans_export.precision import at_precision, precision
-from titans_export.quantise import block_size, quantise, quantised, rounded, scales_name, values_name
+from titans_export.quantise import block_size, quantise, quantised, rounded, rounded_rows, scales_name, values_name
 from titans_export.steppable import DATA_INPUTS, Feeds
 from titans_export.verify import compare, tolerance
 from titans_export.weights import write_tensors
@@ -199,6 +199,27 @@ g (int64[1, t] ids) => (float[1, t, {count}] y, float[1, t, 9] z, float[2, {coun
         error = np.abs(got[0] - (x @ matrix).numpy()).max()
         assert error <= 0.5 * largest * float(matrix.abs().sum(0).max())
     np.testing.assert_array_equal(w, weights["c"].numpy())
+
+
+@pytest.mark.parametrize(("width", "rows"), [(64, 1), (100, 1), (130, 9), (192, 64)])
+def test_the_reference_rounds_activations_as_the_kernel_does(width: int, rows: int) -> None:
+    torch.manual_seed(1)
+    weights = {"m": torch.randn(width, 7)}
+    x = torch.randn(rows, width) * torch.rand(rows, 1) * 10
+    x[:, :3] = 0.0
+    model = onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["" : 20]>
+g (float[{rows}, {width}] x) => (float[{rows}, 7] y) <float[{width}, 7] m> {{ y = MatMul(x, m) }}""")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights["m"].numpy(), "m"))
+    stored = quantise([model], weights)
+    for tensor in model.graph.initializer:
+        if tensor.name in stored:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(stored[tensor.name].numpy(), tensor.name))
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {"x": x.numpy()})
+    matrix = rounded(weights["m"], 0)
+    error = np.abs(y - (rounded_rows(x) @ matrix).numpy()).max()
+    unrounded = np.abs(y - (x @ matrix).numpy()).max()
+    assert error < 1e-3 < 1e-2 < unrounded
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
