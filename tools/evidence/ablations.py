@@ -4,7 +4,7 @@
 
 Every row is the base with one change, trained on recall for as many steps as the base, exported, and asked through the
 runtime. Steps are few on purpose: after enough of them every row but one knows everything, and nothing could be told
-apart. Knows the rows. Does not know how anything is measured.
+apart; after half as many the base itself knows a fifth of the pairs. Knows the rows. Does not know how anything is measured.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from evidence.work import Study, mean_and_range, options, write
 
 SEEDS = (0, 1, 2)
 GAPS = (0, 128, 4096)
-STEPS = 300
+STEPS = 600
 BASE: dict[str, object] = {
     "memory__heads": 1,
     "memory__initial_step_size": 0.1,
