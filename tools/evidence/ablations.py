@@ -4,7 +4,9 @@
 
 Every row is the base with one change, trained on recall for as many steps as the base, exported, and asked through the
 runtime. Steps are few on purpose: after enough of them every row but one knows everything, and nothing could be told
-apart; after half as many the base itself knows a fifth of the pairs. Knows the rows. Does not know how anything is measured.
+apart; after half as many the base itself knows a fifth of the pairs.
+
+Knows the rows. Does not know how anything is measured.
 """
 
 from __future__ import annotations
