@@ -52,6 +52,9 @@ def test_the_gain_is_paired_by_seed() -> None:
         assert place["reset"]["mean"] == pytest.approx(4.0)
         assert place["writes off"]["mean"] == 4.0
         assert place["gain"]["values"] == [0.5, 1.5, 2.5]
+        assert place["attention only, reset"]["values"] == [3.5, 5.5, 7.5]
+        assert place["over frozen"]["values"] == [2.0, 2.0, 2.0]
+        assert place["over reset"]["values"] == [1.0, 1.0, 1.0]
 
 
 def test_the_spread_is_the_sample_deviation() -> None:

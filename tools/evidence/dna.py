@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evidence.spread import shown, spread, table
-from evidence.work import Study, options, write
+from evidence.work import Study, drawn_study
 
 SEEDS = (0, 1, 2)
 LONGEST_TRAINED = 64  # bases of the gap
@@ -29,13 +29,7 @@ CONTROLS = ("memory", "switched-off", "trained-without")
 
 def main() -> None:
     """Everything."""
-    arguments = options(__doc__, SEEDS).parse_args()
-    study = Study(arguments.out, arguments.threads)
-    found = summary([one_seed(study, seed) for seed in arguments.seeds])
-    write(arguments.out / "dna.json", found)
-    print(tables(found))
-    if arguments.plot:
-        draw(found, arguments.plot)
+    drawn_study("dna", __doc__, SEEDS, one_seed, summary, tables, draw)
 
 
 def one_seed(study: Study, seed: int) -> dict[str, dict[str, Any]]:

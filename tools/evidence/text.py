@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from evidence.spread import shown, spread, table
-from evidence.work import Study, options, write
+from evidence.work import Study, drawn_study
 
 SEEDS = (0, 1, 2)
 RECIPE = (
@@ -29,18 +29,15 @@ COLUMNS = {
     "frozen": ("memory", "frozen"),
     "writes off": ("off", "kept"),
     "attention only": ("attention", "kept"),
+    "attention only, reset": ("attention", "reset"),
 }
+# What keeping the memory is worth: the column that it is taken from, seed by seed.
+GAINS = {"gain": "attention only", "over frozen": "frozen", "over reset": "reset"}
 
 
 def main() -> None:
     """Everything."""
-    arguments = options(__doc__, SEEDS).parse_args()
-    study = Study(arguments.out, arguments.threads)
-    found = summary([one_seed(study, seed) for seed in arguments.seeds])
-    write(arguments.out / "text.json", found)
-    print(tables(found))
-    if arguments.plot:
-        draw(found, arguments.plot)
+    drawn_study("text", __doc__, SEEDS, one_seed, summary, tables, draw)
 
 
 def one_seed(study: Study, seed: int) -> dict[str, dict[str, Any]]:
@@ -65,32 +62,32 @@ def summary(reports: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
             name: [report[run]["positions"][number][mode] for report in reports]
             for name, (run, mode) in COLUMNS.items()
         }
-        gain = [theirs - ours for ours, theirs in zip(columns["kept"], columns["attention only"], strict=True)]
-        positions.append(
-            {
-                **{name: bucket[name] for name in ("start", "stop", "tokens")},
-                **{name: spread(values) for name, values in columns.items()},
-                "gain": spread(gain),
-            }
-        )
+        positions.append({**{name: bucket[name] for name in ("start", "stop", "tokens")}, **_with_gains(columns)})
     overall = {
-        name: spread([report[run]["bits_per_byte"][mode] for report in reports])
-        for name, (run, mode) in COLUMNS.items()
+        name: [report[run]["bits_per_byte"][mode] for report in reports] for name, (run, mode) in COLUMNS.items()
     }
-    pairs = zip(overall["kept"]["values"], overall["attention only"]["values"], strict=True)
     return {
         "documents": first["documents"],
         "bytes": first["bytes"],
         "parameters": {name: reports[0][name]["model"]["parameters"] for name in ("memory", "attention")},
-        "bits_per_byte": {**overall, "gain": spread([theirs - ours for ours, theirs in pairs])},
+        "bits_per_byte": _with_gains(overall),
         "positions": positions,
     }
+
+
+def _with_gains(columns: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+    """Mean and spread of every column, and of every gain, by its name."""
+    gains = {
+        name: [theirs - ours for ours, theirs in zip(columns["kept"], columns[other], strict=True)]
+        for name, other in GAINS.items()
+    }
+    return {name: spread(values) for name, values in {**columns, **gains}.items()}
 
 
 def tables(found: dict[str, Any]) -> str:
     """The figures as Markdown: altogether, and by position."""
     overall = table(("bits per byte", ""), [(name, shown(value)) for name, value in found["bits_per_byte"].items()])
-    names = (*COLUMNS, "gain")
+    names = (*COLUMNS, *GAINS)
     rows = [
         (f"{bucket['start']:,} to {bucket['stop'] - 1:,}", *(shown(bucket[name]) for name in names))
         for bucket in found["positions"]

@@ -19,12 +19,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 OUT = Path("evidence-out")
+Reports = dict[str, dict[str, Any]]  # of one seed, by run
 VERIFY = ("--verify-tokens", 512)  # every bundle is verified, on a stream shorter than usual: there are dozens of them
 
 
@@ -110,6 +111,25 @@ def options(description: str | None, seeds: Sequence[int] = ()) -> argparse.Argu
         usual = " ".join(map(str, seeds))
         parser.add_argument("--seeds", type=int, nargs="+", default=seeds, help=f"of the trainings (default {usual})")
     return parser
+
+
+def drawn_study(
+    name: str,
+    description: str | None,
+    seeds: Sequence[int],
+    one_seed: Callable[[Study, int], Reports],
+    summary: Callable[[list[Reports]], dict[str, Any]],
+    tables: Callable[[dict[str, Any]], str],
+    draw: Callable[[dict[str, Any], Path], None],
+) -> None:
+    """A whole study: its options, every seed, NAME.json, the tables on stdout and, if asked for, the picture."""
+    arguments = options(description, seeds).parse_args()
+    study = Study(arguments.out, arguments.threads)
+    found = summary([one_seed(study, seed) for seed in arguments.seeds])
+    write(arguments.out / f"{name}.json", found)
+    print(tables(found))
+    if arguments.plot:
+        draw(found, arguments.plot)
 
 
 def mean_and_range(values: list[float]) -> str:
