@@ -43,12 +43,23 @@ class _Attention(nn.Module):
         if count:
             self.persistent_key = nn.Parameter(torch.randn(self.heads, count, self.width))
             self.persistent_value = nn.Parameter(torch.randn(self.heads, count, self.width) * 0.02)
+        # Behind the places of keys are those of queries, scaled so that products with keys are logits.
+        self.positions, self.scale = positions, self.width**-0.5
         table = rotary_table(positions, self.width, config.rope_base)
-        self.register_buffer("cosine", table[0].float(), persistent=False)
-        self.register_buffer("sine", table[1].float(), persistent=False)
+        table = torch.cat([table, table * self.scale], dim=1).float()
+        self.register_buffer("cosine", table[0], persistent=False)
+        self.register_buffer("sine", table[1], persistent=False)
 
-    cosine: Tensor
-    sine: Tensor
+    cosine: Tensor  # [2 * positions, d]
+    sine: Tensor  # the same
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """Projected queries or keys `[B, T, n * d]` as `[B, n, T, d]`, with a root mean square of 1.
+
+        Normalised before axes move, where ONNX Runtime fuses it.
+        """
+        batch, tokens, channels = x.shape
+        return rms_normalise(x.reshape(batch, tokens, channels // self.width, self.width)).transpose(1, 2)
 
     def rotate_from(self, x: Tensor, first: int) -> Tensor:
         """`x` `[..., n, d]` rotated by the places `first ... first + n - 1`."""
@@ -59,15 +70,11 @@ class _Attention(nn.Module):
         """`x` `[B, H, T, d]` rotated by the places `[B, T]`."""
         return rotate(x, self.cosine[places][:, None].to(x.dtype), self.sine[places][:, None].to(x.dtype))
 
-    def normalised_queries(self, q: Tensor) -> Tensor:
-        """Queries `[..., d]` normalised, and scaled so that their products with keys are logits."""
-        return rms_normalise(q, scale=self.width**-0.5)
-
     def attend(self, plain: Tensor, sources: Sequence[Source]) -> Tensor:
         """Softmax over persistent memory and `sources` together, without concatenating the cached values.
 
         Args:
-            plain: the queries `[..., T, d]`, scaled and not rotated.
+            plain: the queries `[..., T, d]`, neither rotated nor scaled.
             sources: scores `[..., T, n]` and values `[..., n, d]`.
 
         Returns:
@@ -75,7 +82,7 @@ class _Attention(nn.Module):
         """
         sources = list(sources)
         if self.persistent_key is not None and self.persistent_value is not None:
-            score = plain @ rms_normalise(self.persistent_key).transpose(-1, -2)
+            score = plain @ rms_normalise(self.persistent_key, scale=self.scale).transpose(-1, -2)
             sources.insert(0, (score, self.persistent_value))
         weights = torch.softmax(torch.cat([score for score, _ in sources], dim=-1), dim=-1)
         parts = torch.split(weights, [value.shape[-2] for _, value in sources], dim=-1)
@@ -91,7 +98,16 @@ def scored(query: Tensor, key: Tensor, visible: Tensor | None) -> Tensor:
     `visible` says which pairs may see each other, a bool that broadcasts to the scores; None is all of them.
     """
     score = query @ key.transpose(-1, -2)
-    return score if visible is None else score.masked_fill(~visible, torch.finfo(score.dtype).min)
+    return score if visible is None else masked(score, visible)
+
+
+def masked(score: Tensor, visible: Tensor) -> Tensor:
+    """Scores, lowered out of sight where `visible`, a bool that broadcasts to them, is false.
+
+    An addition, as layers share what is added. Half of the lowest number, so that no sum overflows.
+    """
+    hidden = torch.full((), torch.finfo(score.dtype).min / 2, dtype=score.dtype, device=score.device)
+    return score + torch.where(visible, torch.zeros_like(hidden), hidden)
 
 
 class SlidingWindowAttention(_Attention):
@@ -116,28 +132,42 @@ class SlidingWindowAttention(_Attention):
         ]
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (split_heads(part, self.heads) for part in self.to_qkv(x).chunk(3, dim=-1))
-        return self.normalised_queries(q), rms_normalise(k), v
+        dim = self.heads * self.width
+        asked, v = torch.split(self.to_qkv(x), [2 * dim, dim], dim=-1)
+        q, k = self.normalised(asked).chunk(2, dim=1)
+        return q, k, split_heads(v, self.heads)
 
-    def _past_scores(self, q: Tensor, key: Tensor, place: Tensor, visible: Tensor) -> Tensor:
+    def _turned(self, q: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries turned by their distance to the start of each chunk before theirs, and of their own.
+
+        Args:
+            q: `[B, H, T, d]`.
+            place: `[B or 1, T]` places of the queries in their chunk.
+
+        Returns:
+            `[B, H, past, T, d]`, the oldest chunk first, and `[B, H, T, d]`.
+        """
+        ages = self.chunk * torch.arange(self.past, -1, -1, device=q.device)  # from a chunk's start to this one's
+        turns = self.positions + place[:, None] + ages[:, None]  # [B, past + 1, T]
+        turned = rotate(q[:, :, None], self.cosine[turns][:, None].to(q.dtype), self.sine[turns][:, None].to(q.dtype))
+        past, own = torch.split(turned, [self.past, 1], dim=2)
+        return past, own.squeeze(2)
+
+    def _past_scores(self, turned: Tensor, key: Tensor, visible: Tensor) -> Tensor:
         """Scores with the chunks before this one.
 
         Args:
-            q: `[B, H, T, d]`, not rotated.
+            turned: `[B, H, past, T, d]`, queries as `_turned`.
             key: `[B, H, past * C, d]`, the oldest chunk first.
-            place: `[B or 1, T]` places of the queries in their chunk.
             visible: bool `[B or 1, T, past * C]`.
 
         Returns:
             `[B, H, T, past * C]`.
         """
-        batch, heads, tokens, width = q.shape
-        ages = self.chunk * torch.arange(self.past, 0, -1, device=q.device)  # from a chunk's start to this one's
-        turns = place[:, None] + ages[:, None]  # [B, past, T]
-        turned = rotate(q[:, :, None], self.cosine[turns][:, None].to(q.dtype), self.sine[turns][:, None].to(q.dtype))
-        chunks = key.reshape(batch, heads, self.past, self.chunk, width)
+        batch, heads, past, tokens, width = turned.shape
+        chunks = key.reshape(batch, heads, past, self.chunk, width)
         score = (turned @ chunks.transpose(-1, -2)).transpose(2, 3).reshape(batch, heads, tokens, -1)
-        return score.masked_fill(~visible[:, None], torch.finfo(score.dtype).min)
+        return masked(score, visible[:, None])
 
     def chunks(self, x: Tensor, state: State, position: Tensor) -> tuple[Tensor, State]:
         """Whole chunks from a chunk boundary.
@@ -165,13 +195,9 @@ class SlidingWindowAttention(_Attention):
         in_past = self._in_past(place[None], starts)
         ahead = place[:, None] - place
         among = (ahead >= 0) & (ahead < self.window)
-        out = self.attend(
-            q,
-            [
-                (self._past_scores(q, past_keys, place[None], in_past), past_values),
-                (scored(self.rotate_from(q, 0), k, among), v),
-            ],
-        )
+        turned, own = self._turned(q, place[None])
+        past = self._past_scores(turned, past_keys, in_past)
+        out = self.attend(q, [(past, past_values), (scored(own, k, among), v)])
         return merge_heads(out).reshape(x.shape), {"key": keys[:, :, -span:], "value": values[:, :, -span:]}
 
     def extend(self, x: Tensor, state: State, position: Tensor, place: Tensor) -> tuple[Tensor, State]:
@@ -187,7 +213,7 @@ class SlidingWindowAttention(_Attention):
             `[B, T, dim]`, and the new rows `[T, B, H, d]`.
         """
         q, k, v = self._project(x)
-        k, turned = self.rotate_at(k, place), self.rotate_at(q, place)
+        k, (turned, at_own) = self.rotate_at(k, place), self._turned(q, place)
         started = (position - place[:, 0])[:, None]
         own = place[:, :, None]
         rows = torch.arange(self.chunk, device=x.device)
@@ -199,9 +225,9 @@ class SlidingWindowAttention(_Attention):
         out = self.attend(
             q,
             [
-                (self._past_scores(q, state["key"], place, self._in_past(place, started)), state["value"]),
-                (scored(turned, from_rows(state["chunk_key"]), in_rows[:, None]), from_rows(state["chunk_value"])),
-                (scored(turned, k, among), v),
+                (self._past_scores(turned, state["key"], self._in_past(place, started)), state["value"]),
+                (scored(at_own, from_rows(state["chunk_key"]), in_rows[:, None]), from_rows(state["chunk_value"])),
+                (scored(at_own, k, among), v),
             ],
         )
         return merge_heads(out), {"chunk_key": as_rows(k), "chunk_value": as_rows(v)}
@@ -258,22 +284,23 @@ class SegmentAttention(_Attention):
         return [StateSpec(name, "rows", rows, 0.0, "activation") for name in names]
 
     def _project(self, x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of x, and keys and values of both: `[B, H, T, d]`, and twice `[B, H, kinds * T, d]`, h before x.
+        """Queries of x, and keys and values of both: `[B, T, dim]`, and twice `[B, kinds * T, dim]`, h before x.
 
         h and x share one matmul, so a step reads its weight once.
         """
         inputs = x if h is None else torch.cat([h, x], dim=1)
-        k, v = (split_heads(part, self.heads) for part in self.to_key_value(inputs).chunk(2, dim=-1))
-        return self.normalised_queries(split_heads(self.to_query(x), self.heads)), rms_normalise(k), v
+        k, v = self.to_key_value(inputs).chunk(2, dim=-1)
+        return self.to_query(x), k, v
 
     def segment(self, x: Tensor, h: Tensor | None) -> Tensor:
         """One whole segment: `[B, C, dim]` tokens and answers, result `[B, C, dim]`."""
-        q, keys, values = self._project(x, h)
+        asked, told, values = self._project(x, h)
+        q, keys, values = self.normalised(asked), self.normalised(told), split_heads(values, self.heads)
         place = torch.arange(self.chunk, device=x.device)
         visible = place <= place[:, None]
         kinds = len(self.kinds)
         pairs = zip(keys.chunk(kinds, dim=2), values.chunk(kinds, dim=2), strict=True)
-        turned = self.rotate_from(q, 0)
+        turned = self.rotate_from(q, self.positions)
         sources = [(scored(turned, self.rotate_from(key, 0), visible), value) for key, value in pairs]
         return merge_heads(self.attend(q, sources))
 
@@ -288,9 +315,12 @@ class SegmentAttention(_Attention):
         Returns:
             `[B, T, dim]`, and the new rows `[T, B, H, d]`.
         """
-        q, keys, values = self._project(x, h)
-        kinds = len(self.kinds)
-        turned, keys = self.rotate_at(q, place), self.rotate_at(keys, torch.cat([place] * kinds, dim=1))
+        asked, told, values = self._project(x, h)
+        values = split_heads(values, self.heads)
+        kinds, tokens = len(self.kinds), x.shape[1]
+        plain = self.normalised(torch.cat([told, asked], dim=1))  # keys and queries: fewer and larger operators
+        turned = self.rotate_at(plain, torch.cat([place] * kinds + [self.positions + place], dim=1))
+        keys, turned = torch.split(turned, [kinds * tokens, tokens], dim=2)
         earlier = (torch.arange(self.chunk, device=x.device) < place[:, :1, None])[:, None]
         among_new = None  # a token sees itself, and the answer to it
         if x.shape[1] > 1:
@@ -304,4 +334,4 @@ class SegmentAttention(_Attention):
                 (scored(turned, from_rows(state[f"{kind}_key"]), earlier), from_rows(state[f"{kind}_value"]))
             )
             rows |= {f"{kind}_key": as_rows(key), f"{kind}_value": as_rows(value)}
-        return merge_heads(self.attend(q, sources)), rows
+        return merge_heads(self.attend(plain[:, :, kinds * tokens :], sources)), rows

@@ -124,12 +124,27 @@ class CausalConv(nn.Module):
         stream = torch.cat([past.to(x.dtype), x], dim=1)
         if tokens == 1:
             return (stream * weight).sum(1, keepdim=True), stream[:, 1:]
-        out = stream[:, :tokens] * weight[0]
-        for tap in range(1, self.taps):
-            out = out + stream[:, tap : tap + tokens] * weight[tap]
+        out = _convolved(stream, weight)
         if length is None:
             return out, stream[:, tokens:]
         return out, select(stream, length[:, None] + torch.arange(self.taps - 1, device=x.device))
+
+
+def _convolved(stream: Tensor, weight: Tensor) -> Tensor:
+    """`[B, T + taps - 1, c]` and `[taps, c]` give `[B, T, c]`.
+
+    A convolution over one row of an image is what ONNX Runtime is fast at (82 against 213 µs for 64 tokens of 2,304
+    channels). Its backward pass in PyTorch takes up to twice as long as that of a sum of taps.
+    """
+    taps, channels = weight.shape
+    if not torch.is_grad_enabled():
+        image, kernel = stream.transpose(1, 2)[:, :, None], weight.T[:, None, None]
+        return F.conv2d(image, kernel, groups=channels)[:, :, 0].transpose(1, 2)
+    tokens = stream.shape[1] - taps + 1
+    out = stream[:, :tokens] * weight[0]
+    for tap in range(1, taps):
+        out = out + stream[:, tap : tap + tokens] * weight[tap]
+    return out
 
 
 def rotary_table(positions: int, dim: int, base: float) -> Tensor:

@@ -26,6 +26,7 @@ def test_a_fresh_segment_attends_to_the_token_itself() -> None:
     attention = SegmentAttention(CONFIG, reads=False)
     x = torch.randn(1, 16, 64)
     with torch.no_grad():
-        q, k, _ = attention._project(x, None)
-        weights = torch.softmax(attention.rotate_from(q, 0) @ attention.rotate_from(k, 0).transpose(-1, -2), -1)
+        q, k = (attention.normalised(each) for each in attention._project(x, None)[:2])
+        queries, keys = attention.rotate_from(q, attention.positions), attention.rotate_from(k, 0)
+        weights = torch.softmax(queries @ keys.transpose(-1, -2), -1)
     assert weights.diagonal(dim1=-2, dim2=-1).mean() > 0.5

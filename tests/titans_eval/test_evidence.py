@@ -30,7 +30,7 @@ RECIPES = {
     **{f"recall-{variant}": recall.recipe(variant, 0) for variant in VARIANTS},
     **{f"recall-{label}": recall.recipe("lmm", 0, *sizes) for label, sizes in recall.SIZES.items()},
     **{f"needle-{variant}": needle.recipe(variant, 0) for variant in VARIANTS},
-    **{f"ablation-{label}": ablations.recipe(changes, 0) for label, changes in ablations.ROWS.items()},
+    **{f"ablation-{label}": ablations.recipe(row, 0) for label, row in ablations.ROWS.items()},
 }
 
 
@@ -53,14 +53,26 @@ def test_the_command_on_a_page_is_the_recipe(page: str, words: list[str]) -> Non
     assert shlex.split(command.replace("\\\n", "")) == ["titans", "train", *words, "--out", page]
 
 
-def test_every_ablation_changes_the_model_and_only_the_first_row_does_not() -> None:
-    def model(changes: dict[str, object]) -> object:
-        words = ablations.recipe(changes, 0)
+def test_every_ablation_is_another_model_and_only_bases_change_nothing() -> None:
+    def model(row: ablations.Row) -> object:
+        words = ablations.recipe(row, 0)
         pairs = tuple(words[i + 1] for i, word in enumerate(words) if word == "--set")
-        return ModelOptions("mag", "tiny", None, pairs).build(65)
+        return ModelOptions(row.variant, "tiny", None, pairs).build(65)
 
-    models = [model(changes) for changes in ablations.ROWS.values()]
+    models = [model(row) for row in ablations.ROWS.values()]
     assert [models.index(each) for each in models] == list(range(len(models)))
+    bases = [row.variant for row in ablations.ROWS.values() if not row.changes]
+    assert sorted(bases) == sorted({row.variant for row in ablations.ROWS.values()})
+
+
+def test_a_row_has_learned_once_its_mean_loss_is_low(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    steps = [3.5] * 70 + [0.5] * 60
+    log.write_text("step,loss\n" + "".join(f"{i + 1},{loss}\n" for i, loss in enumerate(steps)), encoding="utf-8")
+    # 3.5 n + 0.5 (50 - n) < 50 holds from n = 8 on: 42 low ones after the 70 high ones
+    assert ablations.learned(log) == 70 + 42
+    log.write_text("step,loss\n1,3.5\n2,\n", encoding="utf-8")
+    assert ablations.learned(log) is None
 
 
 def test_a_study_runs_every_step_once_and_again_where_it_or_its_source_is_another(tmp_path: Path) -> None:
@@ -99,6 +111,9 @@ def canned(
     share = 0.0 if "writes-off" in name or "attention-only" in name else 1.0
     points = [{"accuracy": share} for _ in gaps for _ in pairs]
     write(self._result(name), {"seconds": 1.0, "result": {}})
+    if replaces:
+        replaces.mkdir(parents=True)
+        (replaces / "log.csv").write_text("step,loss\n" + 50 * "1,0.5\n", encoding="utf-8")
     known = {"parameters": 9, "points": points, "longest_gap": {"16": 7}}
     return {**known, "reset": {"accuracy": 0.1} if "needle" in said else [{"accuracy": 0.1}]}
 
@@ -108,7 +123,7 @@ def canned(
     [
         (recall, "--push", "| mac | 100.0 | 10.0 | 0.0 | 0.0 | 1 to 1 |"),
         (needle, "--forms", "| mac, attention only | 0 | 0 | 0 | 0 | 0 | 0 | 0 |"),
-        (ablations, None, "| − momentum | 9 | 100.0 | 100.0 | 100.0 |"),
+        (ablations, None, "| − momentum | 9 | 100.0 | 100.0 | 100.0 | 50, 50, 50 |"),
     ],
 )
 def test_a_study_ends_with_its_table_and_pictures(

@@ -15,7 +15,7 @@ from evidence.spread import shown, spread, table
 from evidence.work import Study, drawn_study
 
 SEEDS = (0, 1, 2)
-LONGEST_TRAINED = 64  # bases of the gap
+LONGEST_TRAINED = 256  # bases of the gap
 GAPS = (16, 64, 256, 1024, 4096, 16_384)
 RECIPE = (
     *("--task", "dna", "--gap", LONGEST_TRAINED, "--eval-gap", 512, "--variant", "lmm", "--set", "dim=64"),
