@@ -225,9 +225,7 @@ def _convolution(builder: GraphBuilder, call: Call) -> list[str]:
     """Without a bias, padding, strides and gaps between the taps."""
     plain = ((2, "bias", None), (3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
     if any(_argument(call, place, name, default) != default for place, name, default in plain):
-        raise TraceError(
-            f"a convolution in {call.scope} has a bias, a padding or steps; add, pad or slice outside of it"
-        )
+        raise TraceError(f"a convolution in {call.scope} has a bias, padding or steps; do that outside of it")
     image, kernel = (builder.value_of(item) for item in call.args[:2])
     return [builder.op("Conv", image, kernel, group=_argument(call, 6, "groups", 1))]
 

@@ -48,7 +48,7 @@ class Sizes:
     near: int = 1_024
     far: int = 100_352  # whole segments, as `near`
     block: int = 128
-    blocks: int = 25
+    blocks: int = 40
     threads: int = THREADS
 
 
