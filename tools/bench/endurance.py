@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from bench.kit import alone
 from rich.progress import Progress
 
 import titans_runtime
@@ -60,6 +61,11 @@ def text() -> Iterator[bytes]:
     while True:
         for document in documents:
             yield document.data
+
+
+def export(checkpoint: Path, bundle: Path) -> None:
+    """The bundle of a checkpoint."""
+    export_checkpoint(checkpoint, bundle, verify_tokens=0)
 
 
 def endure(model: Model, tokens: int, places: int) -> Run:
@@ -163,7 +169,7 @@ def main() -> None:
         bundle = options.bundle
         if bundle is None:
             bundle = Path(folder) / "endurance.titans"
-            export_checkpoint(options.checkpoint, bundle, verify_tokens=0)
+            alone(export, options.checkpoint, bundle)  # what it leaves behind is not this process's
         model = titans_runtime.load(bundle, provider="cpu", threads=options.threads)
         run = endure(model, options.tokens, options.places)
     found = figures(run, model.manifest.chunk)
