@@ -46,7 +46,6 @@ ROWS: dict[str, Row] = {
     "− convolution": Row("lmm", {"memory__conv_kernel": 1}),
     "− momentum": Row("lmm", {"memory__momentum": "false"}),
     "− forgetting": Row("lmm", {"memory__forget": "false"}),
-    "− bounded surprise": Row("lmm", {"memory__surprise_bound": "null"}),
     "− writes": Row("lmm", {"memory__step_size": "off"}),
     "beside attention (mag), depth 2": Row("mag", {}),
     "− persistent memory": Row("mag", {"persistent_tokens": 0}),
