@@ -17,18 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evidence import recall
-from evidence.recipes import run, shape
 from evidence.work import Study, mean_and_range, options, write
 
 SEEDS = (0, 1, 2)
 GAPS = (0, 128, 4096)
 LEARNED = 1.0  # nats a question, of ln 32 = 3.5 for a guess
 WINDOW = 50  # steps that a loss is averaged over
-BASE: dict[str, object] = {
-    "memory__heads": 1,
-    "memory__initial_step_size": 0.1,
-    "memory__initial_forget": 1e-6,
-}
 
 
 class Row(NamedTuple):
@@ -53,11 +47,8 @@ ROWS: dict[str, Row] = {
 
 
 def recipe(row: Row, seed: int) -> list[str]:
-    """The options of `titans train`."""
-    sizes = ["--keys", "32", "--pairs", "16", "--gap", "128", "--eval-gap", "256"]
-    model = shape(row.variant, recall.WINDOW, **{**BASE, **row.changes})
-    cost = [] if row.changes.get("memory__step_size") == "off" else ["--write-cost", "0.05"]
-    return ["--task", "recall", *model, *sizes, *run(recall.STEPS[row.variant], seed), *cost]
+    """The options of `titans train`: those of recall, with the row's changes."""
+    return recall.recipe(row.variant, seed, changes=row.changes)
 
 
 def main() -> None:
@@ -91,7 +82,7 @@ def one(study: Study, label: str, seed: int) -> dict[str, Any]:
 def learned(log: Path) -> int | None:
     """The first step at which the loss, averaged over the steps before it, is below `LEARNED`; None if it never is."""
     with log.open(encoding="utf-8", newline="") as file:
-        losses = [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
     for step in range(WINDOW, len(losses) + 1):
         if sum(losses[step - WINDOW : step]) < WINDOW * LEARNED:
             return step

@@ -9,7 +9,9 @@ and the pictures come last. Knows the recipes. Does not know how anything is mea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from evidence.pictures import Curve, draw
@@ -18,7 +20,7 @@ from evidence.work import Study, mean_and_range, options, write
 
 VARIANTS = ("lmm", "mal", "mag", "mac")
 SEEDS = (0, 1, 2)
-STEPS = {"lmm": 600, "mal": 1200, "mag": 1200, "mac": 1400}  # about twice what each needs to get there
+STEPS = {"lmm": 600, "mal": 1200, "mag": 1200, "mac": 1400}  # about twice what each but mac needs
 WINDOW = 16
 GAPS = (0, 128, 1024, 4096)  # the last is 32 times the longest gap in training, 256 times the window
 FAR = (0, 100, 1000, 4096, 10_000, 31_623, 100_000, 316_228, 1_000_000)
@@ -30,15 +32,17 @@ SIZES = {
 }
 
 
-def recipe(variant: str, seed: int, keys: int = 32, pairs: int = 16, heads: int = 1) -> list[str]:
-    """The options of `titans train`."""
-    model = shape(
-        variant,
-        WINDOW,
-        memory__heads=heads,
-        memory__initial_step_size=0.1,
-        memory__initial_forget=1e-6,
-    )
+def recipe(
+    variant: str,
+    seed: int,
+    keys: int = 32,
+    pairs: int = 16,
+    heads: int = 1,
+    changes: Mapping[str, object] = MappingProxyType({}),
+) -> list[str]:
+    """The options of `titans train`; `changes` are options of the model, as `recipes.shape` takes them."""
+    start = {"memory__heads": heads, "memory__initial_step_size": 0.1, "memory__initial_forget": 1e-6}
+    model = shape(variant, WINDOW, **{**start, **changes})
     sizes = ["--keys", str(keys), "--pairs", str(pairs), "--gap", "128", "--eval-gap", "256"]
     rate = "2e-3" if variant == "mac" else "4e-3"  # at 4e-3 gradients through its attention may explode
     return ["--task", "recall", *model, *sizes, *run(STEPS[variant], seed, rate), "--write-cost", "0.05"]
