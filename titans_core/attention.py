@@ -22,6 +22,7 @@ from titans_core.layers import (
     as_rows,
     from_rows,
     merge_heads,
+    normalised_heads,
     rms_normalise,
     rotary_table,
     rotate,
@@ -54,12 +55,8 @@ class _Attention(nn.Module):
     sine: Tensor  # the same
 
     def normalised(self, x: Tensor) -> Tensor:
-        """Projected queries or keys `[B, T, n * d]` as `[B, n, T, d]`, with a root mean square of 1.
-
-        Normalised before axes move, where ONNX Runtime fuses it.
-        """
-        batch, tokens, channels = x.shape
-        return rms_normalise(x.reshape(batch, tokens, channels // self.width, self.width)).transpose(1, 2)
+        """Projected queries or keys `[B, T, n * d]` as `[B, n, T, d]`, with a root mean square of 1."""
+        return normalised_heads(x, self.width, rms_normalise)
 
     def rotate_from(self, x: Tensor, first: int) -> Tensor:
         """`x` `[..., n, d]` rotated by the places `first ... first + n - 1`."""
@@ -67,7 +64,7 @@ class _Attention(nn.Module):
         return rotate(x, self.cosine[first:last].to(x.dtype), self.sine[first:last].to(x.dtype))
 
     def rotate_at(self, x: Tensor, places: Tensor) -> Tensor:
-        """`x` `[B, H, T, d]` rotated by the places `[B, T]`."""
+        """`x` `[B, H, ..., T, d]` rotated by the places `[B, ..., T]`."""
         return rotate(x, self.cosine[places][:, None].to(x.dtype), self.sine[places][:, None].to(x.dtype))
 
     def attend(self, plain: Tensor, sources: Sequence[Source]) -> Tensor:
@@ -149,8 +146,7 @@ class SlidingWindowAttention(_Attention):
         """
         ages = self.chunk * torch.arange(self.past, -1, -1, device=q.device)  # from a chunk's start to this one's
         turns = self.positions + place[:, None] + ages[:, None]  # [B, past + 1, T]
-        turned = rotate(q[:, :, None], self.cosine[turns][:, None].to(q.dtype), self.sine[turns][:, None].to(q.dtype))
-        past, own = torch.split(turned, [self.past, 1], dim=2)
+        past, own = torch.split(self.rotate_at(q[:, :, None], turns), [self.past, 1], dim=2)
         return past, own.squeeze(2)
 
     def _past_scores(self, turned: Tensor, key: Tensor, visible: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ them as they are. Knows nothing about memory or attention.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -74,6 +76,12 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     """`[B, T, H * d] -> [B, H, T, d]`."""
     batch, tokens, dim = x.shape
     return x.reshape(batch, tokens, heads, dim // heads).transpose(1, 2)
+
+
+def normalised_heads(x: Tensor, width: int, normalise: Callable[[Tensor], Tensor]) -> Tensor:
+    """`[B, T, n * width] -> [B, n, T, width]`, normalised before axes move, where ONNX Runtime fuses it."""
+    batch, tokens, channels = x.shape
+    return normalise(x.reshape(batch, tokens, channels // width, width)).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:

@@ -23,7 +23,16 @@ from torch.nn import functional as F
 
 from titans_core.config import TitansConfig
 from titans_core.dual import Coefficients, Gates, MomentumCoefficients, coefficients
-from titans_core.layers import CausalConv, Linear, as_rows, from_rows, l2_normalise, select, split_heads
+from titans_core.layers import (
+    CausalConv,
+    Linear,
+    as_rows,
+    from_rows,
+    l2_normalise,
+    normalised_heads,
+    select,
+    split_heads,
+)
 from titans_core.memory_network import MemoryNetwork, Writes
 from titans_core.state import State, StateSpec
 
@@ -211,9 +220,8 @@ class NeuralMemory(nn.Module):
         return self._unit_heads(F.silu(projected).to(self._dtype(x))), past
 
     def _unit_heads(self, x: Tensor) -> Tensor:
-        """`[B, T, n * d] -> [B, n, T, d]` of unit length, made before axes move, where ONNX Runtime fuses it."""
-        batch, tokens, channels = x.shape
-        return l2_normalise(x.reshape(batch, tokens, channels // self.width, self.width)).transpose(1, 2)
+        """`[B, T, n * d] -> [B, n, T, d]` of unit length."""
+        return normalised_heads(x, self.width, l2_normalise)
 
     def project(
         self, x: Tensor, past: Tensor | None, length: Tensor | None = None
