@@ -1,6 +1,7 @@
 """What sharing a model pays: tokens per second of 16 streams that decode together, against one alone.
 
     python -m bench.streams --preset 170m --variant mac
+    python -m bench.streams --preset 340m --variant mac --set "memory_layers=[3,7,11,15]"
 
 Decoding one stream reads every weight for one token; streams that are stepped together share that reading, and each
 adds its own state. Measured in alternating rounds of one process, random weights (speed does not depend on them):
@@ -24,8 +25,9 @@ from bench.kit import random_bundle
 
 import titans_runtime
 from titans_bench.timing import medians
+from titans_cli.model_options import ModelOptions
 from titans_core.config import Variant
-from titans_core.presets import preset
+from titans_core.presets import PRESETS
 
 
 def measure(bundle: Path, streams: int, chunks: int, rounds: int, threads: int | None) -> dict[str, float | int]:
@@ -76,6 +78,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="measure this one instead of a random model")
     parser.add_argument("--preset", default="small")
     parser.add_argument("--variant", choices=["lmm", "mal", "mag", "mac"], default="mac")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="model option, repeatable")
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--chunks", type=int, default=2, help="whole chunks per round")
     parser.add_argument("--rounds", type=int, default=5)
@@ -85,9 +88,10 @@ def main() -> None:
         bundle = options.bundle
         if bundle is None:
             bundle = Path(folder) / "bench.titans"
-            random_bundle(preset(options.preset, variant=cast(Variant, options.variant)), bundle)
+            described = ModelOptions(cast(Variant, options.variant), options.preset, None, tuple(options.set))
+            random_bundle(described.build(PRESETS[options.preset].vocab_size), bundle)
         figures = measure(bundle, options.streams, options.chunks, options.rounds, options.threads)
-    named = {"model": str(options.bundle or f"{options.preset} {options.variant}"), **figures}
+    named = {"model": str(options.bundle or " ".join([options.preset, options.variant, *options.set])), **figures}
     for name, value in named.items():
         print(f"{name:28} {value}", file=sys.stderr)
     print(json.dumps(named))
