@@ -11,25 +11,27 @@ import tempfile
 import time
 from pathlib import Path
 
-from titans_runtime.errors import StateError
+from titans_runtime.errors import StateError, os_remedy
 
+_TEMPORARY = ".titans-tmp"  # the end of a temporary file's name
 _LEFTOVER_SECONDS = 3600.0  # a temporary file this old was left by a process that was killed
+_cleaned: set[Path] = set()  # folders where this process has looked for such files: once is enough
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes, *, durable: bool = True) -> None:
     """Replace a file by `data`: whoever reads it, now or after a crash, finds all of the old or all of the new.
 
-    Without `durable` that holds as long as the machine itself does not stop.
+    A symbolic link is followed: the file it leads to is replaced, and the link stays. Without `durable` the promise
+    holds as long as the machine itself does not stop.
 
     Raises:
-        StateError: it cannot be written; the old file is as it was.
+        StateError: it cannot be written, or is a directory, a pipe or a device; what was there is as it was.
     """
-    target = Path(path)
+    target = _regular(path)
     temporary: Path | None = None
-    prefix = f".{target.name}."
     try:
         mode = target.stat().st_mode & 0o777 if target.exists() else 0o600  # a memory is its user's alone
-        handle, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=_TEMPORARY, dir=target.parent)
         temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -43,25 +45,35 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, *, durable: bool
             _sync_folder(target.parent)
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        remedy = "make its directory" if isinstance(error, FileNotFoundError) else "free some space"
-        raise StateError(f"{target} cannot be written ({reason}); {remedy} or choose another place") from error
+        missing = isinstance(error, FileNotFoundError)
+        remedy = "make its directory or choose another place" if missing else os_remedy(error)
+        raise StateError(f"{target} cannot be written ({reason}); {remedy}") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-    _remove_leftovers(target.parent, prefix)
+    if durable:
+        _remove_leftovers(target.parent)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise `StateError` where a file plainly cannot be written, before work is done that is to end in it."""
-    target = Path(path)
-    if target.is_dir():
-        raise StateError(f"{target} is a directory; name a file")
+    target = _regular(path)
     if not target.parent.is_dir():
         raise StateError(
             f"{target} cannot be written ({target.parent} is no directory); make it or choose another place"
         )
     if not os.access(target.parent, os.W_OK):
         raise StateError(f"{target} cannot be written (its directory is read-only); choose another place")
+
+
+def _regular(path: str | os.PathLike[str]) -> Path:
+    """Where a path leads, links followed. What is there and is no file would be replaced by one: it is refused."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise StateError(f"{target} is a directory; name a file")
+    if target.exists() and not target.is_file():
+        raise StateError(f"{target} is a device or a pipe, which cannot be replaced in one step; name a file")
+    return target
 
 
 def _sync_folder(folder: Path) -> None:
@@ -72,9 +84,11 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _remove_leftovers(folder: Path, prefix: str) -> None:
+def _remove_leftovers(folder: Path) -> None:
+    if folder in _cleaned:
+        return
+    _cleaned.add(folder)
     with contextlib.suppress(OSError):
         for file in folder.iterdir():
-            ours = file.name.startswith(prefix) and file.name.endswith(".tmp")
-            if ours and time.time() - file.stat().st_mtime > _LEFTOVER_SECONDS:
+            if file.name.endswith(_TEMPORARY) and time.time() - file.stat().st_mtime > _LEFTOVER_SECONDS:
                 file.unlink(missing_ok=True)

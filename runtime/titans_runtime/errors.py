@@ -6,7 +6,25 @@ terminals; the command line turns any `TitansError` into one line.
 
 from __future__ import annotations
 
+import errno
 from typing import Literal
+
+_OS_REMEDIES = {
+    errno.ENOSPC: "free some disk space or choose another place",
+    errno.EDQUOT: "free some of your quota or choose another place",
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.EACCES: "check the permissions or choose another place",
+    errno.EPERM: "check the permissions or choose another place",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path: a part of it is a file",
+    errno.EISDIR: "name a file, not a directory",
+    errno.EEXIST: "choose another place or remove what is there",
+}
+
+
+def os_remedy(error: OSError) -> str:
+    """What to do about a file that the system refuses."""
+    return _OS_REMEDIES.get(error.errno or 0, "check the path and try again")
 
 
 class TitansError(Exception):

@@ -14,6 +14,8 @@ import numpy as np
 from titans_runtime.arrays import FloatArray
 from titans_runtime.backends.base import Best, State
 
+KEPT = 8  # ids: more than the longest character takes, and what stands before it
+
 
 @dataclass(frozen=True)
 class SurpriseTotals:
@@ -62,6 +64,7 @@ class Moment:
     surprise: float32 `[T, M]` of the last feed's tokens.
     totals: surprise over the stream.
     commits: how many chunks have ended.
+    recent: the last ids consumed, `KEPT` of them at most, by which text that follows is decoded; none of vectors.
     """
 
     state: State
@@ -69,6 +72,7 @@ class Moment:
     surprise: FloatArray
     totals: SurpriseTotals = field(default_factory=SurpriseTotals)
     commits: int = 0
+    recent: tuple[int, ...] = ()
 
     @property
     def position(self) -> int:

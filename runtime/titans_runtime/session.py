@@ -30,11 +30,11 @@ from titans_runtime.errors import InputError, NonFiniteError, SessionPoisonedErr
 from titans_runtime.guard import Guard
 from titans_runtime.inputs import Inputs, checked_inputs, checked_tokens
 from titans_runtime.manifest import Manifest, TokenInputs
-from titans_runtime.moment import Mark, Moment
+from titans_runtime.moment import KEPT, Mark, Moment
 from titans_runtime.observe import FeedEvent, Observer, SessionStats, record
 from titans_runtime.sampling import Sampler, SamplingOptions
 from titans_runtime.stopping import StopFilter
-from titans_runtime.text import Tokenizer
+from titans_runtime.text import TextStream, Tokenizer
 
 _numbers = itertools.count(1)
 
@@ -145,6 +145,7 @@ class Session:
         """This moment, to come back to with `rewind`. Costs no copy; the state lives as long as the mark."""
         with self._guard:
             moment = self._own_moment()
+        self._stands()
         return Mark(self._manifest.state_identity, moment, moment.position)
 
     def rewind(self, mark: Mark) -> None:
@@ -160,6 +161,7 @@ class Session:
         with self._guard:
             self._now = mark.moment
             self._poison = None
+        self._stands()
 
     def fork(self, name: str | None = None) -> Session:
         """Another session that stands where this one stands: two futures of one memory.
@@ -168,6 +170,7 @@ class Session:
         """
         with self._guard:
             moment = self._own_moment()
+        self._stands()
         return self._sibling(name, moment)
 
     def save(self, path: str | os.PathLike[str], *, compress: bool = False) -> None:
@@ -204,7 +207,7 @@ class Session:
         min_p: float | None = None,
         repetition_penalty: float = 1.0,
         seed: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
     ) -> Iterator[str]:
         """Continue a prompt as text, piece by piece; no piece ends inside a character.
 
@@ -218,7 +221,7 @@ class Session:
             prompt: text, UTF-8 bytes, or ids; None goes on from where the session is.
             max_new_tokens: generate at most this many tokens.
             temperature, top_k, top_p, min_p, repetition_penalty, seed: see `SamplingOptions`.
-            stop: strings that end the text and are not part of it.
+            stop: strings that end the text and are not part of it; None is none.
 
         Raises:
             TextError: the model has no tokenizer, or the prompt is not UTF-8.
@@ -237,7 +240,7 @@ class Session:
             seed=seed,
         )
         tokens = self.generate_tokens(prompt, max_new_tokens, options)
-        return _as_text(tokens, tokenizer, StopFilter(stop))
+        return self._as_text(tokens, tokenizer, StopFilter(stop))
 
     def generate_tokens(
         self,
@@ -256,6 +259,24 @@ class Session:
             raise InputError("there is nothing to go on from; pass a prompt, or feed the session first")
         sampler = Sampler(options or SamplingOptions(), kind.vocab_size)
         return self._tokens(ids, limit, sampler)
+
+    @property
+    def recent(self) -> tuple[int, ...]:
+        """The last ids consumed, eight at most: text that follows is decoded after them. None of vectors."""
+        return self._now.recent
+
+    def _as_text(self, tokens: Iterator[int], tokenizer: Tokenizer, stops: StopFilter) -> Iterator[str]:
+        """Text of the tokens, up to a stop string."""
+        stream: TextStream | None = None
+        for token in tokens:
+            if stream is None:
+                stream = tokenizer.stream(self.recent[:-1])  # what it follows: the prompt, or what came before
+            if text := stops.push(stream.push(token)):
+                yield text
+            if stops.stopped:
+                return
+        if stream is not None and (text := stops.push(stream.finish()) + stops.finish()):
+            yield text
 
     def _tokens(self, prompt: IdArray | None, limit: int, sampler: Sampler) -> Iterator[int]:
         try:
@@ -295,16 +316,17 @@ class Session:
             except NonFiniteError as error:
                 self._fall_ill(error)
                 raise
-            return self._accept(fed, state, time.perf_counter() - start)
+            return self._accept(array, fed, state, time.perf_counter() - start)
 
-    def _accept(self, fed: Fed, state: State, seconds: float) -> FloatArray:
-        """Make what a feed gave this session's own; its outputs."""
+    def _accept(self, array: Array, fed: Fed, state: State, seconds: float) -> FloatArray:
+        """Make what a feed of `array` gave this session's own; its outputs."""
         now, surprise = self._now, fed.surprise[0]
         tokens = len(surprise)
         last = fed.best or fed.outputs[0, -1].copy()  # what is returned belongs to the caller
         chunk = self._manifest.chunk
         commits = (now.position + tokens) // chunk - now.position // chunk
-        after = Moment(state, last, surprise, now.totals.add(surprise), now.commits + commits)
+        recent = (*now.recent, *array[-KEPT:].tolist())[-KEPT:] if array.ndim == 1 else ()
+        after = Moment(state, last, surprise, now.totals.add(surprise), now.commits + commits, recent)
         if self._shared.observers:
             mean = float(surprise.mean()) if surprise.size else 0.0
             event = FeedEvent(self.name, tokens, after.position, seconds, commits, mean)
@@ -342,6 +364,9 @@ class Session:
         self._now = replace(self._now, state=self._home(self._now.state))
         return self._now
 
+    def _stands(self) -> None:
+        """Told after the state was replaced by one that is in memory, outside of a feed."""
+
     def _encode(self, prompt: str | bytes | Sequence[int] | IdArray) -> Sequence[int] | IdArray:
         if not isinstance(prompt, str | bytes):
             return prompt
@@ -358,26 +383,13 @@ def moment_of(feeder: Feeder, data: bytes, source: str) -> Moment:
     saved = statefile.unpack(feeder.manifest, data, source)
     state = feeder.backend.write(saved.tensors, 1, saved.header.position)
     nothing = np.zeros((0, feeder.manifest.surprise_layers), np.float32)
-    return Moment(state, saved.last, nothing, saved.header.totals, saved.header.commits)
-
-
-def _as_text(tokens: Iterator[int], tokenizer: Tokenizer, stops: StopFilter) -> Iterator[str]:
-    """Text of the tokens, up to a stop string."""
-    stream = tokenizer.stream()
-    for token in tokens:
-        if text := stops.push(stream.push(token)):
-            yield text
-        if stops.stopped:
-            return
-    if text := stops.push(stream.finish()) + stops.finish():
-        yield text
+    return Moment(state, saved.last, nothing, saved.header.totals, saved.header.commits, saved.header.recent)
 
 
 def _limit(max_new_tokens: int) -> int:
-    try:
-        limit = operator.index(max_new_tokens)
-    except TypeError:
-        raise InputError(f"max_new_tokens is {max_new_tokens!r}; use a whole number such as 64") from None
+    if isinstance(max_new_tokens, bool) or not hasattr(max_new_tokens, "__index__"):
+        raise InputError(f"max_new_tokens is {max_new_tokens!r}; use a whole number such as 64")
+    limit = operator.index(max_new_tokens)
     if limit < 0:
         raise InputError(f"max_new_tokens is {limit}; use 0 or above")
     return limit

@@ -25,7 +25,7 @@ from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.errors import BundleError, StateError
 from titans_runtime.jsonread import Node, parse
 from titans_runtime.manifest import DTYPES, Manifest, StateSpec
-from titans_runtime.moment import Moment, SurpriseTotals
+from titans_runtime.moment import KEPT, Moment, SurpriseTotals
 
 FORMAT = "titans-state"
 FORMAT_VERSION = 1
@@ -46,6 +46,7 @@ class Header:
     position: tokens of the stream consumed.
     commits, totals: how often the memory was written, and surprise over the stream.
     compressed: whether the tensors are compressed.
+    recent: the last ids of the stream, as in `Moment`.
     tensors: dtype and shape of each.
     """
 
@@ -56,6 +57,7 @@ class Header:
     totals: SurpriseTotals
     compressed: bool
     tensors: dict[str, tuple[str, tuple[int, ...]]]
+    recent: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def pack(manifest: Manifest, tensors: Mapping[str, Array], moment: Moment, *, co
             "position": moment.position,
             "commits": moment.commits,
             "compressed": compress,
+            "recent": moment.recent,
             "surprise": asdict(moment.totals),
             "tensors": table,
         }
@@ -223,6 +226,7 @@ def _header(titans: Node) -> Header:
         commits=titans.field("commits").integer(0),
         compressed=titans.field("compressed").boolean(),
         tensors=_table(titans.field("tensors")),
+        recent=_recent(titans.optional("recent")),
         totals=SurpriseTotals(
             surprise.field("tokens").integer(0),
             surprise.field("total").number(),
@@ -260,6 +264,11 @@ def _table(node: Node) -> dict[str, tuple[str, tuple[int, ...]]]:
         if math.prod(table[name][1]) > _LARGEST:
             shape.fail("a shape of a tensor that fits into memory")
     return table
+
+
+def _recent(node: Node | None) -> tuple[int, ...]:
+    """Ids; a file of before they were kept has none."""
+    return () if node is None else tuple(each.integer(0) for each in node.items())[-KEPT:]
 
 
 def _deflate(array: Array) -> Array:

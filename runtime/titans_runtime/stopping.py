@@ -16,14 +16,17 @@ class StopFilter:
     Text that may be the beginning of a stop string is held back until it is decided.
 
     Args:
-        stops: strings that end the text; may be none.
+        stops: strings that end the text; may be none, or None.
 
     Raises:
         InputError: a stop string is empty or not a string.
     """
 
-    def __init__(self, stops: str | Sequence[str] = ()) -> None:
-        self._stops = (stops,) if isinstance(stops, str) else tuple(stops)
+    def __init__(self, stops: str | Sequence[str] | None = ()) -> None:
+        try:
+            self._stops = (stops,) if isinstance(stops, str) else tuple(stops or ())
+        except TypeError:
+            raise InputError(f"stop is {stops!r}; use a string, or a list of strings") from None
         for stop in self._stops:
             if not isinstance(stop, str) or not stop:
                 raise InputError(f"stop string {stop!r} is not a string with something in it; leave it out")

@@ -7,6 +7,7 @@ is `stopping`'s business.
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -41,8 +42,8 @@ class Tokenizer(Protocol):
         """The ids of a text. Raises `TextError` for text that is not UTF-8."""
         ...
 
-    def stream(self) -> TextStream:
-        """A decoder for one stream."""
+    def stream(self, after: Sequence[int] = ()) -> TextStream:
+        """A decoder for tokens that follow those of `after`, whose text it does not give again."""
         ...
 
 
@@ -53,14 +54,16 @@ class ByteTokenizer:
         """The bytes of a text."""
         return list(_utf8(text) if isinstance(text, str) else text)
 
-    def stream(self) -> TextStream:
-        """A UTF-8 decoder."""
-        return _ByteStream()
+    def stream(self, after: Sequence[int] = ()) -> TextStream:
+        """A UTF-8 decoder; a character that `after` began is whole where it ends."""
+        return _ByteStream(after)
 
 
 class _ByteStream:
-    def __init__(self) -> None:
+    def __init__(self, after: Sequence[int]) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for token in after:
+            self.push(token)
 
     def push(self, token: int) -> str:
         return self._decoder.decode(bytes([token])) if token < 256 else ""
@@ -102,21 +105,22 @@ class LibraryTokenizer:
         _utf8(text)
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def stream(self) -> TextStream:
+    def stream(self, after: Sequence[int] = ()) -> TextStream:
         """A decoder that holds back unfinished characters."""
-        return _LibraryStream(self._tokenizer)
+        return _LibraryStream(self._tokenizer, after)
 
 
 class _LibraryStream:
     """Text of a token = decode(window + token) - decode(window), for a window of the tokens just before.
 
     Tokens cannot be decoded alone: some decoders strip a leading space, others join pieces. The window is what was
-    last decoded to whole characters.
+    last decoded to whole characters; at first, what came before the stream.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, after: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._window: list[int] = []
+        self._window = list(after)
+        self._begun = False
         self._fresh: list[int] = []
 
     def push(self, token: int) -> str:
@@ -131,11 +135,14 @@ class _LibraryStream:
 
     def _text_of_fresh(self) -> str:
         before = self._decode(self._window)
+        if not self._begun:  # what came before may end inside a character, which then belongs to the new text
+            before = before.rstrip(_REPLACEMENT)
         return self._decode(self._window + self._fresh)[len(before) :]
 
     def _accept(self, text: str) -> str:
         # Tokens without text (special ones) do not make a window: the next token would then seem to be the first.
         self._window, self._fresh = self._fresh if text else self._window + self._fresh, []
+        self._begun = self._begun or bool(text)
         return text
 
     def _decode(self, tokens: list[int]) -> str:

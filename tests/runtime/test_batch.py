@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,6 +180,30 @@ def test_spilled_sessions_come_back_and_their_files_go(toy_model: Model, tmp_pat
         del session, alone
         sessions.clear()
     assert list(tmp_path.rglob("*.state")) == []
+
+
+@pytest.mark.parametrize("use", ["mark", "rewind", "fork"])
+def test_the_limit_holds_whatever_brings_a_state_into_memory(toy_model: Model, use: str) -> None:
+    with toy_model.batch(resident=2) as batch:
+        sessions = [batch.session() for _ in range(8)]
+        for number, session in enumerate(sessions):
+            session.feed([number, 1, 2])
+        there = toy_model.session().mark()
+        for session in sessions:
+            if use == "mark":
+                session.mark()
+            elif use == "fork":
+                session.fork()
+            else:
+                session.rewind(there)
+        in_memory = [session for session in sessions if not isinstance(session._now.state, Spilled)]
+        assert len(in_memory) <= 2
+        assert batch.resident <= 2
+
+
+def test_a_folder_for_spilling_that_is_not_there_is_a_clear_error(toy_model: Model, tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="check the path"):
+        toy_model.batch(resident=2, folder=tmp_path / "nowhere")
 
 
 def test_a_spill_file_that_was_damaged_is_an_error_of_that_session_alone(toy_model: Model, tmp_path: Path) -> None:
@@ -389,6 +416,47 @@ def test_an_interrupt_while_waiting_leaves_the_session_before_or_after_the_feed(
     assert_equal_to_solo(session, alone)
 
 
+def test_an_interrupted_prompt_ends_soon_and_the_session_is_as_it_was(
+    toy_model: Model, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, other = batch.session(), batch.session()
+    session.feed([1, 2])
+    calls: list[int] = []
+    call = batch._engine._call
+
+    def counted(*arguments: Any) -> None:
+        calls.append(1)
+        call(*arguments)
+        if len(calls) == 2:  # the caller is interrupted while its prompt is under way
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            time.sleep(0.2)
+
+    monkeypatch.setattr(batch._engine, "_call", counted)
+    with pytest.raises(KeyboardInterrupt):
+        batch.feed([session, other], [[3] * (400 * C), [4] * (400 * C)])
+    assert len(calls) < 400
+    assert (session.position, other.position) == (2, 0)
+    alone = toy_model.session()
+    alone.feed([1, 2])
+    assert_equal_to_solo(session, alone)
+
+
+def test_a_callback_may_queue_the_next_feed(toy_model: Model, batch: Batch) -> None:
+    session, last = batch.session(), Future[None]()
+
+    def go_on(done: Future[np.ndarray]) -> None:
+        if session.position == 5:
+            last.set_result(None)
+        else:
+            session.submit([session.position]).add_done_callback(go_on)
+
+    session.submit([0]).add_done_callback(go_on)
+    last.result(timeout=30)
+    alone = toy_model.session()
+    alone.feed([0, 1, 2, 3, 4])
+    assert_equal_to_solo(session, alone)
+
+
 def test_a_feed_that_was_not_begun_can_be_cancelled(toy_model: Model, batch: Batch) -> None:
     session = batch.session()
     with batch._engine.lock:  # the engine cannot begin anything
@@ -409,6 +477,8 @@ def test_an_observer_may_not_feed_its_own_batch(toy_bundle: Path) -> None:
         model.observe(lambda event: other.feed([1]))  # type: ignore[arg-type,return-value]
         with pytest.raises(SessionBusyError, match="another thread"):
             batch.session().feed([1])
+        with pytest.raises(SessionBusyError, match="another thread"):
+            batch.feed([batch.session()], [[1]])
         assert other.position == 0
 
 

@@ -117,6 +117,8 @@ WRONG_CALLS: list[Callable[[Session], object]] = [
     lambda s: s.generate(None),
     lambda s: s.generate("a", max_new_tokens=-1),
     lambda s: s.generate("a", max_new_tokens=1.5),  # type: ignore[arg-type]
+    lambda s: s.generate("a", max_new_tokens=True),
+    lambda s: s.generate("a", stop=5),  # type: ignore[arg-type]
     lambda s: s.generate("a", temperature=-1.0),
     lambda s: s.generate("a", stop=[""]),
     lambda s: s.generate("\ud800"),

@@ -19,6 +19,7 @@ import pytest
 
 from tests.runtime.toy import C, Toy, write_toy
 from titans_runtime import Model, StateError, load
+from titans_runtime.atomic import check_writable
 
 TEXT = list(b"what is to be remembered")  # three chunks
 ODD = TEXT[:-3]  # ends inside a chunk
@@ -167,7 +168,7 @@ def test_a_full_disk_leaves_the_old_file_and_the_session_alone(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(StateError, match=r"No space left on device.*free some space"):
+        with pytest.raises(StateError, match=r"No space left on device.*free some disk space"):
             session.save(path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["alice.state"]
@@ -235,14 +236,41 @@ def test_a_saved_memory_is_its_users_alone_and_keeps_the_mode_it_was_given(toy_m
 
 
 def test_what_a_killed_process_left_is_removed_after_a_while(toy_model: Model, tmp_path: Path) -> None:
-    old, fresh, other = (tmp_path / f".{name}.tmp" for name in ("alice.state.1", "alice.state.2", "bob.state.3"))
-    for file in (old, fresh, other):
+    names = (".alice.state.1.titans-tmp", ".bob.state.2.titans-tmp", ".alice.state.3.titans-tmp", ".somebody.tmp")
+    files = [tmp_path / name for name in names]
+    for file in files:
         file.write_bytes(b"half a state")
     long_ago = time.time() - 7200
-    os.utime(old, (long_ago, long_ago))
-    os.utime(other, (long_ago, long_ago))
+    for file in (*files[:2], files[3]):
+        os.utime(file, (long_ago, long_ago))
     toy_model.session().save(tmp_path / "alice.state")
-    assert sorted(file.name for file in tmp_path.iterdir()) == [fresh.name, other.name, "alice.state"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([*names[2:], "alice.state"])
+
+
+def test_a_link_stays_and_the_file_it_leads_to_is_replaced(toy_model: Model, tmp_path: Path) -> None:
+    link, there = tmp_path / "alice.state", tmp_path / "elsewhere" / "real.state"
+    there.parent.mkdir()
+    link.symlink_to(there)
+    session = toy_model.session()
+    for _ in range(2):  # a link that leads nowhere yet, and one to a file
+        session.feed([1])
+        session.save(link)
+        assert link.is_symlink()
+        assert toy_model.restore(there).position == session.position
+
+
+@pytest.mark.parametrize("kind", ["pipe", "directory"])
+def test_what_is_no_file_is_refused_and_stays(toy_model: Model, tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "place"
+    if kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.mkdir()
+    for refused in (toy_model.session().save, check_writable):
+        with pytest.raises(StateError, match="name a file"):
+            refused(place)
+    assert place.is_fifo() if kind == "pipe" else place.is_dir()
+    assert list(tmp_path.iterdir()) == [place]
 
 
 SAVE_FOREVER = """

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from tests.runtime.toy import Toy, write_toy
-from titans_runtime import BundleError, InputError, TextError, load
+from titans_runtime import BundleError, InputError, SamplingOptions, TextError, load
+from titans_runtime.moment import KEPT
 from titans_runtime.stopping import StopFilter
 from titans_runtime.text import ByteTokenizer, LibraryTokenizer, Tokenizer
 
@@ -101,6 +102,47 @@ def test_damaged_text_is_not_held_back_for_ever(byte_level_tokenizer: LibraryTok
     assert "".join(streamed) == "\ufffd" * 40
 
 
+@settings(deadline=None)
+@given(tokens=st.lists(st.integers(1, 5), min_size=1, max_size=12), cut=st.integers(0, 12), step=st.integers(1, 4))
+def test_text_in_several_streams_is_the_text(
+    word_tokenizer: LibraryTokenizer, tokens: list[int], cut: int, step: int
+) -> None:
+    """A prompt, then generations that each go on from what came before: the spaces between them stay."""
+    whole = word_tokenizer._tokenizer.decode(tokens)
+    cut = min(cut, len(tokens))
+    before, text = tokens[:cut], ""
+    for start in range(cut, len(tokens), step):
+        stream = word_tokenizer.stream(tokens[:start][-KEPT:])
+        text += "".join(stream.push(token) for token in tokens[start : start + step]) + stream.finish()
+    assert word_tokenizer._tokenizer.decode(before) + text == whole
+
+
+def test_a_character_that_the_prompt_began_is_whole_where_it_ends(byte_level_tokenizer: LibraryTokenizer) -> None:
+    for tokenizer in (ByteTokenizer(), byte_level_tokenizer):
+        first, second, *rest = tokenizer.encode("éa")
+        stream = tokenizer.stream([*tokenizer.encode("caf"), first])
+        assert [stream.push(second), *map(stream.push, rest), stream.finish()] == ["é", "a", ""]
+
+
+def test_generated_text_goes_on_from_its_prompt(folder: Path, tmp_path: Path) -> None:
+    """The first word's space is there; so it is where one generation goes on from another, or from a saved one."""
+    model = load(write_toy(tmp_path / "toy.titans", Toy(vocab_size=7), words(folder).read_bytes()), threads=1)
+    for seed in range(5):
+        session = model.session()
+        ids = [*model.encode("the memory"), *session.generate_tokens("the memory", 6, SamplingOptions(seed=seed))]
+        whole = model.decode(ids)
+        assert whole == "the memory" + "".join(model.session().generate("the memory", 6, seed=seed))
+        session = model.session()
+        text = "the memory"
+        session.feed(model.encode(text))
+        for token in ids[2:]:
+            stream = LibraryTokenizer(words(folder)).stream(session.recent)
+            text += stream.push(token) + stream.finish()
+            session.feed([token])
+            session = model.restore_bytes(session.to_bytes())
+        assert text == whole
+
+
 def test_a_text_tokenizer_refuses_bytes_that_are_not_utf8(word_tokenizer: LibraryTokenizer) -> None:
     with pytest.raises(TextError, match=r"byte 4 is 0xff.*convert it to UTF-8"):
         word_tokenizer.encode(b"the \xff")
@@ -143,6 +185,12 @@ def test_stop_strings_are_found_however_the_text_arrives(text: str, stops: list[
     at_once = StopFilter(stops)
     assert at_once.push(text) + at_once.finish() == text[:first]
     assert at_once.stopped == by_character.stopped == any(stop in text for stop in stops)
+
+
+def test_no_stop_strings_may_be_none_and_anything_else_is_refused() -> None:
+    assert StopFilter(None).push("text") == "text"
+    with pytest.raises(InputError, match="use a string"):
+        StopFilter(5)  # type: ignore[arg-type]
 
 
 def test_only_what_may_become_a_stop_string_is_held_back() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,13 +103,66 @@ def test_a_chat_undoes_resets_and_tells_its_figures(tiny_bundle: Path, tmp_path:
     assert "everything is forgotten" in told
     assert "back at 0 tokens" in told
     assert "nothing to undo" in told
-    assert "/quit" in told
+    assert "there is no command /something" in told
     assert json.loads(titans("state", "inspect", memory, "--json").stdout)["position"] == 0
 
 
 def test_a_chat_without_a_file_has_nowhere_to_save(tiny_bundle: Path) -> None:
     result = titans("chat", tiny_bundle, lines="/save\n")
     assert (result.exit_code, "--memory FILE" in result.stderr) == (0, True)
+
+
+def test_a_chat_document_has_every_line_and_says_what_was_taken_back(tiny_bundle: Path) -> None:
+    lines = "one\n/etc/passwd is a file\ntwo\n/undo\n//etc\n/help\n"
+    result = titans("chat", tiny_bundle, "--max-new-tokens", "2", "--json", lines=lines)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    told = [(each["message"], "error" in each, each.get("undone", False)) for each in document["exchanges"]]
+    assert told == [
+        ("one", False, False),
+        ("/etc/passwd is a file", True, False),
+        ("two", False, True),
+        ("/etc", False, False),
+    ]
+    assert document["position"] == len("one\n/etc\n") + 2 * 2
+    assert "/undo" in result.stderr  # /help
+
+
+def test_a_chat_whose_memory_cannot_be_written_says_what_was_said(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise titans_runtime.StateError("the disk is full; free some disk space")
+
+    monkeypatch.setattr("titans_runtime.session.write_atomically", full)
+    for command in (["chat", "--memory"], ["run", "--prompt", "one", "--state-out"]):
+        place = tmp_path / "me.state"
+        name, *options = command
+        result = titans(name, tiny_bundle, "--max-new-tokens", "2", "--json", *options, place, lines="one\ntwo\n")
+        assert (result.exit_code, result.stderr) == (2, "Error: the disk is full; free some disk space\n")
+        document = json.loads(result.stdout)
+        assert len(document.get("exchanges", [document])) == 1
+
+
+def test_a_template_has_new_lines_as_a_shell_passes_them(tiny_bundle: Path) -> None:
+    result = titans(
+        "chat", tiny_bundle, "--template", r"U: {message}\nB\\n", "--max-new-tokens", "1", "--json", lines="hi\n"
+    )
+    assert json.loads(result.stdout)["position"] == len("U: hi\nB\\n") + 1
+
+
+def test_an_interrupted_run_leaves_the_memory_of_what_it_read_and_wrote(tiny_bundle: Path, tmp_path: Path) -> None:
+    state = tmp_path / "me.state"
+    command = ["run", str(tiny_bundle), "--prompt", "def a", "--max-new-tokens", "1000000", "--state-out", str(state)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "titans_cli.main", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.read(20)  # it is under way
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, told.decode().splitlines()[-1]) == (130, "Interrupted")
+    assert titans_runtime.load(tiny_bundle, threads=1).restore(state).position > len("def a")
 
 
 class Trap(Toy):
@@ -154,7 +210,7 @@ def test_a_line_that_is_not_utf8_is_told_and_forgotten_where_text_is_needed(
     result = titans("chat", bundle, "--max-new-tokens", "1", lines=b"caf\xe9\n/\xe9\ndef double\n")
     assert result.exit_code == 0, result.output
     assert "back at 0 tokens: the text is not UTF-8 (byte 3 is 0xe9); convert it to UTF-8 first" in result.stderr
-    assert "/undo" in result.stderr
+    assert "there is no command /\ufffd; /help" in result.stderr
     assert result.stdout.strip()
 
 

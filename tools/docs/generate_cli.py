@@ -19,7 +19,7 @@ HEADER = """\
 <!-- Written by tools/docs/generate_cli.py; run `make docs` after changing a command. -->
 
 Results go to stdout, progress and messages to stderr. With `--json`, stdout is exactly one JSON document. Exit codes:
-0 done, 1 a check failed, 2 wrong usage or bad input (one line on stderr says what and how to mend it).
+0 done, 1 a check failed, 2 wrong usage or bad input (one line on stderr says what and how to mend it), 130 interrupted.
 """
 HELP_WIDTH = 100  # columns; fixed, so that the page doesn't depend on the terminal that made it
 

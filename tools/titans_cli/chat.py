@@ -5,6 +5,7 @@ Knows the conversation's commands and when the memory is saved. Does not know ho
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,18 +23,26 @@ _HELP = """\
 /stats  figures of the memory
 /save   write the memory now (it is written after every answer anyway)
 /quit   leave; so does the end of input
+//...   a message that begins with one /
 """
+_ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
 
 
 @click.command(
     epilog="""\b
 Examples:
   titans chat model.titans --memory me.state
+  titans chat model.titans --template "User: {message}\\nBot:" --stop "User:"
   echo "def main():" | titans chat model.titans --memory me.state --temperature 0"""
 )
 @bundle_argument
 @click.option("--memory", type=click.Path(path_type=Path), help="Where the memory lives; made if it is not there.")
-@click.option("--template", default="{message}\n", help="How a message is put to the model. [default: the line itself]")
+@click.option(
+    "--template",
+    default="{message}\\n",
+    show_default=True,
+    help="How a message is put to the model; \\n is a new line, \\t a tab, \\\\ a backslash.",
+)
 @click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Per answer.")
 @click.option("--stop", multiple=True, help="An answer ends at this text; may be given several times.")
 @click.option("--temperature", type=float, default=0.8, show_default=True, help="0 takes the most likely token.")
@@ -60,7 +69,8 @@ def chat(
     Every line is put to the model and answered; the model learns from both. With --memory the memory is written after
     every answer, all of it or nothing, and is there again next time. Ctrl-C ends an answer, /help lists commands. A
     line that the model cannot take, or that makes its memory diverge, is told on stderr, and it is as if it had not
-    been. With --json the whole conversation is one document at its end; such a line is in it with its error.
+    been; so is a command that there is not. With --json the whole conversation is one document at its end; such a line
+    is in it with its error, and what /undo took back with "undone": true.
     """
     import titans_runtime
     from titans_runtime.atomic import check_writable
@@ -80,10 +90,13 @@ def chat(
         _say(f"the memory of {memory} goes on after {session.position:,} tokens")
     else:
         session = model.session()
-    conversation = _Conversation(session, memory, template, max_new_tokens, stop, options, show=not as_json)
-    conversation.run()
-    if as_json:
-        print_json({"exchanges": conversation.exchanges, "position": session.position, "provider": model.provider})
+    message = re.sub(r"\\[nt\\]", lambda found: _ESCAPES[found[0]], template)
+    conversation = _Conversation(session, memory, message, max_new_tokens, stop, options, show=not as_json)
+    try:
+        conversation.run()
+    finally:  # what was said is not lost with a memory that cannot be written
+        if as_json:
+            print_json({"exchanges": conversation.exchanges, "position": session.position, "provider": model.provider})
 
 
 class _Conversation:
@@ -99,32 +112,34 @@ class _Conversation:
         options: SamplingOptions,
         show: bool,
     ) -> None:
-        self.exchanges: list[dict[str, str]] = []
+        self.exchanges: list[dict[str, str | bool]] = []
         self._show = show
         self._session, self._memory, self._template = session, memory, template.encode()
         self._limit, self._stop, self._options = max_new_tokens, stop, options
-        self._marks: list[Mark] = []
+        self._marks: list[tuple[Mark, dict[str, str | bool]]] = []  # before what, for /undo
 
     def run(self) -> None:
         """Until /quit or the end of input."""
         if sys.stdin.isatty():
             _say("/help lists commands")
         while (line := _read()) is not None and line != b"/quit":
-            if line.startswith(b"/"):
+            if line.startswith(b"/") and not line.startswith(b"//"):
                 self._command(line.decode("utf-8", "replace"))
             elif line:
-                self._answer(line)
+                self._answer(line[1:] if line.startswith(b"//") else line)
                 self._save()
 
     def _command(self, line: str) -> None:
         if line == "/undo" and self._marks:
-            self._session.rewind(self._marks.pop())
+            mark, undone = self._marks.pop()
+            self._session.rewind(mark)
+            undone["undone"] = True
             self._save()
             _say(f"back at {self._session.position:,} tokens")
         elif line == "/undo":
             _say("there is nothing to undo in this conversation")
         elif line == "/reset":
-            self._marks.append(self._session.mark())
+            self._marks.append((self._session.mark(), {}))  # a reset is no exchange
             self._session.reset()
             self._save()
             _say("everything is forgotten; /undo brings it back")
@@ -139,15 +154,20 @@ class _Conversation:
             _say(f"written to {self._memory}")
         elif line == "/save":
             _say("start with --memory FILE to have a place to save to")
-        else:
+        elif line == "/help":
             _say(_HELP.rstrip())
+        else:
+            error = f"there is no command {line.split()[0]}; /help lists them, and // begins a message with one /"
+            self.exchanges.append({"message": line, "answer": "", "error": error})
+            _say(error)
 
     def _answer(self, line: bytes) -> None:
         from titans_runtime import InputError, NonFiniteError
 
         mark = self._session.mark()
-        exchange = {"message": line.decode("utf-8", "replace"), "answer": ""}
+        exchange: dict[str, str | bool] = {"message": line.decode("utf-8", "replace"), "answer": ""}
         self.exchanges.append(exchange)
+        answer = ""
         try:
             message = self._template.replace(b"{message}", line)  # bytes, because the tokenizer knows what is text
             for piece in self._session.generate(
@@ -158,7 +178,8 @@ class _Conversation:
                 seed=self._options.seed,
                 stop=self._stop,
             ):
-                exchange["answer"] += piece
+                answer += piece
+                exchange["answer"] = answer
                 if self._show:
                     click.echo(piece, nl=False)
         except KeyboardInterrupt:
@@ -166,13 +187,13 @@ class _Conversation:
         except (InputError, NonFiniteError) as error:
             self._session.rewind(mark)
             exchange["error"] = str(error)
-            if self._show and exchange["answer"]:
+            if self._show and answer:
                 click.echo()
             _say(f"this message is forgotten, back at {self._session.position:,} tokens: {error}")
             return
         if self._show:
             click.echo()
-        self._marks = [*self._marks[-31:], mark]  # each holds a state; so far back is enough
+        self._marks = [*self._marks[-31:], (mark, exchange)]  # each holds a state; so far back is enough
 
     def _save(self) -> None:
         if self._memory is not None:

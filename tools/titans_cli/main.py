@@ -10,6 +10,7 @@ import errno
 import importlib
 import keyword
 import os
+import signal
 import sys
 from typing import IO, Any, cast
 
@@ -59,17 +60,8 @@ _EXTRAS = {
 }
 _OPTIONAL_PACKAGES = ("torch", "onnx", "onnxruntime")
 
-_OS_REMEDIES = {
-    errno.ENOSPC: "free some disk space or choose another place",
-    errno.EDQUOT: "free some of your quota or choose another place",
-    errno.EROFS: "the file system is read-only; choose another place",
-    errno.EACCES: "check the permissions or choose another place",
-    errno.EPERM: "check the permissions or choose another place",
-    errno.ENOENT: "check the path",
-    errno.ENOTDIR: "check the path: a part of it is a file",
-    errno.EISDIR: "name a file, not a directory",
-    errno.EEXIST: "choose another place or remove what is there",
-}
+
+INTERRUPTED = 128 + signal.SIGINT  # exit code, as shells have it; 1 is for a check that failed
 
 
 class CleanError(click.ClickException):
@@ -105,6 +97,9 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except click.exceptions.NoArgsIsHelpError:
             raise
+        except KeyboardInterrupt:
+            click.echo("Interrupted", err=True)
+            ctx.exit(INTERRUPTED)
         except click.UsageError as error:
             path = error.ctx.command_path if error.ctx else "titans"
             raise CleanError(f"{error.format_message().rstrip('.')} (see {path} --help)") from error
@@ -117,6 +112,8 @@ class LazyGroup(click.Group):
 
 def explain(error: Exception, command: str) -> str | None:
     """The message a person should see for `error` of subcommand `command`, or None if it deserves its traceback."""
+    from titans_runtime.errors import os_remedy
+
     for module, name in _OWN_ERRORS.items():
         loaded = sys.modules.get(module)
         if loaded is not None and isinstance(error, getattr(loaded, name)):
@@ -126,8 +123,7 @@ def explain(error: Exception, command: str) -> str | None:
         return f"titans {command} needs {error.name}, which is missing; run: pip install 'titans-deploy[{extra}]'"
     if isinstance(error, OSError) and error.strerror and error.errno != errno.EPIPE:  # click ends a broken pipe quietly
         where = f"{error.filename}: " if error.filename is not None else ""
-        remedy = _OS_REMEDIES.get(error.errno or 0, "check the path and try again")
-        return f"{where}{error.strerror}; {remedy}"
+        return f"{where}{error.strerror}; {os_remedy(error)}"
     return None
 
 
@@ -136,7 +132,8 @@ def explain(error: Exception, command: str) -> str | None:
 def cli() -> None:
     """Titans test-time memory models: train in PyTorch, export to ONNX bundles, run them without PyTorch.
 
-    Exit codes: 0 done, 1 a check failed, 2 wrong usage or bad input. Set TITANS_DEBUG=1 for tracebacks.
+    Exit codes: 0 done, 1 a check failed, 2 wrong usage or bad input, 130 interrupted. Set TITANS_DEBUG=1 for
+    tracebacks.
 
     \b
     Example:

@@ -69,7 +69,8 @@ def run(
     """Generate text with a bundle.
 
     The text streams to stdout as it comes; with --json it is part of the one JSON document instead. With --state-in the
-    memory of an earlier run goes on, and the prompt may be left out.
+    memory of an earlier run goes on, and the prompt may be left out. Where it is interrupted, --state-out has the
+    memory of all that was read and written until then.
     """
     import titans_runtime
     from titans_runtime.atomic import check_writable
@@ -88,14 +89,21 @@ def run(
     model = titans_runtime.load(bundle, provider=provider, threads=threads)
     session = model.session() if state_in is None else model.restore(state_in)
     show = not as_json if stream is None else stream
-    answer = _generate(model, session, text, max_new_tokens, options, stop, show=show, err=as_json)
-    if state_out is not None:
-        session.save(state_out)
-    if as_json:
-        print_json({**answer.figures(), "position": session.position, **_provider(model)})
-    else:
-        click.echo("" if show else answer.text)
-        click.echo(answer.summary(), err=True)
+    try:
+        answer = _generate(model, session, text, max_new_tokens, options, stop, show=show, err=as_json)
+    except (KeyboardInterrupt, BrokenPipeError):
+        if state_out is not None:
+            session.save(state_out)
+        raise
+    try:
+        if state_out is not None:
+            session.save(state_out)
+    finally:  # what was said is not lost with a disk that is full
+        if as_json:
+            print_json({**answer.figures(), "position": session.position, **_provider(model)})
+        else:
+            click.echo("" if show else answer.text)
+            click.echo(answer.summary(), err=True)
 
 
 def _provider(model: Model) -> dict[str, object]:
@@ -160,7 +168,7 @@ def _generate(
 
     if model.tokenizer is None:
         raise TextError("this model has no tokenizer, so it cannot continue text; drive it from Python with feed()")
-    pieces, stops, before = model.tokenizer.stream(), StopFilter(stop), session.position
+    pieces, stops, before = None, StopFilter(stop), session.position
     answer = _Answer()
 
     def emit(piece: str) -> None:
@@ -172,9 +180,11 @@ def _generate(
     for token in session.generate_tokens(prompt, max_new_tokens, options):
         answer.arrived.append(time.perf_counter() - start)
         answer.surprise.append(float(session.surprise[-1]))
+        pieces = pieces or model.tokenizer.stream(session.recent[:-1])
         emit(stops.push(pieces.push(token)))
         if stops.stopped:
             break
-    emit(stops.push(pieces.finish()) + stops.finish())
+    if pieces is not None:
+        emit(stops.push(pieces.finish()) + stops.finish())
     answer.prompt_tokens = session.position - before - len(answer.arrived)
     return answer

@@ -70,20 +70,27 @@ class Batch:
             For each what `Session.feed` returns.
 
         Raises:
-            What `Session.feed` raises, for the first session that failed; the others have moved on all the same.
+            What `Session.feed` raises, for the first session that failed; the others have moved on all the same. After
+            Ctrl-C those that were not done are as they were.
         """
         if len(sessions) != len(inputs):
             raise InputError(f"there are {len(sessions)} sessions and {len(inputs)} inputs; pass as many of both")
-        futures: list[Future[FloatArray]] = []
+        self._engine.refuse_to_wait()
+        jobs: list[Job] = []
         try:
             for session, each in zip(sessions, inputs, strict=True):
-                futures.append(session.submit(each))
-        finally:
-            done = [future.exception() for future in futures]  # nobody is left behind half fed
-        for error in done:
-            if error is not None:
+                jobs.append(session._begin(each))
+        except Exception:  # one was refused; nobody is left behind half fed
+            _wait_for(jobs)
+            raise
+        except BaseException:
+            _abandon(jobs)
+            raise
+        _wait_for(jobs)
+        for job in jobs:
+            if (error := job.future.exception()) is not None:
                 raise error
-        return [future.result() for future in futures]
+        return [job.future.result() for job in jobs]
 
     @property
     def resident(self) -> int:
@@ -126,6 +133,9 @@ class BatchSession(Session):
         Args and errors as in `feed`; what goes wrong later is the future's exception. A future that was not begun can
         be cancelled, and nothing has happened then.
         """
+        return self._begin(inputs, all_logits).future
+
+    def _begin(self, inputs: Inputs, all_logits: bool = False) -> Job:
         array = checked_inputs(self._manifest.inputs, inputs)
         every = all_logits or not isinstance(self._manifest.inputs, TokenInputs)
         if every:
@@ -133,24 +143,27 @@ class BatchSession(Session):
         return self._submit(array, every, lambda outputs: outputs.reshape(-1))
 
     def _consume(self, array: Array, every: bool, best: int | None = None) -> FloatArray:
-        future = self._submit(array, every, lambda outputs: outputs, best)
+        self._engine.refuse_to_wait()
+        job = self._submit(array, every, lambda outputs: outputs, best)
         try:
-            return future.result()
+            return job.future.result()
         except BaseException:
-            if not future.cancel():  # begun: it ends soon, and the session must not be left to another user before
-                future.exception()
+            job.abandon()
             raise
+
+    def _stands(self) -> None:
+        self._engine.enroll(self)
 
     def _submit(
         self, array: Array, every: bool, shape: Callable[[FloatArray], FloatArray], best: int | None = None
-    ) -> Future[FloatArray]:
+    ) -> Job:
         self._guard.enter()
         try:
             self._check()
             start = time.perf_counter()
 
             def finish(fed: Fed, state: State) -> FloatArray:
-                return shape(self._accept(fed, state, time.perf_counter() - start))
+                return shape(self._accept(array, fed, state, time.perf_counter() - start))
 
             job = Job(self, self._now.state, array, every, finish, self._release, best)
             job.future.add_done_callback(self._if_cancelled)
@@ -158,7 +171,7 @@ class BatchSession(Session):
         except BaseException:
             self._guard.leave()
             raise
-        return job.future
+        return job
 
     def _if_cancelled(self, future: Future[FloatArray]) -> None:
         if future.cancelled():
@@ -204,6 +217,23 @@ class _EngineFeeder:
     def home(self, state: State) -> State:
         """The state as the backend's own value."""
         return self._engine.home(state)
+
+
+def _wait_for(jobs: list[Job]) -> None:
+    """Until all are done; where the wait is interrupted, what is not done is abandoned."""
+    try:
+        for job in jobs:
+            job.future.exception()
+    except BaseException:
+        _abandon(jobs)
+        raise
+
+
+def _abandon(jobs: list[Job]) -> None:
+    for job in jobs:
+        job.abandoned = True  # all of them before the first is waited for
+    for job in jobs:
+        job.abandon()
 
 
 def _positive(name: str, value: int) -> int:

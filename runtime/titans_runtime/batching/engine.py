@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from titans_runtime.backends.base import Backend, Feed, Rows, State, Stepped
-from titans_runtime.batching.jobs import Job, JobFailedError
+from titans_runtime.batching.jobs import Job, JobAbandonedError, JobFailedError
 from titans_runtime.batching.seats import Seat, Seated, Seats
 from titans_runtime.batching.spill import Residency, Spilled
 from titans_runtime.errors import SessionBusyError, TitansError
@@ -74,21 +74,20 @@ class Engine:
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Queue a job.
-
-        Raises:
-            SessionBusyError: called by an observer, which runs on the engine's own thread.
-            TitansError: the engine is closed.
-        """
-        if threading.current_thread() is self._thread:
-            raise SessionBusyError(
-                "an observer cannot feed a session of its own batch; hand the work to another thread"
-            )
+        """Queue a job. Raises `TitansError` if the engine is closed."""
         with self._arrived:
             if self._closing:
                 raise TitansError("this batch is closed; restore its sessions with model.restore, or in another batch")
             self._queue.append(job)
             self._arrived.notify()
+
+    def refuse_to_wait(self) -> None:
+        """Raise `SessionBusyError` on the engine's own thread, which would wait for itself for ever."""
+        if threading.current_thread() is self._thread:
+            raise SessionBusyError(
+                "an observer, or a callback of a future, cannot wait for a feed of its own batch;"
+                " use submit(), or hand the work to another thread"
+            )
 
     def home(self, state: State) -> State:
         """A state as the backend's own value: had back from disk, or from the lane, which the stream then leaves."""
@@ -219,6 +218,9 @@ class Engine:
 
     def _continue(self, job: Job) -> None:
         """Run one call of a job on its own, and put it at the end of the queue if there is more."""
+        if job.abandoned:
+            job.fail(JobAbandonedError())
+            return
         if job.calls is None:
             job.calls = self._planner.calls(job.state.position, job.tokens)
         call = next(job.calls)

@@ -47,6 +47,7 @@ class Job:
     outputs: list[FloatArray] = field(default_factory=list)
     surprise: list[FloatArray] = field(default_factory=list)
     chosen: Best | None = None
+    abandoned: bool = False  # whoever waited for it was interrupted; set by another thread, at any time
 
     @property
     def tokens(self) -> int:
@@ -74,9 +75,17 @@ class Job:
         outputs = np.concatenate(self.outputs) if self.outputs else nothing
         return Fed(outputs[None], np.concatenate(self.surprise)[None], self.chosen)
 
+    def abandon(self) -> None:
+        """Have it end early, as if it had not been asked for, and wait until it has."""
+        self.abandoned = True
+        if not self.future.cancel():  # begun: it ends with its next call, and the session is in use until then
+            self.future.exception()
+
     def succeed(self) -> None:
         """Make the result the session's and tell the caller; if that raises, fail with what it raised."""
         try:
+            if self.abandoned:
+                raise JobAbandonedError
             outputs = self.finish(self.fed(), self.state)
         except BaseException as error:  # an observer's error is the caller's
             self.fail(error)
@@ -88,6 +97,10 @@ class Job:
         """Tell the caller; the session stands where it stood."""
         self.release(error)
         self.future.set_exception(error)
+
+
+class JobAbandonedError(Exception):
+    """Nobody waits for the job any more: its session is to stand where it stood."""
 
 
 class JobFailedError(Exception):

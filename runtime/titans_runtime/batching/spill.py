@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from titans_runtime import statefile
 from titans_runtime.atomic import write_atomically
 from titans_runtime.backends.base import Backend, State
-from titans_runtime.errors import StateError
+from titans_runtime.errors import StateError, os_remedy
 from titans_runtime.manifest import Manifest
 from titans_runtime.moment import Moment
 from titans_runtime.observe import record
@@ -57,7 +57,7 @@ class Residency:
     ) -> None:
         self._manifest, self._backend, self._home = manifest, backend, home
         self._limit = limit
-        self._folder = None if limit is None else tempfile.TemporaryDirectory(prefix="titans-spill-", dir=folder)
+        self._folder = None if limit is None else _folder_in(folder)
         self._sessions: OrderedDict[int, weakref.ref[Session]] = OrderedDict()  # by id(), least recently used first
         self._files = 0
         self.spills = 0
@@ -129,3 +129,13 @@ class Residency:
         path = Path(self._folder.name) / f"{self._files}.state"
         write_atomically(path, statefile.pack(self._manifest, tensors, now), durable=False)
         return replace(now, state=Spilled(self._folder, path, now.position), last=now.outputs)
+
+
+def _folder_in(place: Path | None) -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="titans-spill-", dir=place)
+    except OSError as error:
+        where = place or tempfile.gettempdir()
+        raise StateError(
+            f"no folder for states can be made in {where} ({error.strerror}); {os_remedy(error)}"
+        ) from error
