@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ import torch
 
 import titans_runtime
 from tests.export.conftest import Exported
+from titans_core.config import MemoryConfig, TitansConfig
+from titans_core.model import TitansModel
 from titans_export import verify
+from titans_export.export import export_model
 from titans_export.verify import compare
 from titans_runtime.arrays import Array
 from titans_runtime.driver import Driver
@@ -115,6 +119,73 @@ def test_verification_notices_a_model_that_is_not_the_exported_one(exported: Exp
     assert not report.ok
     assert report.worst_at is not None
     assert "does not compute what the model computes" in report.explain()
+
+
+@pytest.mark.parametrize("exported", ["mac-tokens"], indirect=True)
+@pytest.mark.parametrize("name", ["0.memory_1", "1.momentum_0", "0.memory_errors_0", "1.chunk_key", "0.conv_state"])
+def test_verification_notices_a_state_that_is_wrong_alone(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    state = Driver.state
+
+    def spoiled(self: Driver) -> dict[str, Array]:
+        found = state(self)
+        found[name] = found[name].copy()
+        found[name].flat[0] += 0.01 * max(1.0, float(np.abs(found[name]).max()))
+        return found
+
+    assert name in {spec.name for spec in exported.model.state_specs()}
+    monkeypatch.setattr(Driver, "state", spoiled)
+    report = compare(exported.path, exported.model, tokens=100)
+    assert not report.ok
+    assert max(report.states, key=lambda each: report.states[each]) == name
+    assert report.max_abs_error <= CLOSE
+    assert f"state {name} by" in report.explain()
+
+
+@pytest.mark.parametrize("exported", ["mal-tokens", "mac-continuous"], indirect=True)
+def test_verification_notices_a_training_form_that_says_something_else(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form = verify._training_form
+    monkeypatch.setattr(verify, "_training_form", lambda model, x: form(model, x) + 0.01)
+    report = compare(exported.path, exported.model, tokens=100)
+    assert not report.ok
+    assert report.max_abs_error <= CLOSE
+    assert "from the training form by 1.0e-02" in report.explain()
+
+
+@pytest.fixture
+def amplifying(tmp_path: Path) -> Exported:
+    """A fresh model whose writes overshoot: rounding errors grow from token to token."""
+    torch.manual_seed(0)
+    memory = MemoryConfig(heads=1, initial_step_size=0.9)
+    config = TitansConfig(
+        variant="lmm", dim=32, layers=2, ffn_hidden=32, chunk=32, persistent_tokens=0, vocab_size=50, memory=memory
+    )
+    model = TitansModel(config)
+    export_model(model, tmp_path / "fresh.titans", verify_tokens=0)
+    return Exported(tmp_path / "fresh.titans", model, continuous=False)
+
+
+def test_a_model_that_amplifies_rounding_is_verified_from_one_state(amplifying: Exported) -> None:
+    report = compare(amplifying.path, amplifying.model, tokens=600)
+    assert report.ok, report.explain()
+    assert report.resynchronised > 0
+    assert report.amplifies_from is not None
+    assert "this model amplifies rounding errors" in report.explain()
+    document = report.to_json_dict()
+    assert (document["resynchronised"], document["amplifies_rounding_from"]) == (
+        report.resynchronised,
+        report.amplifies_from,
+    )
+
+
+@pytest.mark.parametrize("parameter", ["head.weight", "blocks.1.mlp.down.weight", "blocks.0.mixer.out.weight"])
+def test_amplified_rounding_excuses_no_other_model(amplifying: Exported, parameter: str) -> None:
+    with torch.no_grad():
+        amplifying.model.get_parameter(parameter)[0, 0] += 0.05
+    assert not compare(amplifying.path, amplifying.model, tokens=600).ok
 
 
 @pytest.mark.parametrize("exported", ["lmm-tokens"], indirect=True)

@@ -24,6 +24,8 @@ from titans_export.titans_pytorch.importer import import_checkpoint
 from titans_export.titans_pytorch.options import read_options
 from titans_export.titans_pytorch.parameters import CheckpointError
 from titans_export.titans_pytorch.steppable import TitansPytorchModel
+from titans_runtime.arrays import Array
+from titans_runtime.driver import Driver
 
 SMALL = cases.transformer({"num_residual_streams": 1, "num_tokens": 256})
 
@@ -135,6 +137,25 @@ def test_a_bundle_that_disagrees_does_not_appear(
     result = titans(files[0], "--config", files[1], "--out", tmp_path / "out", "--verify-tokens", "40")
     assert result.exit_code == 1
     assert "does not compute what the model computes" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("spoil", ["update_1", "momentum_0", "chunk_key"])
+def test_a_bundle_whose_state_alone_disagrees_does_not_appear(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str
+) -> None:
+    state = Driver.state
+
+    def spoiled(self: Driver) -> dict[str, Array]:
+        found = state(self)
+        name = next(name for name in found if name.endswith(f".{spoil}"))
+        found[name] = found[name] + np.float32(0.1) * max(1.0, float(np.abs(found[name]).max()))
+        return found
+
+    monkeypatch.setattr(Driver, "state", spoiled)
+    result = titans(files[0], "--config", files[1], "--out", tmp_path / "out", "--verify-tokens", "41")
+    assert result.exit_code == 1
+    assert f"{spoil} from the own PyTorch form by 1.0e-01" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
