@@ -182,6 +182,31 @@ def test_links_between_documents_lead_somewhere() -> None:
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
+def anchors(document: Path) -> set[str]:
+    """What links into a document may name: its headings, as GitHub makes anchors of them."""
+    headings = re.findall(
+        r"^#+ (.+)$", re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.S), re.M
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_into_documents_name_a_heading() -> None:
+    seen = 0
+    for document in DOCUMENTS:
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", document.read_text(encoding="utf-8")):
+            place = document.parent / target if target else document
+            if place.suffix == ".md":
+                seen += 1
+                assert anchor in anchors(place), f"{document.name} links to {target}#{anchor}"
+    assert seen > 20
+
+
+def test_no_document_has_a_placeholder() -> None:
+    for document in DOCUMENTS:
+        text = re.sub(r"```.*?```|`[^`]*`", "", document.read_text(encoding="utf-8"), flags=re.S)
+        assert not re.findall(r"\b[A-Z]+_[A-Z_]+\b|\bTODO\b|\bTBD\b", text), document
+
+
 def leaves(command: click.Command, name: str) -> list[tuple[str, click.Command]]:
     """`command` itself, or, where it is a group, the commands in it."""
     if isinstance(command, click.Group):

@@ -7,8 +7,8 @@ divided by the tensor's largest value where that exceeds 1; the tolerances are d
 
 A memory whose writes overshoot amplifies rounding: such a model disagrees with itself in PyTorch, fp32 against fp64,
 and no two implementations of it can agree for long. So when a bundle disagrees, the stream is driven again beside an
-fp64 twin: a piece may differ by up to ten times the model's own rounding in it, and wherever that exceeds the
-tolerance, or comes near it, all three continue from one state. A wrong bundle fails all the same, since every piece has to agree by
+fp64 twin: a piece may differ by up to ten times the model's own rounding in it, and wherever that comes near the
+tolerance all three continue from one state. A wrong bundle fails all the same, since every piece has to agree by
 itself; the report says how often this was needed and from where on the model amplifies.
 
 A bundle of lower precision is compared with fp32 arithmetic on the weights as it stores them, so the tolerances stay
@@ -136,8 +136,8 @@ class VerificationReport:
         form = f", from the training form by {self.training_form_error:.1e}" if self.disowned else ""
         return (
             f"outputs differ by {self.max_abs_error:.1e}{form} (allowed {self.tolerance.outputs:.0e}) and state {name}"
-            f" by {error:.1e} (allowed {self.tolerance.states:.0e}), first at token {self.worst_at}; the bundle does not"
-            " compute what the model computes: do not use it, export again, and report it if it recurs"
+            f" by {error:.1e} (allowed {self.tolerance.states:.0e}), first at token {self.worst_at}; the bundle does"
+            " not compute what the model computes: do not use it, export again, and report it if it recurs"
         )
 
 

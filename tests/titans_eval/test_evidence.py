@@ -14,7 +14,7 @@ from typing import Any
 import click
 import numpy as np
 import pytest
-from evidence import ablations, needle, recall
+from evidence import ablations, dna, needle, recall, text
 from evidence.agreement import Eager, needle_answers, recall_answers
 from evidence.work import Study, mean_and_range, write
 
@@ -43,13 +43,18 @@ def test_every_recipe_is_a_training_command_with_a_sound_model(words: list[str])
     assert model.variant == values["variant"]
 
 
-PRINTED = {"recall": recall.recipe("lmm", 0), "needle": needle.recipe("mag", 0)}
+PRINTED = {
+    "recall": recall.recipe("lmm", 0),
+    "needle": needle.recipe("mag", 0),
+    "text": [*map(str, text.RECIPE), "--seed", "0"],
+    "dna": [*map(str, dna.RECIPE), "--seed", "0"],
+}
 
 
 @pytest.mark.parametrize(("page", "words"), PRINTED.items(), ids=PRINTED)
 def test_the_command_on_a_page_is_the_recipe(page: str, words: list[str]) -> None:
-    text = (Path(__file__).resolve().parents[2] / "docs" / "evidence" / f"{page}.md").read_text(encoding="utf-8")
-    (command,) = re.findall(r"^titans train .*?(?<!\\)\n", text, re.M | re.S)
+    told = (Path(__file__).resolve().parents[2] / "docs" / "evidence" / f"{page}.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^titans train .*?(?<!\\)\n", told, re.M | re.S)
     assert shlex.split(command.replace("\\\n", "")) == ["titans", "train", *words, "--out", page]
 
 
