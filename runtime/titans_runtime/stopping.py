@@ -24,7 +24,7 @@ class StopFilter:
 
     def __init__(self, stops: str | Sequence[str] | None = ()) -> None:
         try:
-            self._stops = (stops,) if isinstance(stops, str) else tuple(stops or ())
+            self._stops = (stops,) if isinstance(stops, str) else () if stops is None else tuple(stops)
         except TypeError:
             raise InputError(f"stop is {stops!r}; use a string, or a list of strings") from None
         for stop in self._stops:

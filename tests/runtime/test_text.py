@@ -189,8 +189,9 @@ def test_stop_strings_are_found_however_the_text_arrives(text: str, stops: list[
 
 def test_no_stop_strings_may_be_none_and_anything_else_is_refused() -> None:
     assert StopFilter(None).push("text") == "text"
-    with pytest.raises(InputError, match="use a string"):
-        StopFilter(5)  # type: ignore[arg-type]
+    for stop in (5, 0, False):
+        with pytest.raises(InputError, match="use a string"):
+            StopFilter(stop)  # type: ignore[arg-type]
 
 
 def test_only_what_may_become_a_stop_string_is_held_back() -> None:

@@ -231,7 +231,7 @@ def _wait_for(jobs: list[Job]) -> None:
 
 def _abandon(jobs: list[Job]) -> None:
     for job in jobs:
-        job.abandoned = True  # all of them before the first is waited for
+        job.abandoned = True  # all of them, before `abandon` waits for the first
     for job in jobs:
         job.abandon()
 
