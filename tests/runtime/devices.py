@@ -8,14 +8,22 @@ import onnxruntime
 import pytest
 
 from titans_runtime import Model, ProviderError, SamplingOptions, Session, backends
+from titans_runtime.backends import ort_moves
 from titans_runtime.backends.device import Traffic
 from titans_runtime.backends.device_backend import DeviceBackend
 from titans_runtime.backends.ort_device import OrtDevice, OrtTarget
 from titans_runtime.bundle import open_bundle
 
 
-def host_target(in_place: bool = True) -> OrtTarget:
-    """Host memory in the role of a device's, whose tables can or cannot be written in place."""
+def host_target(in_place: bool = True, replayed: bool = False) -> OrtTarget:
+    """Host memory in the role of a device's: tables can be written in place or not, runs are given captures or not.
+
+    The CPU provider makes nothing of a capture's number, and runs as ever.
+    """
+
+    def replays(options: onnxruntime.SessionOptions) -> None:
+        options.intra_op_num_threads = 1
+
     return OrtTarget(
         name="host",
         execution_provider="CPUExecutionProvider",
@@ -23,6 +31,7 @@ def host_target(in_place: bool = True) -> OrtTarget:
         configure=lambda options, graph, size: setattr(options, "intra_op_num_threads", 1),
         sizes=lambda batch: 0,
         in_place=in_place,
+        replays=replays if replayed else None,
         remedy="",
     )
 
@@ -61,3 +70,15 @@ def traffic(model: Model) -> Traffic:
     backend = model._backend
     assert isinstance(backend, DeviceBackend)
     return backend.traffic
+
+
+def uncaptured(model: Model) -> set[str]:
+    """Graphs, and moves of every step, whose runs were never captured although they have been met often."""
+    backend = model._backend
+    assert isinstance(backend, DeviceBackend)
+    assert isinstance(backend.device, OrtDevice)
+    moves = backend.device._moves._sessions
+    assert moves
+    found = {name: replays for (name, _), (_, replays) in backend.device._sessions.items()}
+    found |= {kind.name: replays for kind, (_, replays) in moves.items() if kind.name in ort_moves._REPLAYED}
+    return {name for name, replays in found.items() if replays is None}

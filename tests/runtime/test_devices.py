@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from tests.runtime.devices import host_target, on_device, skip_without, traffic
+from tests.runtime.devices import host_target, on_device, skip_without, traffic, uncaptured
 from tests.runtime.toy import FEATURES, C, Toy, write_toy
 from titans_runtime import (
     ExecutionError,
@@ -28,12 +28,13 @@ from titans_runtime import (
     backends,
     load,
 )
-from titans_runtime.backends import ort_moves
+from titans_runtime.backends import ort_moves, ort_replay
 from titans_runtime.backends.device import DeviceBlock
 from titans_runtime.backends.device_state import DeviceGraph
 from titans_runtime.backends.onnx_writer import Node, Value, model
 from titans_runtime.backends.ort_device import OrtBound, OrtMemory, OrtTarget
 from titans_runtime.backends.ort_moves import Moves, OrtBuffer
+from titans_runtime.backends.ort_replay import Replay, Replays
 from titans_runtime.backends.pool import Lease
 from titans_runtime.errors import ProviderStatus
 
@@ -41,10 +42,17 @@ CLOSE = 1e-5
 TEXT = list(b"a text that is longer than three chunks of eight")
 
 
-@pytest.fixture(scope="module", params=["in place", "not in place"])
+TARGETS = {
+    "in place": host_target(),
+    "not in place": host_target(in_place=False),
+    "replayed": host_target(replayed=True),
+}
+
+
+@pytest.fixture(scope="module", params=TARGETS)
 def device_model(request: pytest.FixtureRequest, toy_bundle: Path) -> Model:
-    """The toy on a device, whose tables can or cannot be written in place."""
-    return on_device(toy_bundle, host_target(request.param == "in place"))
+    """The toy on a device, whose tables can or cannot be written in place, or whose runs are captured."""
+    return on_device(toy_bundle, TARGETS[request.param])
 
 
 def pieces(seed: int, total: int) -> list[int]:
@@ -68,10 +76,11 @@ def assert_close(session: Session, other: Session) -> None:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=CLOSE, atol=CLOSE)
 
 
+@pytest.mark.parametrize("target", ["in place", "replayed"])
 @pytest.mark.parametrize("tokens", [True, False])
-def test_streams_equal_the_cpus_and_no_state_crosses_the_bus(tmp_path: Path, tokens: bool) -> None:
+def test_streams_equal_the_cpus_and_no_state_crosses_the_bus(tmp_path: Path, tokens: bool, target: str) -> None:
     path = write_toy(tmp_path / "toy.titans", Toy() if tokens else Toy(vocab_size=None))
-    there, here = on_device(path), load(path, provider="cpu", threads=1)
+    there, here = on_device(path, TARGETS[target]), load(path, provider="cpu", threads=1)
     random = np.random.default_rng(0)
     stream = random.integers(0, 256, 300) if tokens else random.standard_normal((300, FEATURES), dtype=np.float32)
     ours, theirs = there.session(), here.session()
@@ -393,3 +402,90 @@ def test_a_device_that_is_there_and_fails_is_not_skipped(
     monkeypatch.setattr(backends, "prove", prove)
     with pytest.raises(outcome, match="webgpu has a problem; do something about it"):
         skip_without("webgpu")
+
+
+class Numbered:
+    """A session that notes under which capture each run was to be."""
+
+    def __init__(self) -> None:
+        self.runs: list[str] = []
+
+    def run_with_iobinding(self, binding: object, options: onnxruntime.RunOptions) -> None:
+        self.runs.append(options.get_run_config_entry("gpu_graph_id"))
+
+
+def test_each_binding_is_captured_once_it_was_met_twice_and_by_each_thread_for_itself() -> None:
+    session = Numbered()
+    replays = Replays(onnxruntime, session)  # type: ignore[arg-type]
+    first, second = Replay(replays, None), Replay(replays, None)  # type: ignore[arg-type]
+    for replay in (first, second, first, second, first, second, first):
+        replay.run()
+    assert session.runs == ["-1", "-1", "-1", "-1", "1", "2", "1"]
+    session.runs.clear()
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(4):
+            pool.submit(first.run).result()
+    first.run()
+    assert session.runs == ["-1", "-1", "3", "3", "1"]
+
+
+def test_streams_that_find_no_capture_left_go_on_without(
+    toy_bundle: Path, toy_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort_replay, "_MOST", 1)
+    model = on_device(toy_bundle, host_target(replayed=True))
+    session, other = model.session(), toy_model.session()
+    for token in TEXT:
+        np.testing.assert_allclose(session.feed([token]), other.feed([token]), rtol=CLOSE, atol=CLOSE)
+    assert_close(session, other)
+
+
+def test_a_graph_that_cannot_be_captured_runs_as_it_is(toy_bundle: Path, toy_model: Model) -> None:
+    def refuses(options: onnxruntime.SessionOptions) -> None:
+        raise RuntimeError("not all operators are on the device")
+
+    model = on_device(toy_bundle, OrtTarget(**{**vars(host_target()), "replays": refuses}))
+    np.testing.assert_allclose(model.session().feed(TEXT), toy_model.session().feed(TEXT), rtol=CLOSE, atol=CLOSE)
+
+
+def test_a_provider_whose_moves_run_on_another_must_start_itself() -> None:
+    def elsewhere(options: onnxruntime.SessionOptions) -> None: ...
+
+    plain = vars(host_target())
+    OrtMemory(onnxruntime, OrtTarget(**plain | {"moves_on": "CPUExecutionProvider", "itself": elsewhere}))
+    gone = plain | {"execution_provider": "GoneExecutionProvider", "moves_on": "CPUExecutionProvider"}
+    OrtMemory(onnxruntime, OrtTarget(**gone))
+    with pytest.raises(ProviderError, match=r"GoneExecutionProvider does not start here, .* fell back to CPU"):
+        OrtMemory(onnxruntime, OrtTarget(**gone | {"itself": elsewhere}))
+
+
+def test_a_graph_that_fails_when_it_is_captured_runs_without(
+    toy_bundle: Path, toy_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(replays: Replays, allocate: object) -> None:
+        raise RuntimeError("CUDA Concat supports at most 32 inputs during CUDA Graph capture")
+
+    monkeypatch.setattr(ort_replay, "_try", fails)
+    model = on_device(toy_bundle, host_target(replayed=True))
+    np.testing.assert_allclose(model.session().feed(TEXT), toy_model.session().feed(TEXT), rtol=CLOSE, atol=CLOSE)
+
+
+def test_many_tensors_are_added_up_each_for_itself() -> None:
+    memory = OrtMemory(onnxruntime, host_target(replayed=True))
+    buffers = []
+    for i in range(70):
+        buffers.append(memory.allocate((2, 3), "float32"))
+        memory.upload(buffers[-1], np.full((2, 3), i, np.float32))
+    for _ in range(4):
+        sums = memory.sums(buffers)
+        assert sums is not None
+        np.testing.assert_array_equal(sums, 6 * np.arange(70))
+
+
+def test_every_graph_and_what_every_step_moves_is_captured(toy_bundle: Path) -> None:
+    model = on_device(toy_bundle, host_target(replayed=True))
+    session = model.session()
+    session.feed(TEXT)
+    for token in TEXT:
+        session.feed([token])
+    assert uncaptured(model) == set()

@@ -321,12 +321,25 @@ def test_an_engine_without_weights_gets_those_of_the_bundle(
         load(bundle, provider="tensorrt-rtx")
 
 
+def test_where_no_engine_runs_building_again_is_no_remedy(
+    machine: Machine, bundle: Path, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.tensorrt, "supported", False)
+    for path in (bundle, toy_bundle):  # with engines, and without
+        with pytest.raises(ProviderError, match=r"do not run on this device .* use another provider, such as cuda"):
+            load(path, provider="tensorrt-rtx")
+
+
 def test_the_report_says_what_is_missing(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     def entry() -> providers.ProviderReport:
         return next(e for e in providers.report() if e.name == "tensorrt-rtx")
 
     assert entry().status == "ready"
     assert "compute capability 86" in entry().detail
+    monkeypatch.setattr(machine.tensorrt, "supported", False)
+    assert entry().status == "not working"
+    assert "does not support this compute capability" in entry().detail
+    assert entry().remedy == "use another provider, such as cuda"
     monkeypatch.setattr(nvidia, "has_driver", lambda: False)
     assert entry().status == "no device"
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)

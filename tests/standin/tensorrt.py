@@ -28,6 +28,7 @@ from titans_runtime.backends.onnx_cpu import wrap_weights
 from titans_runtime.bundle import open_bundle
 from titans_runtime.manifest import Manifest
 
+TINY = b"an engine that does nothing"
 MAGIC = b"standin engine "
 
 
@@ -51,7 +52,9 @@ class ILogger:
 
 
 class FakeTensorRT:
-    """The module. `capturable`: what contexts answer when they are asked; `contexts`: how many there are."""
+    """The module. `capturable`: what contexts answer when asked; `supported`: whether the device takes engines."""
+
+    __name__ = "tensorrt_rtx"
 
     DataType, TensorIOMode, TensorLocation, ILogger = DataType, TensorIOMode, TensorLocation, ILogger
 
@@ -59,11 +62,15 @@ class FakeTensorRT:
         self.__version__ = version
         self.cuda = cuda
         self.capturable = True
+        self.supported = True
         self.out_of_memory = False
         self.executions = 0
 
     def Runtime(self, logger: ILogger) -> FakeRuntime:
         return FakeRuntime(self, logger)
+
+    def Builder(self, logger: ILogger) -> FakeTinyBuilder:
+        return FakeTinyBuilder()
 
     def Refitter(self, engine: FakeEngine, logger: ILogger) -> FakeRefitter:
         return FakeRefitter(engine, logger)
@@ -72,12 +79,42 @@ class FakeTensorRT:
         return FakeOnnxParserRefitter(refitter)
 
 
+class FakeTinyBuilder:
+    """As much of a builder as an engine takes whose output is its input."""
+
+    def create_network(self, flags: int) -> FakeTinyBuilder:
+        assert flags == 0
+        return self
+
+    def add_input(self, name: str, dtype: DataType, shape: tuple[int, ...]) -> str:
+        return name
+
+    def add_identity(self, tensor: str) -> FakeTinyBuilder:
+        return self
+
+    def get_output(self, index: int) -> str:
+        return "y"
+
+    def mark_output(self, tensor: str) -> None:
+        assert tensor == "y"
+
+    def create_builder_config(self) -> None: ...
+
+    def build_serialized_network(self, network: FakeTinyBuilder, config: None) -> bytes:
+        return TINY
+
+
 class FakeRuntime:
     def __init__(self, module: FakeTensorRT, logger: ILogger) -> None:
         self.module, self.logger = module, logger
         self.engine_host_code_allowed = False
 
-    def deserialize_cuda_engine(self, data: bytes) -> FakeEngine | None:
+    def deserialize_cuda_engine(self, data: bytes) -> FakeEngine | object | None:
+        if not self.module.supported:
+            self.logger.log(ILogger.ERROR, "TensorRT-RTX does not support this compute capability")
+            return None
+        if data == TINY:
+            return object()
         if not data.startswith(MAGIC):
             self.logger.log(ILogger.ERROR, "magic tag\nis wrong")
             return None

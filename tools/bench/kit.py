@@ -56,11 +56,11 @@ def keep_memory() -> None:
         library.mallopt(_MMAP_MAX, 0)
 
 
-def random_bundle(config: TitansConfig, out: Path) -> TitansModel:
+def random_bundle(config: TitansConfig, out: Path, dtype: str = "fp32") -> TitansModel:
     """A fresh model and its bundle at `out`; speed does not depend on the weights' values."""
     torch.manual_seed(0)
     model = TitansModel(config)
-    export_model(model, out, verify_tokens=0)
+    export_model(model, out, dtype=dtype, verify_tokens=0)
     return model
 
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.backends.device import Buffer, Traffic
 from titans_runtime.backends.onnx_cpu import first_line, wrap_weights
+from titans_runtime.backends.onnx_writer import Node, Value, model
 from titans_runtime.backends.ort_moves import Moves, OrtBuffer
+from titans_runtime.backends.ort_replay import Replay, Replays, Staged, bring, send, with_replays
 from titans_runtime.bundle import Bundle
 from titans_runtime.errors import BundleError, ExecutionError, ProviderError
 from titans_runtime.manifest import GraphSpec
@@ -40,6 +42,10 @@ class OrtTarget:
     in_place: whether its ScatterND may write into its own input.
     remedy: what to do where it does not start.
     moves_on: the provider that makes the moves, if it is another one.
+    itself: puts the provider into the options of a session that is none of a bundle's, where `moves_on` is another.
+    replays: puts the provider into the options of a session whose runs may be captured and launched as one; None where
+        that cannot be. See `ort_replay`.
+    broken_fusions: by the dtype of a bundle, ONNX Runtime's fusions that make operators the provider lacks.
     software: whether the device is the processor in disguise.
     """
 
@@ -51,6 +57,9 @@ class OrtTarget:
     in_place: bool
     remedy: str
     moves_on: str | None = None
+    itself: Callable[[ort.SessionOptions], None] | None = None
+    replays: Callable[[ort.SessionOptions], None] | None = None
+    broken_fusions: Mapping[str, frozenset[str]] = field(default_factory=dict)
     software: bool = False
 
 
@@ -62,11 +71,12 @@ class OrtMemory:
     """
 
     def __init__(self, module: ModuleType, target: OrtTarget) -> None:
+        module.set_default_logger_severity(_QUIET)  # CUDA's provider warns about every table that it writes
         self.lock = threading.RLock()
         self.traffic = Traffic()
         self._ort = module
         self._target = target
-        self._moves = Moves(self._move_session, self._empty, self._copy, target.in_place)
+        self._moves = Moves(module, self._move_session, self._empty, self._copy, target.in_place)
         self._prove()
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> OrtBuffer:
@@ -93,7 +103,9 @@ class OrtMemory:
 
     def rows(self, head: Buffer, first: int, count: int) -> FloatArray:
         """Some tokens' outputs, cut out on the device."""
-        rows: FloatArray = self._moves.rows(cast(OrtBuffer, head), first, count)
+        source = cast(OrtBuffer, head)
+        everything = count == source.shape[1]  # as after a step
+        rows: FloatArray = np.array(source.value.numpy()) if everything else self._moves.rows(source, first, count)
         self.traffic.told += rows.size
         return rows
 
@@ -132,6 +144,7 @@ class OrtMemory:
             self.upload(rows, np.ones((1, 1, 2), np.float32))
             self.append([table], [table], [rows], 1, 1)
             works = self.download(table)[:, 0, 0].tolist() == [0, 1, 0]
+            self._prove_itself()
         except ProviderError:
             raise
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
@@ -144,15 +157,32 @@ class OrtMemory:
             )
         self.traffic = Traffic()
 
-    def _move_session(self, model: bytes) -> ort.InferenceSession:
-        session = self._ort.InferenceSession(model, self._options(None, 1))
-        self._check(session, self._target.moves_on or self._target.execution_provider)
-        return session
-
-    def _options(self, graph: GraphSpec | None, size: int) -> ort.SessionOptions:
+    def _prove_itself(self) -> None:
+        """Start a session on the provider, where the moves run on another: ONNX Runtime would go on with that one."""
+        if self._target.itself is None:
+            return
         options = self._ort.SessionOptions()
         options.log_severity_level = _QUIET
-        self._target.configure(options, graph, size)
+        self._target.itself(options)
+        x, y = Value("x", "float32", 1), Value("y", "float32", 1)
+        session = self._ort.InferenceSession(model([x], [y], [Node("Neg", ["x"], "y")]), options)
+        self._check(session, self._target.execution_provider)
+
+    def _move_session(self, graph: bytes, replayed: bool) -> tuple[ort.InferenceSession, Replays | None]:
+        def create(replayed: bool) -> ort.InferenceSession:
+            session = self._ort.InferenceSession(graph, self._options(None, 1, replayed))
+            self._check(session, self._target.moves_on or self._target.execution_provider)
+            return session
+
+        return with_replays(self._ort, create, self._value if replayed and self._target.replays else None)
+
+    def _options(self, graph: GraphSpec | None, size: int, replayed: bool) -> ort.SessionOptions:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = _QUIET
+        if replayed and self._target.replays is not None:
+            self._target.replays(options)
+        else:
+            self._target.configure(options, graph, size)
         return options
 
     def _check(self, session: ort.InferenceSession, wanted: str) -> None:
@@ -165,8 +195,10 @@ class OrtMemory:
             )
 
     def _empty(self, shape: tuple[int, ...], dtype: str) -> OrtBuffer:
-        value = self._ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.dtype(dtype).type, *self._target.memory)
-        return OrtBuffer(value, shape, dtype)
+        return OrtBuffer(self._value(shape, dtype), shape, dtype)
+
+    def _value(self, shape: tuple[int, ...], dtype: str) -> ort.OrtValue:
+        return self._ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.dtype(dtype).type, *self._target.memory)
 
     def _copy_in(self, array: Array, buffer: OrtBuffer) -> None:
         buffer.value.update_inplace(array)
@@ -182,7 +214,7 @@ class OrtDevice(OrtMemory):
     def __init__(self, module: ModuleType, target: OrtTarget, bundle: Bundle) -> None:
         super().__init__(module, target)
         self._bundle = bundle
-        self._sessions: dict[tuple[str, int], ort.InferenceSession] = {}
+        self._sessions: dict[tuple[str, int], tuple[ort.InferenceSession, Replays | None]] = {}
         self._weights = wrap_weights(module, bundle)  # must outlive the sessions, which may use the memory in place
 
     def program(self, graph: GraphSpec, batch: int) -> OrtProgram:
@@ -190,31 +222,48 @@ class OrtDevice(OrtMemory):
         size = self._target.sizes(batch)
         if (graph.name, size) not in self._sessions:
             self._sessions[graph.name, size] = self._load(graph, size)
-        return OrtProgram(graph.name, self._target.name, self._sessions[graph.name, size], self._ort)
+        session, replays = self._sessions[graph.name, size]
+        return OrtProgram(graph.name, self._target.name, session, replays, self._ort, self._empty)
 
-    def _load(self, graph: GraphSpec, size: int) -> ort.InferenceSession:
+    def _load(self, graph: GraphSpec, size: int) -> tuple[ort.InferenceSession, Replays | None]:
         path = self._bundle.path / graph.file
-        options = self._options(graph, size)
-        for name, value in self._weights.items():  # names that a graph does not use are ignored
-            options.add_initializer(name, value)
+        fusions = self._target.broken_fusions.get(self._bundle.manifest.dtype, frozenset())
+
+        def create(replayed: bool) -> ort.InferenceSession:
+            options = self._options(graph, size, replayed)
+            for name, value in self._weights.items():  # names that a graph does not use are ignored
+                options.add_initializer(name, value)
+            return self._ort.InferenceSession(str(path), options, disabled_optimizers=fusions)
+
         try:
-            session = self._ort.InferenceSession(str(path), options)
+            session, replays = with_replays(self._ort, create, self._value if self._target.replays else None)
         except Exception as error:  # as above
             raise BundleError(
                 f"{path} cannot be loaded by {self._target.execution_provider} of onnxruntime"
                 f" {self._ort.__version__} ({first_line(error)}); upgrade onnxruntime, or use provider='cpu'"
             ) from error
         self._check(session, self._target.execution_provider)
-        return session
+        return session, replays
 
 
 class OrtProgram:
-    """A session."""
+    """A session, and its captures if it has any."""
 
-    def __init__(self, graph: str, provider: str, session: ort.InferenceSession, module: ModuleType) -> None:
+    def __init__(
+        self,
+        graph: str,
+        provider: str,
+        session: ort.InferenceSession,
+        replays: Replays | None,
+        module: ModuleType,
+        allocate: Callable[[tuple[int, ...], str], OrtBuffer],
+    ) -> None:
         self._graph, self._provider = graph, provider
         self._session = session
+        self._replays = replays
         self._ort = module
+        self._allocate = allocate
+        self._staged: dict[str, Staged] = {}
 
     def bind(
         self,
@@ -230,34 +279,71 @@ class OrtProgram:
             binding.bind_ortvalue_input(name, cast(OrtBuffer, buffer).value)
         for name, buffer in outputs.items():
             binding.bind_ortvalue_output(name, cast(OrtBuffer, buffer).value)
-        for name, array in results.items():
-            binding.bind_ortvalue_output(name, wrap(array))
-        carried_along = [(name, wrap(array)) for name, array in data.items()]
-        return OrtBound(self._graph, self._provider, self._session, binding, carried_along)
+        if self._replays is None:
+            for name, array in results.items():
+                binding.bind_ortvalue_output(name, wrap(array))
+            carried_along = [(name, wrap(array)) for name, array in data.items()]
+            return OrtBound(self._graph, self._provider, _Rebound(self._session, binding, carried_along))
+        sent = [self._stage(name, array) for name, array in data.items()]
+        told = [self._stage(name, array) for name, array in results.items()]
+        for name, one in zip(data, sent, strict=True):
+            binding.bind_ortvalue_input(name, one.device)
+        for name, one in zip(results, told, strict=True):
+            binding.bind_ortvalue_output(name, one.device)
+        return OrtBound(self._graph, self._provider, _Replayed(Replay(self._replays, binding), sent, told))
+
+    def _stage(self, name: str, array: Array) -> Staged:
+        if name not in self._staged:
+            self._staged[name] = Staged(array, self._allocate(array.shape, str(array.dtype)).value)
+        return self._staged[name]
 
 
-class OrtBound:
-    """A binding, whose data inputs are bound anew in every run: ONNX Runtime copies them to the device as it binds."""
+class _Runs(Protocol):
+    """One way to run a binding."""
+
+    def run(self) -> None: ...
+
+
+class _Rebound:
+    """Data inputs are bound anew in every run: ONNX Runtime copies them to the device as it binds."""
 
     def __init__(
-        self,
-        graph: str,
-        provider: str,
-        session: ort.InferenceSession,
-        binding: ort.IOBinding,
-        data: list[tuple[str, ort.OrtValue]],
+        self, session: ort.InferenceSession, binding: ort.IOBinding, data: list[tuple[str, ort.OrtValue]]
     ) -> None:
-        self._graph, self._provider = graph, provider
         self._session = session
         self._binding = binding
         self._data = data
 
     def run(self) -> None:
+        for name, value in self._data:
+            self._binding.bind_ortvalue_input(name, value)
+        self._session.run_with_iobinding(self._binding)
+
+
+class _Replayed:
+    """Data and results have places on the device too, which a captured run knows."""
+
+    def __init__(self, replay: Replay, sent: list[Staged], told: list[Staged]) -> None:
+        self._replay = replay
+        self._sent, self._told = sent, told
+
+    def run(self) -> None:
+        send(self._sent)
+        self._replay.run()
+        bring(self._told)
+
+
+class OrtBound:
+    """A binding, and what to say if it fails."""
+
+    def __init__(self, graph: str, provider: str, runs: _Runs) -> None:
+        self._graph, self._provider = graph, provider
+        self._runs = runs
+
+    def run(self) -> None:
         """Run once."""
         try:
-            for name, value in self._data:
-                self._binding.bind_ortvalue_input(name, value)
-            self._session.run_with_iobinding(self._binding)
+            self._runs.run()
         except Exception as error:  # as above
             raise ExecutionError(
                 f"graph {self._graph!r} failed on {self._provider} ({first_line(error)}); nothing has changed: try"

@@ -13,17 +13,22 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from titans_runtime.arrays import Array
 from titans_runtime.backends.onnx_writer import ELEMENT, Node, Value, model
+from titans_runtime.backends.ort_replay import Replay, Replays, Staged
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
 _BINDINGS = 16  # kept per target; a target meets few sources
+# Moves of every step, whose operators work on nothing of the host's, so that their runs can be captured.
+_REPLAYED = ("put", "sums")
+_JOINED = 32  # tensors that CUDA's Concat joins within a captured run
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +49,37 @@ class _Kind:
     tensors: tuple[tuple[str, int], ...]  # dtype and rank of each
 
 
+@dataclass(frozen=True)
+class _Bound:
+    """A move with its places. `staged` are the numbers that have places on the device, `told` those that come back."""
+
+    session: ort.InferenceSession
+    binding: ort.IOBinding
+    replay: Replay | None
+    staged: Mapping[str, Staged]
+    told: tuple[Staged, ...] = ()
+
+    def run(self, numbers: Mapping[str, Array]) -> None:
+        """Move; `numbers` say where to."""
+        if self.replay is None:
+            for name, array in numbers.items():
+                self.binding.bind_cpu_input(name, array)
+            self.session.run_with_iobinding(self.binding)
+            return
+        for name, array in numbers.items():
+            self.staged[name].host[...] = array
+            self.staged[name].send()
+        self.replay.run()
+        for one in self.told:
+            one.bring()
+
+
 class Moves:
     """The moves of one device.
 
     Args:
-        session: makes a session of a model's bytes, on the device.
+        module: onnxruntime.
+        session: makes a session of a model's bytes, on the device, with captures if they are wanted and can be had.
         spare: makes a tensor on the device.
         copy: copies tensors on the device.
         in_place: whether ScatterND may have its input as its output.
@@ -56,17 +87,19 @@ class Moves:
 
     def __init__(
         self,
-        session: Callable[[bytes], ort.InferenceSession],
+        module: ModuleType,
+        session: Callable[[bytes, bool], tuple[ort.InferenceSession, Replays | None]],
         spare: Callable[[tuple[int, ...], str], OrtBuffer],
         copy: Callable[[Sequence[OrtBuffer], Sequence[OrtBuffer]], None],
         in_place: bool,
     ) -> None:
+        self._ort = module
         self._session = session
         self._spare = spare
         self._copy = copy
         self._in_place = in_place
-        self._sessions: dict[_Kind, ort.InferenceSession] = {}
-        self._bindings: weakref.WeakKeyDictionary[OrtBuffer, dict[tuple[object, ...], ort.IOBinding]] = (
+        self._sessions: dict[_Kind, tuple[ort.InferenceSession, Replays | None]] = {}
+        self._bindings: weakref.WeakKeyDictionary[OrtBuffer, dict[tuple[object, ...], _Bound]] = (
             weakref.WeakKeyDictionary()
         )
         self._spares: dict[tuple[int, tuple[int, ...], str], OrtBuffer] = {}
@@ -80,14 +113,18 @@ class Moves:
         count: int,
     ) -> None:
         """target[start:start+count] = rows[:count], and elsewhere source."""
-        numbers = {"places": np.arange(start, start + count)[:, None], "count": np.array([count])}
-        self._run("append", {"source": source, "part": rows}, target, numbers)
+        places = np.arange(start, start + count)[:, None]
+        if all(part.shape[0] == count for part in rows):
+            self._run("put", {"source": source, "part": rows}, target, {"places": places})
+        else:
+            self._run(
+                "append", {"source": source, "part": rows}, target, {"places": places, "count": np.array([count])}
+            )
 
     def seat(self, wide: Sequence[OrtBuffer], solo: Sequence[OrtBuffer], lane: int, axis: int) -> None:
         """wide[lane] = solo[0]."""
         if axis == 0:
-            numbers = {"places": np.array([[lane]]), "count": np.array([1])}
-            self._run("append", {"source": wide, "part": solo}, wide, numbers)
+            self._run("put", {"source": wide, "part": solo}, wide, {"places": np.array([[lane]])})
             return
         length = wide[0].shape[0]
         places = np.stack([np.arange(length), np.full(length, lane)], axis=1)
@@ -110,8 +147,14 @@ class Moves:
     def sums(self, buffers: Sequence[OrtBuffer]) -> Array:
         """The sum of each tensor, float32 `[n]`, on the host."""
         kind = _Kind("sums", tuple((buffer.dtype, len(buffer.shape)) for buffer in buffers))
-        (sums,) = self._told(kind, _sums, buffers, {}, ["sums"])
-        return sums
+        session, replays = self._get(kind, _sums)
+        if replays is None:
+            (sums,) = self._told(kind, _sums, buffers, {}, ["sums"])
+            return sums
+        key = ("sums", *(buffer.serial for buffer in buffers))
+        bound = self._known(buffers[0], key, lambda: self._bind_sums(session, replays, buffers))
+        bound.run({})
+        return bound.staged["sums"].host.copy()
 
     def rows(self, head: OrtBuffer, first: int, count: int) -> Array:
         """head[:, first:first+count] of `[B, T, O]`, on the host."""
@@ -135,9 +178,7 @@ class Moves:
         names: Sequence[str],
     ) -> list[Array]:
         """Run a graph over tensors of the device, and bring its outputs to the host."""
-        session = self._sessions.get(kind)
-        if session is None:
-            session = self._sessions[kind] = self._session(graph(kind))
+        session, _ = self._get(kind, graph)
         binding = session.io_binding()
         for i, buffer in enumerate(buffers):
             binding.bind_ortvalue_input(f"source{i}", buffer.value)
@@ -162,33 +203,58 @@ class Moves:
         if not self._in_place and source[0] is target[0]:
             into = [self._spare_like(i, buffer) for i, buffer in enumerate(target)]
         kind = _Kind(name, tuple((buffer.dtype, len(buffer.shape)) for buffer in source))
-        session = self._sessions.get(kind)
-        if session is None:
-            session = self._sessions[kind] = self._session(_graph(kind))
+        session, replays = self._get(kind, _graph)
         # The tensors of a block come and go together, so the first stands for all.
         key = (name, *(buffers[0].serial for buffers in tensors.values()))
-        known = self._bindings.setdefault(into[0], {})
-        binding = known.get(key)
-        if binding is None:
-            if len(known) >= _BINDINGS:
-                known.clear()
-            binding = known[key] = self._bind(session, tensors, into)
-        for number, array in numbers.items():
-            binding.bind_cpu_input(number, array)
-        session.run_with_iobinding(binding)
+        self._known(into[0], key, lambda: self._bind(session, replays, tensors, into, numbers)).run(numbers)
         if into is not target:
             self._copy(into, target)
 
+    def _get(self, kind: _Kind, graph: Callable[[_Kind], bytes]) -> tuple[ort.InferenceSession, Replays | None]:
+        """The session of a graph, and its captures where all it works on can be on the device."""
+        found = self._sessions.get(kind)
+        if found is None:
+            found = self._sessions[kind] = self._session(graph(kind), kind.name in _REPLAYED)
+        return found
+
+    def _known(self, target: OrtBuffer, key: tuple[object, ...], bind: Callable[[], _Bound]) -> _Bound:
+        known = self._bindings.setdefault(target, {})
+        bound = known.get(key)
+        if bound is None:
+            if len(known) >= _BINDINGS:
+                known.clear()
+            bound = known[key] = bind()
+        return bound
+
     def _bind(
-        self, session: ort.InferenceSession, tensors: Mapping[str, Sequence[OrtBuffer]], target: Sequence[OrtBuffer]
-    ) -> ort.IOBinding:
+        self,
+        session: ort.InferenceSession,
+        replays: Replays | None,
+        tensors: Mapping[str, Sequence[OrtBuffer]],
+        target: Sequence[OrtBuffer],
+        numbers: Mapping[str, Array],
+    ) -> _Bound:
         binding = session.io_binding()
         for name, buffers in tensors.items():
             for i, buffer in enumerate(buffers):
                 binding.bind_ortvalue_input(f"{name}{i}", buffer.value)
         for i, buffer in enumerate(target):
             binding.bind_ortvalue_output(f"target{i}", buffer.value)
-        return binding
+        staged = {} if replays is None else {name: self._stage(array) for name, array in numbers.items()}
+        for name, one in staged.items():
+            binding.bind_ortvalue_input(name, one.device)
+        return _Bound(session, binding, None if replays is None else Replay(replays, binding), staged)
+
+    def _bind_sums(self, session: ort.InferenceSession, replays: Replays, buffers: Sequence[OrtBuffer]) -> _Bound:
+        binding = session.io_binding()
+        for i, buffer in enumerate(buffers):
+            binding.bind_ortvalue_input(f"source{i}", buffer.value)
+        sums = self._stage(np.zeros(len(buffers), np.float32))
+        binding.bind_ortvalue_output("sums", sums.device)
+        return _Bound(session, binding, Replay(replays, binding), {"sums": sums}, told=(sums,))
+
+    def _stage(self, like: Array) -> Staged:
+        return Staged(np.zeros_like(like), self._spare(like.shape, str(like.dtype)).value)
 
     def _spare_like(self, index: int, buffer: OrtBuffer) -> OrtBuffer:
         key = (index, buffer.shape, buffer.dtype)
@@ -211,6 +277,7 @@ def _graph(kind: _Kind) -> bytes:
         outputs.append(Value(f"target{i}", dtype, rank))
     numbers = {
         "append": [Value("places", "int64", 2), Value("count", "int64", 1)],
+        "put": [Value("places", "int64", 2)],
         "seat": [Value("places", "int64", 2)],
         "place": [Value("places", "int64", 2)],
         "keep": [Value("places", "int64", 2), Value("lanes", "int64", 1)],
@@ -227,7 +294,11 @@ def _sums(kind: _Kind) -> bytes:
         nodes.append(Node("Cast", [f"source{i}"], f"float{i}", {"to": ELEMENT["float32"]}))
         nodes.append(Node("ReduceSum", [f"float{i}"], f"sum{i}", {"keepdims": 0}))
         nodes.append(Node("Unsqueeze", [f"sum{i}", "first"], f"one{i}"))
-    nodes.append(Node("Concat", [f"one{i}" for i in range(count)], "sums", {"axis": 0}))
+    joined = []
+    for i in range(0, count, _JOINED):
+        joined.append(f"joined{i}")
+        nodes.append(Node("Concat", [f"one{j}" for j in range(i, min(i + _JOINED, count))], joined[-1], {"axis": 0}))
+    nodes.append(Node("Concat", joined, "sums", {"axis": 0}))
     values = [Value(f"source{i}", dtype, rank) for i, (dtype, rank) in enumerate(kind.tensors)]
     return model(values, [Value("sums", "float32", 1)], nodes, {"first": [0]})
 
@@ -258,6 +329,8 @@ def _nodes(name: str, i: int) -> list[Node]:
     source, part, cut, target = f"source{i}", f"part{i}", f"cut{i}", f"target{i}"
     if name.startswith("pick"):
         return [Node("Gather", [source, "places"], target, {"axis": int(name[-1])})]
+    if name == "put":
+        return [Node("ScatterND", [source, "places", part], target)]
     before = {
         "append": Node("Slice", [part, "first", "count", "first"], cut),
         "seat": Node("Squeeze", [part, "second"], cut),

@@ -2,8 +2,8 @@
 
 Knows names and options. Does not know states or bindings (`ort_device`).
 
-WebGPU runs on a software device in the test suite. The options for NVIDIA's providers follow ONNX Runtime's
-documentation and have not run on a GPU yet; `pytest -m gpu` runs them.
+WebGPU runs on a software device in the test suite, and with CUDA's on an NVIDIA GPU in `pytest -m gpu`. The options of
+the two TensorRT providers follow ONNX Runtime's documentation and have not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ _registering = threading.Lock()
 
 # CUDA's TensorFloat-32 rounds the factors of a matmul to 10 bits; a memory that is written over and over shows it.
 _CUDA = {"device_id": "0", "use_tf32": "0"}
+# CUDA has its kernel for a bfloat16 input with a bfloat16 scale only; ours is float32.
+_BFLOAT16 = frozenset({"SimplifiedLayerNormFusion"})
 
 
 def cuda(module: ModuleType, weights: str) -> OrtTarget:
@@ -42,6 +44,9 @@ def cuda(module: ModuleType, weights: str) -> OrtTarget:
     def configure(session: ort.SessionOptions, graph: GraphSpec | None, size: int) -> None:
         session.add_provider("CUDAExecutionProvider", _CUDA)
 
+    def replays(session: ort.SessionOptions) -> None:
+        session.add_provider("CUDAExecutionProvider", _CUDA | {"enable_cuda_graph": "1"})
+
     return OrtTarget(
         name="cuda",
         execution_provider="CUDAExecutionProvider",
@@ -49,6 +54,8 @@ def cuda(module: ModuleType, weights: str) -> OrtTarget:
         configure=configure,
         sizes=lambda batch: 0,
         in_place=True,
+        replays=replays,
+        broken_fusions={"bf16": _BFLOAT16},
         remedy="install CUDA and cuDNN in the versions that this onnxruntime-gpu was built for",
     )
 
@@ -73,6 +80,10 @@ def ort_tensorrt(module: ModuleType, weights: str) -> OrtTarget:
             session.add_provider("TensorrtExecutionProvider", options | profiles("trt_profile", graph, size))
         session.add_provider("CUDAExecutionProvider", _CUDA)
 
+    def itself(session: ort.SessionOptions) -> None:
+        session.add_provider("TensorrtExecutionProvider", {"device_id": "0"})
+        session.add_provider("CUDAExecutionProvider", _CUDA)
+
     return OrtTarget(
         name="ort-tensorrt",
         execution_provider="TensorrtExecutionProvider",
@@ -81,6 +92,7 @@ def ort_tensorrt(module: ModuleType, weights: str) -> OrtTarget:
         sizes=profile_size,
         in_place=True,
         moves_on="CUDAExecutionProvider",
+        itself=itself,
         remedy="install CUDA, cuDNN and TensorRT in the versions that this onnxruntime-gpu was built for",
     )
 
