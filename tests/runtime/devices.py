@@ -31,6 +31,7 @@ def host_target(in_place: bool = True, replayed: bool = False) -> OrtTarget:
         configure=lambda options, graph, size: setattr(options, "intra_op_num_threads", 1),
         sizes=lambda batch: 0,
         in_place=in_place,
+        spread=replayed,
         replays=replays if replayed else None,
         remedy="",
     )

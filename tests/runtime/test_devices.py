@@ -489,3 +489,19 @@ def test_every_graph_and_what_every_step_moves_is_captured(toy_bundle: Path) -> 
     for token in TEXT:
         session.feed([token])
     assert uncaptured(model) == set()
+
+
+def test_tensors_of_every_rank_move() -> None:
+    """Lanes side by side along the first axis, one number each and more."""
+    for target in TARGETS.values():
+        memory = OrtMemory(onnxruntime, target)
+        shapes: list[tuple[int, ...]] = [(4,), (4, 3), (4, 2, 3)]
+        wide = [memory.allocate(shape, "float32") for shape in shapes]
+        solo = [memory.allocate((1, *shape[1:]), "float32") for shape in shapes]
+        for i, (buffer, shape) in enumerate(zip(solo, shapes, strict=True)):
+            memory.upload(buffer, np.full((1, *shape[1:]), i + 1, np.float32))
+        memory.seat(wide, solo, 2, 0)
+        for i, buffer in enumerate(wide):
+            found = memory.download(buffer)
+            assert (found[2] == i + 1).all()
+            assert not found[[0, 1, 3]].any()

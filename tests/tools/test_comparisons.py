@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from bench import __main__ as command
+from bench import gpu
 from bench.attention_only import Decoder, Shape, forward, hidden_for, random_weights
 from bench.context import crossing
 from bench.memory_layer import MemoryLayer, export_layer, layer_config
@@ -162,3 +163,21 @@ def test_the_page_says_what_was_measured() -> None:
     for name, part in results["parts"].items():
         assert f"<!-- begin {name} -->" in page
         assert part["plot"] is None or (PAGE / f"{name}.svg").exists()
+
+
+@pytest.mark.slow
+def test_the_comparison_on_a_gpu_runs_in_toy_sizes_without_one(capsys: pytest.CaptureFixture[str]) -> None:
+    gpu.main(["--quick", "--provider", "cpu"])
+    results = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [result["title"] for result in results] == ["Generation", "One memory layer", "A large model"]
+    for result in results:
+        for rows in result["tables"].values():
+            assert all(row["tokens/s"] > 0 for row in rows)
+
+
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(SystemExit):
+        gpu.main([])
+    assert "run it on a machine with an NVIDIA GPU" in capsys.readouterr().err

@@ -33,8 +33,6 @@ from titans_bench.measure import measure as measure_bundle
 from titans_bench.timing import Progress, Work, medians
 from titans_core.presets import preset
 
-LANES = (1, 16)
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, explain on stderr, print tables and JSON on stdout."""
@@ -43,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--variant", default="mac", help="of the large model")
     parser.add_argument("--preset", default="170m", help="its size")
     parser.add_argument("--dtype", default="fp32", help="its precision", choices=["fp32", "fp16", "bf16"])
+    parser.add_argument("--batch", action="append", type=int, help="streams in lockstep; repeatable (default: 1, 16)")
     parser.add_argument("--only", action="append", choices=list(PARTS), help="this part alone; repeatable")
     parser.add_argument("--quick", action="store_true", help="toy sizes, to see that everything works")
     options = parser.parse_args(arguments)
@@ -123,7 +122,7 @@ def memory_layer(options: argparse.Namespace, progress: Progress) -> Result:
 def large(options: argparse.Namespace, progress: Progress) -> Result:
     """Prompts and single tokens of a large model, with the device's own speed beside them."""
     config = preset("tiny" if options.quick else options.preset, variant=options.variant)
-    lanes = LANES[:1] if options.quick else LANES
+    lanes = tuple(options.batch or ((1,) if options.quick else (1, 16)))
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "large.titans"
         random_bundle(config, bundle, options.dtype)

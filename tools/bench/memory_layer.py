@@ -70,7 +70,7 @@ class MemoryLayer(nn.Module):
         """What a stream starts from, `[*spec.shape]`."""
         if isinstance(spec.initial, str):
             return self.reader.memory.get_parameter(spec.initial)
-        return torch.full(spec.shape, spec.initial)
+        return torch.full(spec.shape, spec.initial, device=self.out.weight.device)
 
 
 class SteppableLayer:

@@ -39,7 +39,8 @@ class OrtTarget:
     memory: device type, id and vendor of its tensors, as `OrtValue` takes them.
     configure: puts the provider into the options of a session, for a graph and a number of streams, or for a move.
     sizes: how many streams a session made for this many can take; sessions are shared up to there.
-    in_place: whether its ScatterND may write into its own input.
+    in_place: whether its scatter kernels may write into their own input.
+    spread: how they are told what to move; see `ort_moves.Moves`.
     remedy: what to do where it does not start.
     moves_on: the provider that makes the moves, if it is another one.
     itself: puts the provider into the options of a session that is none of a bundle's, where `moves_on` is another.
@@ -56,6 +57,7 @@ class OrtTarget:
     sizes: Callable[[int], int]
     in_place: bool
     remedy: str
+    spread: bool = False
     moves_on: str | None = None
     itself: Callable[[ort.SessionOptions], None] | None = None
     replays: Callable[[ort.SessionOptions], None] | None = None
@@ -76,7 +78,7 @@ class OrtMemory:
         self.traffic = Traffic()
         self._ort = module
         self._target = target
-        self._moves = Moves(module, self._move_session, self._empty, self._copy, target.in_place)
+        self._moves = Moves(module, self._move_session, self._empty, self._copy, target.in_place, target.spread)
         self._prove()
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> OrtBuffer:

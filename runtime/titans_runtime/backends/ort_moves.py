@@ -1,7 +1,7 @@
 """Moves between tensors of a device, as tiny graphs that ONNX Runtime runs there.
 
 Knows which graph makes which move. Does not know states. A provider has no call for "write this row into that table",
-but its ScatterND kernel does just that, and writes only those rows where input and output are the same tensor. Where a
+but a scatter kernel does just that, and writes only those rows where input and output are the same tensor. Where a
 provider cannot have them the same (an engine compiler may read and write in any order), the result goes into a spare
 tensor and is copied over, still on the device. What comes back to the host is cut out, chosen or added up there first.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _BINDINGS = 16  # kept per target; a target meets few sources
 # Moves of every step, whose operators work on nothing of the host's, so that their runs can be captured.
-_REPLAYED = ("put", "sums")
+_REPLAYED = ("put", "place", "sums")
 _JOINED = 32  # tensors that CUDA's Concat joins within a captured run
 
 
@@ -47,6 +47,7 @@ class _Kind:
 
     name: str
     tensors: tuple[tuple[str, int], ...]  # dtype and rank of each
+    spread: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,9 @@ class Moves:
         session: makes a session of a model's bytes, on the device, with captures if they are wanted and can be had.
         spare: makes a tensor on the device.
         copy: copies tensors on the device.
-        in_place: whether ScatterND may have its input as its output.
+        in_place: whether a scatter may have its input as its output.
+        spread: whether a scatter is told about every number, and not about every row: CUDA has a thread for each thing
+            that it is told about.
     """
 
     def __init__(
@@ -92,12 +95,14 @@ class Moves:
         spare: Callable[[tuple[int, ...], str], OrtBuffer],
         copy: Callable[[Sequence[OrtBuffer], Sequence[OrtBuffer]], None],
         in_place: bool,
+        spread: bool,
     ) -> None:
         self._ort = module
         self._session = session
         self._spare = spare
         self._copy = copy
         self._in_place = in_place
+        self._spread = spread
         self._sessions: dict[_Kind, tuple[ort.InferenceSession, Replays | None]] = {}
         self._bindings: weakref.WeakKeyDictionary[OrtBuffer, dict[tuple[object, ...], _Bound]] = (
             weakref.WeakKeyDictionary()
@@ -126,8 +131,10 @@ class Moves:
         if axis == 0:
             self._run("put", {"source": wide, "part": solo}, wide, {"places": np.array([[lane]])})
             return
-        length = wide[0].shape[0]
-        places = np.stack([np.arange(length), np.full(length, lane)], axis=1)
+        places = np.array([[lane]])
+        if not self._spread:
+            length = wide[0].shape[0]
+            places = np.stack([np.arange(length), np.full(length, lane)], axis=1)
         self._run("seat", {"source": wide, "part": solo}, wide, {"places": places})
 
     def pick(self, wide: Sequence[OrtBuffer], solo: Sequence[OrtBuffer], lane: int, axis: int) -> None:
@@ -136,7 +143,9 @@ class Moves:
 
     def place(self, tables: Sequence[OrtBuffer], rows: Sequence[OrtBuffer], places: Sequence[int]) -> None:
         """tables[places[l], l] = rows[0, l]."""
-        where = np.stack([np.array(places), np.arange(len(places))], axis=1)
+        where = np.array([places])
+        if not self._spread:
+            where = np.stack([where[0], np.arange(len(places))], axis=1)
         self._run("place", {"source": tables, "part": rows}, tables, {"places": where})
 
     def keep(self, new: Sequence[OrtBuffer], old: Sequence[OrtBuffer], lanes: Sequence[int]) -> None:
@@ -202,7 +211,8 @@ class Moves:
         into = target
         if not self._in_place and source[0] is target[0]:
             into = [self._spare_like(i, buffer) for i, buffer in enumerate(target)]
-        kind = _Kind(name, tuple((buffer.dtype, len(buffer.shape)) for buffer in source))
+        types = tuple((buffer.dtype, len(buffer.shape)) for buffer in source)
+        kind = _Kind(name, types, self._spread and all(rank >= 2 for _, rank in types))
         session, replays = self._get(kind, _graph)
         # The tensors of a block come and go together, so the first stands for all.
         key = (name, *(buffers[0].serial for buffers in tensors.values()))
@@ -273,7 +283,7 @@ def _graph(kind: _Kind) -> bytes:
         values.append(Value(f"source{i}", dtype, rank))
         if not kind.name.startswith("pick"):
             values.append(Value(f"part{i}", dtype, rank))
-        nodes += _nodes(kind.name, i)
+        nodes += _spread(kind.name, i, rank) if kind.spread else _nodes(kind.name, i)
         outputs.append(Value(f"target{i}", dtype, rank))
     numbers = {
         "append": [Value("places", "int64", 2), Value("count", "int64", 1)],
@@ -282,7 +292,10 @@ def _graph(kind: _Kind) -> bytes:
         "place": [Value("places", "int64", 2)],
         "keep": [Value("places", "int64", 2), Value("lanes", "int64", 1)],
     }.get(kind.name, [Value("places", "int64", 1)])
-    return model([*values, *numbers], outputs, nodes, {"first": [0], "second": [1]})
+    constants = {"first": [0], "second": [1]}
+    if kind.spread:  # the axes that tensors of a rank have more than `places`
+        constants |= {f"inner{rank}": list(range(2, rank)) for _, rank in kind.tensors}
+    return model([*values, *numbers], outputs, nodes, constants)
 
 
 @cache
@@ -326,9 +339,10 @@ def _best() -> bytes:
 
 
 def _nodes(name: str, i: int) -> list[Node]:
+    """A move that is told about rows."""
     source, part, cut, target = f"source{i}", f"part{i}", f"cut{i}", f"target{i}"
     if name.startswith("pick"):
-        return [Node("Gather", [source, "places"], target, {"axis": int(name[-1])})]
+        return [_picked(name, source, target)]
     if name == "put":
         return [Node("ScatterND", [source, "places", part], target)]
     before = {
@@ -338,3 +352,30 @@ def _nodes(name: str, i: int) -> list[Node]:
         "keep": Node("Gather", [part, "lanes"], cut, {"axis": 0}),
     }[name]
     return [before, Node("ScatterND", [source, "places", cut], target)]
+
+
+def _spread(name: str, i: int, rank: int) -> list[Node]:
+    """The same, told about every number: `places` is stretched over what is moved."""
+    source, part, target = f"source{i}", f"part{i}", f"target{i}"
+    if name.startswith("pick"):
+        return [_picked(name, source, target)]
+    nodes = []
+    if name in ("append", "keep"):
+        cut = f"cut{i}"
+        nodes.append(
+            Node("Slice", [part, "first", "count", "first"], cut)
+            if name == "append"
+            else Node("Gather", [part, "lanes"], cut, {"axis": 0})
+        )
+        part = cut
+    return [
+        *nodes,
+        Node("Shape", [part], f"size{i}"),
+        Node("Unsqueeze", ["places", f"inner{rank}"], f"column{i}"),
+        Node("Expand", [f"column{i}", f"size{i}"], f"where{i}"),
+        Node("ScatterElements", [source, f"where{i}", part], target, {"axis": int(name == "seat")}),
+    ]
+
+
+def _picked(name: str, source: str, target: str) -> Node:
+    return Node("Gather", [source, "places"], target, {"axis": int(name[-1])})

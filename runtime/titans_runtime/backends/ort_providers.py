@@ -33,6 +33,8 @@ _registering = threading.Lock()
 
 # CUDA's TensorFloat-32 rounds the factors of a matmul to 10 bits; a memory that is written over and over shows it.
 _CUDA = {"device_id": "0", "use_tf32": "0"}
+# Before, a captured run read host memory again in each replay that was long given back (pull request 32121).
+_REPLAYS_FROM = (1, 31)
 # CUDA has its kernel for a bfloat16 input with a bfloat16 scale only; ours is float32.
 _BFLOAT16 = frozenset({"SimplifiedLayerNormFusion"})
 
@@ -54,7 +56,8 @@ def cuda(module: ModuleType, weights: str) -> OrtTarget:
         configure=configure,
         sizes=lambda batch: 0,
         in_place=True,
-        replays=replays,
+        spread=True,
+        replays=replays if _version(module) >= _REPLAYS_FROM else None,
         broken_fusions={"bf16": _BFLOAT16},
         remedy="install CUDA and cuDNN in the versions that this onnxruntime-gpu was built for",
     )
@@ -91,6 +94,7 @@ def ort_tensorrt(module: ModuleType, weights: str) -> OrtTarget:
         configure=configure,
         sizes=profile_size,
         in_place=True,
+        spread=True,
         moves_on="CUDAExecutionProvider",
         itself=itself,
         remedy="install CUDA, cuDNN and TensorRT in the versions that this onnxruntime-gpu was built for",
@@ -188,6 +192,10 @@ def plugin_devices(module: ModuleType, name: str) -> Sequence[ort.OrtEpDevice]:
             module.register_execution_provider_library(name, plugin.get_library_path())
             _PLUGINS[name] = plugin.get_ep_name()
     return [device for device in module.get_ep_devices() if device.ep_name == _PLUGINS[name]]
+
+
+def _version(module: ModuleType) -> tuple[int, ...]:
+    return tuple(int(part) for part in module.__version__.split(".")[:2])
 
 
 def _plugin(module: ModuleType, name: str, needs: str) -> ort.OrtEpDevice:
