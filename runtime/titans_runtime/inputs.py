@@ -32,6 +32,8 @@ def checked_inputs(kind: TokenInputs | ContinuousInputs, inputs: Inputs) -> Arra
 
 def checked_tokens(inputs: Inputs, vocab_size: int) -> IdArray:
     """Token ids `[T]`. Raises `InputError`."""
+    if isinstance(inputs, list) and len(inputs) == 1 and type(inputs[0]) is int and 0 <= inputs[0] < vocab_size:
+        return np.array(inputs, np.int64)  # a decoder's case, ten times faster
     array = _array(inputs, "tokens", "a sequence of token ids")
     if array.ndim != 1:
         raise InputError(f"tokens have shape {list(array.shape)}; pass one stream's ids, shape [T]")

@@ -78,6 +78,16 @@ class Planner:
             for graph in self._commits.at(position + offset):
                 yield Call(graph, position + offset, offset, 0)
 
+    def single(self, position: int) -> GraphSpec:
+        """The graph of the first call of `calls(position, 1)`."""
+        if self._chunk > 1 and self._steps.empty and self._step is not None:  # a token alone pays for no `extend`
+            return self._step
+        return self._next(position, 0, 1, FASTEST).graph
+
+    def due(self, position: int) -> list[GraphSpec]:
+        """The commits that follow once `position` tokens are consumed, in order."""
+        return self._commits.at(position)
+
     def _next(self, position: int, offset: int, left: int, policy: Policy) -> Call:
         if self._prefill and policy.prefill and left >= self._chunk and position % self._chunk == 0:
             return Call(self._prefill, position, offset, self._chunk)
@@ -105,6 +115,11 @@ class _Timetable:
         for place, due in enumerate(self._entries):
             phases = self._by_period.setdefault(due.period, {})
             phases.setdefault(due.phase, []).append((place, graphs[due.graph]))
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is ever due."""
+        return not self._entries
 
     def at(self, position: int) -> list[GraphSpec]:
         """What is due at a position, in the order of the schedule."""

@@ -30,6 +30,7 @@ from titans_runtime import (
     load,
 )
 from titans_runtime.batching.batch import Batch, BatchSession
+from titans_runtime.batching.jobs import Job
 from titans_runtime.batching.spill import Spilled
 
 CLOSE = 1e-5
@@ -394,15 +395,16 @@ def test_an_interrupt_while_waiting_leaves_the_session_before_or_after_the_feed(
     session.feed([1, 2])
     submit = batch._engine.submit
 
-    def interrupted(job: object) -> None:
-        submit(job)  # type: ignore[arg-type]
-        result = job.future.result  # type: ignore[attr-defined]
+    def interrupted(jobs: list[Job]) -> None:
+        submit(jobs)
+        (job,) = jobs
+        result = job.future.result
 
         def once(timeout: float | None = None) -> object:
-            job.future.result = result  # type: ignore[attr-defined]
+            job.future.result = result  # type: ignore[method-assign]
             raise KeyboardInterrupt
 
-        job.future.result = once  # type: ignore[attr-defined]
+        job.future.result = once  # type: ignore[method-assign, assignment]
 
     with monkeypatch.context() as patched:
         patched.setattr(batch._engine, "submit", interrupted)

@@ -8,10 +8,13 @@ from typing import Any
 import click
 import numpy as np
 import pytest
-from evidence import dna, peer, series, text
+import torch
+from evidence import beginnings, dna, peer, series, text
 from evidence.spread import shown, spread, table
 
+import titans_runtime
 from titans_cli.main import cli
+from titans_core.training.documents import Corpus, read_corpus
 from titans_eval.anomalies import KINDS
 
 RECIPES: dict[str, tuple[object, ...]] = {
@@ -127,3 +130,28 @@ def test_pictures_are_drawn_and_small(draw: str, tmp_path: Path) -> None:
         errors = {**dict.fromkeys(series.CONTROLS, error), "naive": {"mse": 1.0}, "seasonal_naive": {"mse": 2.0}}
         series.draw({"tides": {"errors": errors}}, path)
     assert 1000 < path.stat().st_size < 100_000
+
+
+def test_beginnings_are_paired_by_seed() -> None:
+    reports = [
+        {"memory": [1.0 + seed] * 7, "attention": [1.5 + 2 * seed, *[2.0] * 6]} for seed in text.SEEDS
+    ]  # of positions between the edges
+    found = beginnings.summary(reports)
+    assert found["positions"][0]["gain"]["values"] == [0.5, 1.5, 2.5]
+    assert [place["start"] for place in found["positions"]] == list(beginnings.EDGES[:-1])
+    assert "| 1 to 31 | 2.000 ± 1.000 | 3.500 ± 2.000 | 1.500 ± 1.000 |" in beginnings.tables(found)
+
+
+def test_bits_of_beginnings_are_those_of_the_logits(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beginnings, "BYTES", 40)
+    monkeypatch.setattr(beginnings, "EDGES", (1, 8, 40))
+    files = read_corpus(("stdlib",)).held_out[:2]
+    monkeypatch.setattr(beginnings, "read_corpus", lambda data: Corpus((), files))
+    found = beginnings.bits(tiny_bundle, 1)
+    model, expected = titans_runtime.load(tiny_bundle, provider="cpu", threads=1), []
+    for file in files:
+        tokens = np.array(model.encode(file.data[:40]))
+        logits = torch.tensor(model.session().feed(tokens[:-1], all_logits=True))
+        expected.append(-torch.log_softmax(logits, -1).numpy()[np.arange(39), tokens[1:]] / np.log(2))
+    told = np.stack(expected)
+    assert found == pytest.approx([told[:, :7].mean(), told[:, 7:].mean()], rel=1e-5)

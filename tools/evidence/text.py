@@ -42,15 +42,19 @@ def main() -> None:
 
 def one_seed(study: Study, seed: int) -> dict[str, dict[str, Any]]:
     """The reports of the model, of the model without writes, and of attention alone."""
+    return {name: study.evaluate(f"text-{name}-{seed}", bundle, *ASK) for name, bundle in bundles(study, seed).items()}
+
+
+def bundles(study: Study, seed: int) -> dict[str, Path]:
+    """The bundles of the three, trained if need be."""
     memory, off, attention = (f"text-{name}-{seed}" for name in ("memory", "off", "attention"))
     study.train(memory, *RECIPE, "--seed", seed)
     study.train(attention, *RECIPE, "--seed", seed, "--control", "attention-only")
-    bundles = {
+    return {
         "memory": study.export(memory),
         "off": study.export(off, "--control", "writes-off", checkpoint=memory),
         "attention": study.export(attention),
     }
-    return {name: study.evaluate(f"text-{name}-{seed}", bundle, *ASK) for name, bundle in bundles.items()}
 
 
 def summary(reports: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:

@@ -89,10 +89,15 @@ class CpuLanes:
         for i, slot in written.items():
             self._carried[i] = slot
         self._restore(resting)
+        # Lanes that are stepped together mostly stand at one position: their rows are one piece of memory then.
+        together = not resting and bool((self._positions == self._positions[0]).all())
         for group, table in zip(self._wide.rows, self._rows, strict=True):
-            places = self._positions[moving] % group.length
+            places = int(self._positions[0]) % group.length if together else self._positions[moving] % group.length
             for name, result in bound.rows(group).items():
-                table.tensors[name][places, moving] = result[0, moving]
+                if together:
+                    table.tensors[name][places] = result[0]
+                else:
+                    table.tensors[name][places, moving] = result[0, moving]
         self._positions[moving] += 1
         told = bound.outputs(1)
         head = cast(FloatArray, told.head)

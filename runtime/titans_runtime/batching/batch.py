@@ -79,13 +79,16 @@ class Batch:
         jobs: list[Job] = []
         try:
             for session, each in zip(sessions, inputs, strict=True):
-                jobs.append(session._begin(each))
+                jobs.append(session._prepare(each))
         except Exception:  # one was refused; nobody is left behind half fed
+            self._start(jobs)
             _wait_for(jobs)
             raise
         except BaseException:
-            _abandon(jobs)
+            for job in jobs:
+                job.release(None)
             raise
+        self._start(jobs)
         _wait_for(jobs)
         for job in jobs:
             if (error := job.future.exception()) is not None:
@@ -114,6 +117,14 @@ class Batch:
     ) -> None:
         self.close()
 
+    def _start(self, jobs: list[Job]) -> None:
+        try:
+            self._engine.submit(jobs)
+        except BaseException:
+            for job in jobs:
+                job.release(None)
+            raise
+
     def _restored(self, data: bytes, source: str, name: str | None) -> BatchSession:
         return BatchSession(self._shared, self._engine, name, moment_of(self._shared.feeder, data, source))
 
@@ -136,15 +147,17 @@ class BatchSession(Session):
         return self._begin(inputs, all_logits).future
 
     def _begin(self, inputs: Inputs, all_logits: bool = False) -> Job:
+        return self._submit(self._prepare(inputs, all_logits))
+
+    def _prepare(self, inputs: Inputs, all_logits: bool = False) -> Job:
+        """A job that is not queued yet; the session is in use from now on."""
         array = checked_inputs(self._manifest.inputs, inputs)
         every = all_logits or not isinstance(self._manifest.inputs, TokenInputs)
-        if every:
-            return self._submit(array, every, lambda outputs: outputs)
-        return self._submit(array, every, lambda outputs: outputs.reshape(-1))
+        return self._job(array, every, _as_they_are if every else _of_one)
 
     def _consume(self, array: Array, every: bool, best: int | None = None) -> FloatArray:
         self._engine.refuse_to_wait()
-        job = self._submit(array, every, lambda outputs: outputs, best)
+        job = self._submit(self._job(array, every, _as_they_are, best))
         try:
             return job.future.result()
         except BaseException:
@@ -154,7 +167,7 @@ class BatchSession(Session):
     def _stands(self) -> None:
         self._engine.enroll(self)
 
-    def _submit(
+    def _job(
         self, array: Array, every: bool, shape: Callable[[FloatArray], FloatArray], best: int | None = None
     ) -> Job:
         self._guard.enter()
@@ -167,7 +180,14 @@ class BatchSession(Session):
 
             job = Job(self, self._now.state, array, every, finish, self._release, best)
             job.future.add_done_callback(self._if_cancelled)
-            self._engine.submit(job)
+        except BaseException:
+            self._guard.leave()
+            raise
+        return job
+
+    def _submit(self, job: Job) -> Job:
+        try:
+            self._engine.submit([job])
         except BaseException:
             self._guard.leave()
             raise
@@ -219,10 +239,18 @@ class _EngineFeeder:
         return self._engine.home(state)
 
 
+def _as_they_are(outputs: FloatArray) -> FloatArray:
+    return outputs
+
+
+def _of_one(outputs: FloatArray) -> FloatArray:
+    return outputs.reshape(-1)
+
+
 def _wait_for(jobs: list[Job]) -> None:
     """Until all are done; where the wait is interrupted, what is not done is abandoned."""
     try:
-        for job in jobs:
+        for job in reversed(jobs):  # they mostly end in order: whoever waits for the last is woken up once
             job.future.exception()
     except BaseException:
         _abandon(jobs)

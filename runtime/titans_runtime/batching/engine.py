@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,10 @@ class Engine:
         self.lock = threading.RLock()  # held for the length of a round; whoever wants a state meanwhile waits
         self._backend = backend
         self._planner = Planner(manifest)
-        self._step = manifest.graph("step")  # what lanes run
+        step = manifest.graph("step")  # what lanes run
+        if step is None:
+            raise ValueError("a manifest without a step graph, which Manifest.from_json would have refused")
+        self._step = step
         self._most = lanes if resident is None else min(lanes, resident)
         self._seats = Seats(backend, self._most)
         self._residency = Residency(manifest, backend, self.home, resident, folder)
@@ -73,12 +77,12 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="titans-batch", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job) -> None:
-        """Queue a job. Raises `TitansError` if the engine is closed."""
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queue jobs, all of them at once. Raises `TitansError` if the engine is closed; then none is queued."""
         with self._arrived:
             if self._closing:
                 raise TitansError("this batch is closed; restore its sessions with model.restore, or in another batch")
-            self._queue.append(job)
+            self._queue.extend(jobs)
             self._arrived.notify()
 
     def refuse_to_wait(self) -> None:
@@ -179,8 +183,8 @@ class Engine:
             self._queue.extendleft(reversed(left))
 
     def _sort_in(self, job: Job) -> None:
-        call = next(self._planner.calls(job.state.position, job.tokens))
-        if job.tokens == 1 and call.graph is self._step:  # a step graph of the schedule's may write big tensors
+        # A step graph of the schedule's may write big tensors.
+        if job.tokens == 1 and self._planner.single(job.state.position) is self._step:
             self._steps.append(job)
         else:
             job.state = self.home(job.state)
@@ -317,13 +321,12 @@ class Engine:
             outputs = told.outputs[lane, None] if told.best is None else None
             surprise = None if told.surprise is None else told.surprise[lane, None]
             best = None if told.best is None else told.best.of(lane)
-            for call in self._planner.calls(before, 1):
-                job.collect(call, outputs, surprise, best)
-                if call.length == 0:
-                    if committed is None:
-                        job.state = lanes.copy(lane, before_commit=True)
-                    self._call(job, call)
-                    committed = job.state
+            job.collect(Call(self._step, before, 0, 1), outputs, surprise, best)
+            for graph in self._planner.due(before + 1):
+                if committed is None:
+                    job.state = lanes.copy(lane, before_commit=True)
+                self._call(job, Call(graph, before + 1, 1, 0))
+                committed = job.state
             job.state = Seated(seat, before + 1)
             job.succeed()
         except Exception as error:

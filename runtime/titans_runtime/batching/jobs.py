@@ -71,9 +71,8 @@ class Job:
 
     def fed(self) -> Fed:
         """Everything that was kept."""
-        nothing = np.zeros((0, 0), np.float32)
-        outputs = np.concatenate(self.outputs) if self.outputs else nothing
-        return Fed(outputs[None], np.concatenate(self.surprise)[None], self.chosen)
+        outputs = _joined(self.outputs) if self.outputs else np.zeros((0, 0), np.float32)
+        return Fed(outputs[None], _joined(self.surprise)[None], self.chosen)
 
     def abandon(self) -> None:
         """Have it end early, as if it had not been asked for, and wait until it has."""
@@ -97,6 +96,10 @@ class Job:
         """Tell the caller; the session stands where it stood."""
         self.release(error)
         self.future.set_exception(error)
+
+
+def _joined(pieces: list[FloatArray]) -> FloatArray:
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 class JobAbandonedError(Exception):
