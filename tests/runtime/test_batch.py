@@ -244,7 +244,7 @@ def test_a_full_disk_at_spilling_loses_nothing(
         assert_equal_to_solo(first, alone)
 
 
-@pytest.mark.parametrize("lanes", [4, 8])  # 8: in two strips
+@pytest.mark.parametrize("lanes", [4, 8])
 def test_a_neighbour_whose_numbers_go_bad_is_poisoned_alone(tmp_path: Path, lanes: int) -> None:
     class Trap(Toy):
         """Token 13 has an embedding of infinity."""

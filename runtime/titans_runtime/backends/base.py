@@ -166,8 +166,18 @@ class Lanes(Protocol):
         """
         ...
 
+    def commit(self, graphs: Sequence[GraphSpec], lanes: Sequence[int]) -> bool:
+        """Run what is due after the last call of `step`, for these lanes of it; the others stay as they are.
+
+        False, and no lane has changed, if not all numbers are finite: which lane it is shows one by one.
+
+        Raises:
+            ExecutionError: a graph failed; no lane has changed.
+        """
+        ...
+
     def undo(self, lane: int) -> None:
-        """Take the last step of a lane back, which must have been part of the last call of `step`."""
+        """Take the last step of a lane back, commits included, which must have been part of the last call of `step`."""
         ...
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ arithmetic and a copy of those small tensors; nothing big moves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, cast
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 class CpuLanes:
     """`width` lanes. For one caller at a time. See `base.Lanes` for the contract."""
 
-    def __init__(self, backend: CpuBackend, step: GraphSpec, width: int, threads: int | None = None) -> None:
+    def __init__(self, backend: CpuBackend, step: GraphSpec, width: int) -> None:
         self.width = width
         self._step = step
         self._wide, self._solo = backend.layout(width), backend.layout(1)
         self._stack = ExitStack()
-        self._executor = self._stack.enter_context(backend.lend(width, threads))
+        self._executor = self._stack.enter_context(backend.lend(width))
         beginning = self._wide.initial
         self._positions = np.zeros(width, np.int64)
         self._carried = [group.take() for group in self._wide.carried]
@@ -88,7 +88,7 @@ class CpuLanes:
         resting = [lane for lane in range(self.width) if lane not in moving]
         for i, slot in written.items():
             self._carried[i] = slot
-        self._restore(resting)
+        self._restore(resting, self._before)
         # Lanes that are stepped together mostly stand at one position: their rows are one piece of memory then.
         together = not resting and bool((self._positions == self._positions[0]).all())
         for group, table in zip(self._wide.rows, self._rows, strict=True):
@@ -103,20 +103,38 @@ class CpuLanes:
         head = cast(FloatArray, told.head)
         return Stepped(head[:, 0], None if told.surprise is None else told.surprise[:, 0], failed)
 
+    def commit(self, graphs: Sequence[GraphSpec], lanes: Sequence[int]) -> bool:
+        """Run what is due, for these lanes; the others stay as they are."""
+        carried = list(self._carried)
+        for graph in graphs:
+            bound = self._executor.bound(graph)
+            written = {i: self._wide.carried[i].take() for i in bound.writes}
+            bound.load(Feed(None, 0), self._positions)
+            bound.execute((*carried, *self._rows), written)
+            if not bound.finite(written.values()):
+                return False
+            for i, slot in written.items():
+                carried[i] = slot
+        changed = {i: old for i, old in enumerate(self._carried) if carried[i] is not old}
+        self._carried = carried
+        self._restore([lane for lane in range(self.width) if lane not in lanes], changed)
+        self._before = changed | self._before
+        return True
+
     def undo(self, lane: int) -> None:
-        """Take the last step of a lane back, which must have been part of the last call of `step`."""
-        self._restore([lane])
+        """Take the last step of a lane back, commits included, which must have been part of the last call of `step`."""
+        self._restore([lane], self._before)
         self._positions[lane] -= 1
 
     def close(self) -> None:
         """Give the memory back."""
         self._stack.close()
 
-    def _restore(self, lanes: list[int]) -> None:
-        """What these lanes held before the last step."""
+    def _restore(self, lanes: list[int], before: Mapping[int, Slot]) -> None:
+        """Give these lanes what they held before."""
         if not lanes:
             return
-        for i, old in self._before.items():
+        for i, old in before.items():
             for name, array in self._carried[i].tensors.items():
                 array[lanes] = old.tensors[name][lanes]
 

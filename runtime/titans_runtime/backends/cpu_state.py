@@ -118,7 +118,7 @@ def check_tensors(manifest: Manifest, tensors: Mapping[str, Array], batch: int) 
 class Graphs(Protocol):
     """What an executor needs of its backend."""
 
-    def session(self, graph: GraphSpec, threads: int | None = None) -> ort.InferenceSession: ...
+    def session(self, graph: GraphSpec) -> ort.InferenceSession: ...
 
     def weight_inputs(self, session: ort.InferenceSession) -> dict[str, ort.OrtValue]: ...
 
@@ -126,10 +126,9 @@ class Graphs(Protocol):
 class CpuExecutor:
     """Runs graphs on states of one layout, for one caller at a time. See `base.Executor` for the contract."""
 
-    def __init__(self, graphs: Graphs, layout: Layout, threads: int | None = None) -> None:
+    def __init__(self, graphs: Graphs, layout: Layout) -> None:
         self._graphs = graphs
         self._layout = layout
-        self._threads = threads
         self._bound: dict[str, BoundGraph] = {}
         layout.watch(self)
 
@@ -154,7 +153,7 @@ class CpuExecutor:
         """A graph's inputs and outputs in this executor, set up when first needed."""
         found = self._bound.get(graph.name)
         if found is None:
-            session = self._graphs.session(graph, self._threads)
+            session = self._graphs.session(graph)
             found = self._bound[graph.name] = BoundGraph(
                 graph, session, self._layout, self._graphs.weight_inputs(session)
             )

@@ -6,7 +6,7 @@ between tensors of the device. Does not know who sits where, or why (`batching`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import cast
 
@@ -97,7 +97,7 @@ class DeviceLanes:
             self._before = {i: self._carried[i] for i in written}
             for i, lease in written.items():
                 self._carried[i] = lease
-            self._restore([lane for lane in range(self.width) if lane not in moving])
+            self._restore([lane for lane in range(self.width) if lane not in moving], self._before)
             if bound.appends:
                 # A lane that sits out gets a row too, at its position, where its rows count as not written.
                 for pool, table in zip(self._wide.rows, self._rows, strict=True):
@@ -107,21 +107,44 @@ class DeviceLanes:
         head = np.zeros((self.width, 0), np.float32) if told.head is None else told.head[:, 0]
         return Stepped(head, None if told.surprise is None else told.surprise[:, 0], failed, told.best)
 
-    def undo(self, lane: int) -> None:
-        """Take the last step of a lane back, which must have been part of the last call of `step`."""
+    def commit(self, graphs: Sequence[GraphSpec], lanes: Sequence[int]) -> bool:
+        """Run what is due, for these lanes; the others stay as they are."""
+        carried = list(self._carried)
         with self._device.lock:
-            self._restore([lane])
+            for graph in graphs:
+                bound = self._executor.graph(graph)
+                written = {i: self._wide.carried[i].take() for i in bound.writes}
+                feed = Feed(None, 0, "none")
+                bound.load(feed, self._positions)
+                bound.run((*carried, *self._rows), written)
+                told, bad = bound.tell(feed)
+                try:
+                    bound.check_finite(told, bad, written, int(self._positions.min()), feed)
+                except NonFiniteError:
+                    return False
+                for i, lease in written.items():
+                    carried[i] = lease
+            changed = {i: old for i, old in enumerate(self._carried) if carried[i] is not old}
+            self._carried = carried
+            self._restore([lane for lane in range(self.width) if lane not in lanes], changed)
+            self._before = changed | self._before
+        return True
+
+    def undo(self, lane: int) -> None:
+        """Take the last step of a lane back, commits included, which must have been part of the last call of `step`."""
+        with self._device.lock:
+            self._restore([lane], self._before)
         self._positions[lane] -= 1
 
     def close(self) -> None:
         """Give the memory back."""
         self._stack.close()
 
-    def _restore(self, lanes: list[int]) -> None:
-        """What these lanes held before the last step."""
+    def _restore(self, lanes: list[int], before: Mapping[int, Lease[DeviceBlock]]) -> None:
+        """Give these lanes what they held before."""
         if not lanes:
             return
-        for i, old in self._before.items():
+        for i, old in before.items():
             pool = self._wide.carried[i]
             self._device.keep(_all(self._carried[i], pool), _all(old, pool), lanes)
 

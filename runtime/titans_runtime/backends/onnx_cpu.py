@@ -11,7 +11,6 @@ once two graphs have run).
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -26,7 +25,6 @@ from titans_runtime.backends.base import Executor, Lanes, LoadOptions, State
 from titans_runtime.backends.cpu_lanes import CpuLanes
 from titans_runtime.backends.cpu_state import CpuExecutor, HostState, Layout
 from titans_runtime.backends.denormals import denormals_as_zero
-from titans_runtime.backends.lane_strips import LaneStrips
 from titans_runtime.bundle import Bundle
 from titans_runtime.errors import BundleError, ProviderError
 from titans_runtime.manifest import GraphSpec
@@ -38,11 +36,6 @@ if TYPE_CHECKING:
 # Pre-packing re-orders a weight matrix for the matmul kernel and keeps that copy per session. A product with few rows
 # then takes half the time or less. A large bundle has nothing worth packing: its matrices are left operands
 # (`titans_export.left`), which are used in place.
-# A step has hundreds of small operators, at each of which threads that share them wait for one another. Strips of
-# lanes, a thread each, meet once per step; but every strip reads all weights. With fewer lanes than this in a strip, or
-# more weights than caches hold, sharing the operators is faster: 62 ms against 70 ms for 16 streams of 170 M weights.
-_LANES_PER_STRIP = 4
-_STRIPS_BELOW_BYTES = 128 * 2**20
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 _QUIET = 3  # errors only; they come back as exceptions as well
 
@@ -61,10 +54,10 @@ class CpuBackend:
         self._bundle = bundle
         self._options = options
         self._lock = threading.Lock()
-        self._sessions: dict[tuple[str, int | None], ort.InferenceSession] = {}
+        self._sessions: dict[str, ort.InferenceSession] = {}
         self._wide: dict[str, ort.OrtValue] = {}
         self._layouts: dict[int, Layout] = {}
-        self._idle: dict[tuple[int, int | None], list[CpuExecutor]] = {}
+        self._idle: dict[int, list[CpuExecutor]] = {}
         self._weights = wrap_weights(self._ort, bundle)  # must outlive the sessions, which use the memory in place
 
     def initial(self, batch: int) -> HostState:
@@ -76,15 +69,15 @@ class CpuBackend:
         return self.lend(batch)
 
     @contextmanager
-    def lend(self, batch: int, threads: int | None = None) -> Iterator[CpuExecutor]:
-        """The executor that was used last, whose bindings are most likely to fit; `threads` None: as many as set."""
+    def lend(self, batch: int) -> Iterator[CpuExecutor]:
+        """The executor that was used last, whose bindings are most likely to fit."""
         layout = self.layout(batch)
         with self._lock:
-            idle = self._idle.setdefault((batch, threads), [])
+            idle = self._idle.setdefault(batch, [])
         try:
             executor = idle.pop()
         except IndexError:  # all of them are lent
-            executor = CpuExecutor(self, layout, threads)
+            executor = CpuExecutor(self, layout)
         try:
             yield executor
         finally:
@@ -95,14 +88,7 @@ class CpuBackend:
         step = self._bundle.manifest.graph("step")
         if step is None:
             raise ValueError("a manifest without a step graph, which Manifest.from_json would have refused")
-        threads = self._options.threads or os.cpu_count() or 1
-        large = (self._bundle.manifest.weights.bytes or 0) > _STRIPS_BELOW_BYTES
-        strips = 1 if large else max(1, min(threads, width // _LANES_PER_STRIP))
-        while width % strips:
-            strips -= 1
-        if strips == 1:
-            return CpuLanes(self, step, width)
-        return LaneStrips([CpuLanes(self, step, width // strips, threads // strips) for _ in range(strips)])
+        return CpuLanes(self, step, width)
 
     def read(self, state: State) -> dict[str, Array]:
         """Copies of all state tensors."""
@@ -119,28 +105,27 @@ class CpuBackend:
                 self._layouts[batch] = Layout(self._bundle, batch)
             return self._layouts[batch]
 
-    def session(self, graph: GraphSpec, threads: int | None = None) -> ort.InferenceSession:
-        """The ONNX Runtime session of a graph for so many threads, created by whoever needs it first.
+    def session(self, graph: GraphSpec) -> ort.InferenceSession:
+        """The ONNX Runtime session of a graph, created by whoever needs it first.
 
         Raises:
             BundleError: ONNX Runtime refuses the graph.
         """
         with self._lock:
-            key = graph.name, threads
-            if key not in self._sessions:
-                self._sessions[key] = self._load(graph, threads or self._options.threads)
-            return self._sessions[key]
+            if graph.name not in self._sessions:
+                self._sessions[graph.name] = self._load(graph)
+            return self._sessions[graph.name]
 
     def finish_profiles(self) -> dict[str, Path]:
         """End profiling; the file of each graph that ran, by name. Empty unless `LoadOptions.profiles` was given."""
         if self._options.profiles is None:
             return {}
         with self._lock:
-            return {name: Path(session.end_profiling()) for (name, _), session in self._sessions.items()}
+            return {name: Path(session.end_profiling()) for name, session in self._sessions.items()}
 
-    def _load(self, graph: GraphSpec, threads: int | None) -> ort.InferenceSession:
+    def _load(self, graph: GraphSpec) -> ort.InferenceSession:
         path = self._bundle.path / (graph.file if graph.cpu is None else graph.cpu.file)
-        options = self._session_options(threads)
+        options = self._session_options()
         if self._options.profiles is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(self._options.profiles / graph.name)
@@ -163,11 +148,11 @@ class CpuBackend:
                     self._wide[name] = self._ort.OrtValue.ortvalue_from_numpy(wide)
             return {name: self._wide[name] for name in names}
 
-    def _session_options(self, threads: int | None) -> ort.SessionOptions:
+    def _session_options(self) -> ort.SessionOptions:
         options = self._ort.SessionOptions()
         options.log_severity_level = _QUIET
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        if self._options.threads is not None:
+            options.intra_op_num_threads = self._options.threads
         # For onnxruntime's own threads; `denormals` does it for the caller's.
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         # A thread that fell asleep between two steps takes longer to wake than to do its share. Waiting 1 ms, longer

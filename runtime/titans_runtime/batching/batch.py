@@ -85,8 +85,7 @@ class Batch:
             _wait_for(jobs)
             raise
         except BaseException:
-            for job in jobs:
-                job.release(None)
+            _abandon(jobs)
             raise
         self._start(jobs)
         _wait_for(jobs)
@@ -120,9 +119,8 @@ class Batch:
     def _start(self, jobs: list[Job]) -> None:
         try:
             self._engine.submit(jobs)
-        except BaseException:
-            for job in jobs:
-                job.release(None)
+        except BaseException:  # refused, or interrupted before or after they were queued
+            _abandon(jobs)
             raise
 
     def _restored(self, data: bytes, source: str, name: str | None) -> BatchSession:
@@ -188,8 +186,8 @@ class BatchSession(Session):
     def _submit(self, job: Job) -> Job:
         try:
             self._engine.submit([job])
-        except BaseException:
-            self._guard.leave()
+        except BaseException:  # as in `Batch._start`
+            job.abandon()
             raise
         return job
 

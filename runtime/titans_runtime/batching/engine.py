@@ -24,8 +24,8 @@ from titans_runtime.backends.base import Backend, Feed, Rows, State, Stepped
 from titans_runtime.batching.jobs import Job, JobAbandonedError, JobFailedError
 from titans_runtime.batching.seats import Seat, Seated, Seats
 from titans_runtime.batching.spill import Residency, Spilled
-from titans_runtime.errors import SessionBusyError, TitansError
-from titans_runtime.manifest import Manifest
+from titans_runtime.errors import ExecutionError, SessionBusyError, TitansError
+from titans_runtime.manifest import GraphSpec, Manifest
 from titans_runtime.observe import record
 from titans_runtime.plan import Call, Planner
 
@@ -280,11 +280,29 @@ class Engine:
             for job, _ in chosen:
                 job.fail(error)
             return
+        together = self._commit(
+            [(job, lane) for job, lane in zip(self._running, lanes, strict=True) if lane not in told.failed]
+        )
         for (job, seat), lane in zip(chosen, lanes, strict=True):
             if lane in told.failed:
                 job.fail(told.failed[lane])
                 continue
-            self._finish_step(job, seat, lane, told)
+            self._finish_step(job, seat, lane, told, lane in together)
+
+    def _commit(self, stepped: list[tuple[Job, int]]) -> set[int]:
+        """Run what is due after a step at once where it is for many lanes; the lanes for which that was done."""
+        due: dict[tuple[str, ...], tuple[list[GraphSpec], list[int]]] = {}
+        for job, lane in stepped:
+            graphs = self._planner.due(job.state.position + 1)
+            if graphs:
+                due.setdefault(tuple(graph.name for graph in graphs), (graphs, []))[1].append(lane)
+        done: set[int] = set()
+        for graphs, lanes in due.values():
+            if 2 * len(lanes) > self._seats.width:  # one by one, few are cheaper: all lanes do the work
+                with contextlib.suppress(ExecutionError):  # which it is shows one by one
+                    if self._seats.lanes.commit(graphs, lanes):
+                        done |= set(lanes)
+        return done
 
     def _choose(self) -> list[tuple[Job, Seat]]:
         """Jobs and their seats for this round: seated ones with turns left, then the others in order of arrival."""
@@ -313,8 +331,8 @@ class Engine:
             return 0
         return 1
 
-    def _finish_step(self, job: Job, seat: Seat, lane: int, told: Stepped) -> None:
-        """Run what is due after a step, and make the result the session's; undo the step if any of it fails."""
+    def _finish_step(self, job: Job, seat: Seat, lane: int, told: Stepped, done: bool) -> None:
+        """Run what is due after a step and was not run, and make the result the session's; undo all if that fails."""
         before, lanes = job.state.position, self._seats.lanes
         committed: State | None = None
         try:
@@ -322,7 +340,7 @@ class Engine:
             surprise = None if told.surprise is None else told.surprise[lane, None]
             best = None if told.best is None else told.best.of(lane)
             job.collect(Call(self._step, before, 0, 1), outputs, surprise, best)
-            for graph in self._planner.due(before + 1):
+            for graph in () if done else self._planner.due(before + 1):
                 if committed is None:
                     job.state = lanes.copy(lane, before_commit=True)
                 self._call(job, Call(graph, before + 1, 1, 0))
