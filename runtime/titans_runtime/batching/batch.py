@@ -18,6 +18,7 @@ from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.backends.base import Backend, State
 from titans_runtime.batching.engine import Engine
 from titans_runtime.batching.jobs import Job
+from titans_runtime.batching.tickets import Tally, Ticket
 from titans_runtime.driver import Fed, Feeder
 from titans_runtime.errors import InputError, NonFiniteError
 from titans_runtime.inputs import Inputs, checked_inputs
@@ -77,9 +78,10 @@ class Batch:
             raise InputError(f"there are {len(sessions)} sessions and {len(inputs)} inputs; pass as many of both")
         self._engine.refuse_to_wait()
         jobs: list[Job] = []
+        tally = Tally()
         try:
             for session, each in zip(sessions, inputs, strict=True):
-                jobs.append(session._prepare(each))
+                jobs.append(session._prepare(each, tally))
         except Exception:  # one was refused; nobody is left behind half fed
             self._start(jobs)
             _wait_for(jobs)
@@ -142,20 +144,20 @@ class BatchSession(Session):
         Args and errors as in `feed`; what goes wrong later is the future's exception. A future that was not begun can
         be cancelled, and nothing has happened then.
         """
-        return self._begin(inputs, all_logits).future
+        future: Future[FloatArray] = Future()
+        future.add_done_callback(self._if_cancelled)
+        self._submit(self._prepare(inputs, future, all_logits))
+        return future
 
-    def _begin(self, inputs: Inputs, all_logits: bool = False) -> Job:
-        return self._submit(self._prepare(inputs, all_logits))
-
-    def _prepare(self, inputs: Inputs, all_logits: bool = False) -> Job:
+    def _prepare(self, inputs: Inputs, told: Tally | Future[FloatArray], all_logits: bool = False) -> Job:
         """A job that is not queued yet; the session is in use from now on."""
         array = checked_inputs(self._manifest.inputs, inputs)
         every = all_logits or not isinstance(self._manifest.inputs, TokenInputs)
-        return self._job(array, every, _as_they_are if every else _of_one)
+        return self._job(array, every, _as_they_are if every else _of_one, told)
 
     def _consume(self, array: Array, every: bool, best: int | None = None) -> FloatArray:
         self._engine.refuse_to_wait()
-        job = self._submit(self._job(array, every, _as_they_are, best))
+        job = self._submit(self._job(array, every, _as_they_are, Tally(), best))
         try:
             return job.future.result()
         except BaseException:
@@ -166,7 +168,12 @@ class BatchSession(Session):
         self._engine.enroll(self)
 
     def _job(
-        self, array: Array, every: bool, shape: Callable[[FloatArray], FloatArray], best: int | None = None
+        self,
+        array: Array,
+        every: bool,
+        shape: Callable[[FloatArray], FloatArray],
+        told: Tally | Future[FloatArray],
+        best: int | None = None,
     ) -> Job:
         self._guard.enter()
         try:
@@ -176,12 +183,11 @@ class BatchSession(Session):
             def finish(fed: Fed, state: State) -> FloatArray:
                 return shape(self._accept(array, fed, state, time.perf_counter() - start))
 
-            job = Job(self, self._now.state, array, every, finish, self._release, best)
-            job.future.add_done_callback(self._if_cancelled)
+            future = Ticket(told, self._guard.leave) if isinstance(told, Tally) else told
+            return Job(self, self._now.state, array, every, finish, self._release, future, best)
         except BaseException:
             self._guard.leave()
             raise
-        return job
 
     def _submit(self, job: Job) -> Job:
         try:
@@ -248,7 +254,7 @@ def _of_one(outputs: FloatArray) -> FloatArray:
 def _wait_for(jobs: list[Job]) -> None:
     """Until all are done; where the wait is interrupted, what is not done is abandoned."""
     try:
-        for job in reversed(jobs):  # they mostly end in order: whoever waits for the last is woken up once
+        for job in jobs:
             job.future.exception()
     except BaseException:
         _abandon(jobs)

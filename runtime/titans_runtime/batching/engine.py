@@ -339,7 +339,7 @@ class Engine:
             outputs = told.outputs[lane, None] if told.best is None else None
             surprise = None if told.surprise is None else told.surprise[lane, None]
             best = None if told.best is None else told.best.of(lane)
-            job.collect(Call(self._step, before, 0, 1), outputs, surprise, best)
+            job.collect_step(outputs, surprise, best)
             for graph in () if done else self._planner.due(before + 1):
                 if committed is None:
                     job.state = lanes.copy(lane, before_commit=True)

@@ -14,6 +14,7 @@ import numpy as np
 
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.backends.base import Best, State
+from titans_runtime.batching.tickets import Ticket
 from titans_runtime.driver import Fed
 from titans_runtime.plan import Call
 
@@ -32,6 +33,7 @@ class Job:
     inputs: `[T]` ids or `[T, F]` vectors.
     finish: makes the result the session's, and returns what the caller asked for; if it raises, nothing has happened.
     release: lets the session be used again; called once, after success or failure.
+    future: how the caller hears of either.
     best: of the last token's outputs only so many of the largest need to be seen; None: all.
     """
 
@@ -41,8 +43,8 @@ class Job:
     every: bool
     finish: Finish
     release: Callable[[BaseException | None], None]
+    future: Future[FloatArray] | Ticket
     best: int | None = None
-    future: Future[FloatArray] = field(default_factory=Future)
     calls: Iterator[Call] | None = None
     outputs: list[FloatArray] = field(default_factory=list)
     surprise: list[FloatArray] = field(default_factory=list)
@@ -68,6 +70,13 @@ class Job:
         if head is not None and (self.every or self.ends(call)):
             self.outputs.append((head if self.every else head[-1:]).copy())
         self.surprise.append(np.zeros((call.length, 0), np.float32) if surprise is None else surprise.copy())
+
+    def collect_step(self, head: FloatArray | None, surprise: FloatArray | None, best: Best | None) -> None:
+        """Keep what the step of the only token said, outputs `[1, O]` and surprise `[1, M]`."""
+        self.chosen = best
+        if head is not None:
+            self.outputs.append(head.copy())
+        self.surprise.append(np.zeros((1, 0), np.float32) if surprise is None else surprise.copy())
 
     def fed(self) -> Fed:
         """Everything that was kept."""
