@@ -537,3 +537,59 @@ def test_a_step_does_not_wait_for_a_whole_long_prompt(batch: Batch) -> None:
         decoder.feed([1])
         steps += 1
     assert steps > 20
+
+
+@pytest.mark.parametrize("ahead", [0, 1])  # nobody; one of four, whose chunks end elsewhere
+@pytest.mark.parametrize("outcome", ["done", "refused", "failed"])
+def test_chunks_that_end_together_end_in_one_call_or_else_one_by_one(
+    toy_model: Model, batch: Batch, monkeypatch: pytest.MonkeyPatch, ahead: int, outcome: str
+) -> None:
+    sessions, alone = [batch.session() for _ in range(4)], [toy_model.session() for _ in range(4)]
+    for one in (*sessions[:ahead], *alone[:ahead]):
+        one.feed([9])
+    batch.feed(sessions, [[1]] * 4)
+    lanes = batch._engine._seats.lanes
+    commit, asked = lanes.commit, []
+
+    def counted(graphs: Any, which: Any) -> bool:
+        asked.append(sorted(which))
+        if outcome == "failed":
+            raise ExecutionError("the wide graph fails")
+        return outcome == "done" and commit(graphs, which)
+
+    monkeypatch.setattr(lanes, "commit", counted)
+    for token in range(2, 3 * C):
+        batch.feed(sessions, [[token]] * 4)
+    assert [len(which) for which in asked] == [4 - ahead] * (len(asked))
+    assert len(asked) == (3 * C - 1) // C
+    for session, solo in zip(sessions, alone, strict=True):
+        for token in range(1, 3 * C):
+            solo.feed([token])
+        assert_equal_to_solo(session, solo)
+
+
+def test_a_lane_is_given_back_what_it_held_before_a_commit_of_all(toy_bundle: Path) -> None:
+    model, refuse = load(toy_bundle, threads=1), False
+
+    def observer(event: FeedEvent) -> None:
+        if refuse and event.session == "refused":
+            raise RuntimeError("no")
+
+    model.observe(observer)
+    with model.batch(lanes=4) as batch:
+        sessions = [batch.session(name) for name in ("a", "refused", "b")]
+        for token in range(C - 1):
+            batch.feed(sessions, [[token]] * 3)
+        before = tensors(sessions[1])
+        refuse = True
+        with pytest.raises(RuntimeError, match="no"):
+            batch.feed(sessions, [[C - 1]] * 3)  # the chunk ends here
+        refuse = False
+        assert [session.position for session in sessions] == [C, C - 1, C]
+        for name, value in tensors(sessions[1]).items():
+            np.testing.assert_array_equal(value, before[name])
+        sessions[1].feed([C - 1])
+        alone = model.session()
+        alone.feed(list(range(C)))
+        for session in sessions:
+            assert_equal_to_solo(session, alone.fork())

@@ -1,7 +1,7 @@
 """What a caller who waits for several feeds at once holds instead of as many futures; the last of them wakes it up.
 
-Knows threads. Does not know feeds. A ticket has those methods of a `Future` that the engine and its callers use, in less
-time: a batch of small models is bound by such things.
+Knows threads. Does not know feeds. A ticket has those methods of a `Future` that the engine and its callers use, in
+less time: a batch of small models is bound by such things.
 """
 
 from __future__ import annotations
