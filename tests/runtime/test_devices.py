@@ -458,6 +458,12 @@ def test_a_provider_whose_moves_run_on_another_must_start_itself() -> None:
     with pytest.raises(ProviderError, match=r"GoneExecutionProvider does not start here, .* fell back to CPU"):
         OrtMemory(onnxruntime, OrtTarget(**gone | {"itself": elsewhere}))
 
+    def missing(options: onnxruntime.SessionOptions) -> None:
+        raise RuntimeError("Failed to add provider")
+
+    with pytest.raises(ProviderError, match=r"does not start here \(Failed to add provider\); look for it"):
+        OrtMemory(onnxruntime, OrtTarget(**gone | {"itself": missing, "remedy": "look for it"}))
+
 
 def test_a_graph_that_fails_when_it_is_captured_runs_without(
     toy_bundle: Path, toy_model: Model, monkeypatch: pytest.MonkeyPatch

@@ -100,3 +100,13 @@ def test_a_short_extend_graph_is_called_several_times(manifest: Manifest) -> Non
     graphs = tuple(replace(g, tokens=3) if g.kind == "extend" else g for g in manifest.graphs)
     calls = list(Planner(replace(manifest, graphs=graphs)).calls(0, C - 1, Policy(extend_from=1)))
     assert kinds(calls) == [("extend", 3), ("extend", 3), ("extend", 1)]
+
+
+@given(position=st.integers(0, 9 * C))
+def test_a_single_token_is_planned_as_a_feed_of_one_is(manifest: Manifest, position: int) -> None:
+    scheduled = replace(manifest, schedule=(*manifest.schedule, Due(graph="step", period=C, phase=3)))
+    for one in (manifest, scheduled):
+        planner = Planner(one)
+        first, *rest = planner.calls(position, 1)
+        assert planner.single(position) is first.graph
+        assert planner.due(position + 1) == [call.graph for call in rest]

@@ -97,16 +97,9 @@ def memory_layer(options: argparse.Namespace, progress: Progress) -> Result:
         driver = titans_runtime.load(Path(folder) / "layer.titans", provider=options.provider).driver(1)
         vectors, there = np.ascontiguousarray(x.numpy()), x.to(device())
         eager = ours.to(device())
-
-        def runtime() -> None:
-            driver.reset()
-            driver.feed(vectors, all_outputs=True)
-
-        work: dict[str, Work] = {
-            "runtime": runtime,
-            "eager": finished(lambda: eager(there)),
-            "library": finished(lambda: theirs(there)),
-            "finest": finished(lambda: finest(there[:, : sizes.slow_tokens])),
+        work = {
+            "runtime": layer.streamed(driver, vectors),
+            **layer.in_pytorch(eager, theirs, finest, there, sizes.slow_tokens, finished),
         }
         seconds = medians(work, 3, progress)
     tokens = {name: sizes.slow_tokens if name == "finest" else sizes.tokens for name in work}
@@ -121,7 +114,8 @@ def memory_layer(options: argparse.Namespace, progress: Progress) -> Result:
 
 def large(options: argparse.Namespace, progress: Progress) -> Result:
     """Prompts and single tokens of a large model, with the device's own speed beside them."""
-    config = preset("tiny" if options.quick else options.preset, variant=options.variant)
+    size = "tiny" if options.quick else options.preset
+    config = preset(size, variant=options.variant)
     lanes = tuple(options.batch or ((1,) if options.quick else (1, 16)))
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "large.titans"
@@ -143,7 +137,7 @@ def large(options: argparse.Namespace, progress: Progress) -> Result:
                 }
             )
     stated = [
-        f"{options.preset} {options.variant}, {options.dtype}; the device beside it: {gflops:,.0f} GFLOP/s of fp32"
+        f"{size} {options.variant}, {options.dtype}; the device beside it: {gflops:,.0f} GFLOP/s of fp32"
         f" products, {gigabytes:,.0f} GB/s of copies; the first token of a new process took"
         f" {report.start.cold_seconds:.1f} s",
     ]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +26,13 @@ import torch
 from bench.kit import THREADS, alone, inferred, keep_memory, pin, with_probes
 from bench.memory_layer import MemoryLayer, export_layer, layer_config, library_layer
 from bench.report import Figure, Result, Row
+from torch import Tensor, nn
 
 import titans_runtime
 from titans_bench.demand import reading
 from titans_bench.timing import Progress, Work, medians
+from titans_runtime.arrays import FloatArray
+from titans_runtime.driver import Driver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +61,9 @@ def measure(sizes: Sizes, progress: Progress) -> Result:
         export_layer(layer, Path(folder) / "layer.titans")
         model = titans_runtime.load(Path(folder) / "layer.titans", provider="cpu", threads=sizes.threads)
         driver, vectors = model.driver(1), np.ascontiguousarray(x.numpy())
-
-        def runtime() -> None:
-            driver.reset()
-            driver.feed(vectors, all_outputs=True)
-
-        work: dict[str, Work] = {
-            "runtime": runtime,
-            "eager": inferred(lambda: layer(x)),
-            "library": inferred(lambda: theirs(x)),
-            "finest": inferred(lambda: finest(x[:, : sizes.slow_tokens])),
+        work = {
+            "runtime": streamed(driver, vectors),
+            **in_pytorch(layer, theirs, finest, x, sizes.slow_tokens, inferred),
         }
         if sizes.compiled:
             compiled = copy.deepcopy(layer)
@@ -114,6 +111,32 @@ def measure(sizes: Sizes, progress: Progress) -> Result:
         figures=figures,
         tables={"Tokens per second": [_row(name, each) for name, each in per_token.items()]},
     )
+
+
+def streamed(driver: Driver, vectors: FloatArray) -> Work:
+    """Our bundle over a stream `[1, T, dim]` from its beginning."""
+
+    def run() -> None:
+        driver.reset()
+        driver.feed(vectors, all_outputs=True)
+
+    return run
+
+
+def in_pytorch(
+    ours: nn.Module,
+    library: nn.Module,
+    finest: nn.Module,
+    x: Tensor,
+    slow_tokens: int,
+    ready: Callable[[Callable[[], object]], Work],
+) -> dict[str, Work]:
+    """The layers in PyTorch over the same stream; `ready` makes work of a forward pass."""
+    return {
+        "eager": ready(lambda: ours(x)),
+        "library": ready(lambda: library(x)),
+        "finest": ready(lambda: finest(x[:, :slow_tokens])),
+    }
 
 
 def kept(sizes: Sizes) -> dict[str, float]:

@@ -19,7 +19,7 @@ from titans_runtime.backends.device import Buffer, Traffic
 from titans_runtime.backends.onnx_cpu import first_line, wrap_weights
 from titans_runtime.backends.onnx_writer import Node, Value, model
 from titans_runtime.backends.ort_moves import Moves, OrtBuffer
-from titans_runtime.backends.ort_replay import Replay, Replays, Staged, bring, send, with_replays
+from titans_runtime.backends.ort_replay import Replay, Replays, Staged, with_replays
 from titans_runtime.bundle import Bundle
 from titans_runtime.errors import BundleError, ExecutionError, ProviderError
 from titans_runtime.manifest import GraphSpec
@@ -78,7 +78,7 @@ class OrtMemory:
         self.traffic = Traffic()
         self._ort = module
         self._target = target
-        self._moves = Moves(module, self._move_session, self._empty, self._copy, target.in_place, target.spread)
+        self._moves = Moves(self._move_session, self._empty, self._copy, target.in_place, target.spread)
         self._prove()
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> OrtBuffer:
@@ -165,9 +165,14 @@ class OrtMemory:
             return
         options = self._ort.SessionOptions()
         options.log_severity_level = _QUIET
-        self._target.itself(options)
         x, y = Value("x", "float32", 1), Value("y", "float32", 1)
-        session = self._ort.InferenceSession(model([x], [y], [Node("Neg", ["x"], "y")]), options)
+        try:
+            self._target.itself(options)
+            session = self._ort.InferenceSession(model([x], [y], [Node("Neg", ["x"], "y")]), options)
+        except Exception as error:  # onnxruntime's exceptions have no common base of their own
+            raise ProviderError(
+                f"{self._target.execution_provider} does not start here ({first_line(error)})", self._target.remedy
+            ) from error
         self._check(session, self._target.execution_provider)
 
     def _move_session(self, graph: bytes, replayed: bool) -> tuple[ort.InferenceSession, Replays | None]:
@@ -330,9 +335,11 @@ class _Replayed:
         self._sent, self._told = sent, told
 
     def run(self) -> None:
-        send(self._sent)
+        for one in self._sent:
+            one.send()
         self._replay.run()
-        bring(self._told)
+        for one in self._told:
+            one.bring()
 
 
 class OrtBound:

@@ -13,7 +13,6 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,7 +78,6 @@ class Moves:
     """The moves of one device.
 
     Args:
-        module: onnxruntime.
         session: makes a session of a model's bytes, on the device, with captures if they are wanted and can be had.
         spare: makes a tensor on the device.
         copy: copies tensors on the device.
@@ -90,14 +88,12 @@ class Moves:
 
     def __init__(
         self,
-        module: ModuleType,
         session: Callable[[bytes, bool], tuple[ort.InferenceSession, Replays | None]],
         spare: Callable[[tuple[int, ...], str], OrtBuffer],
         copy: Callable[[Sequence[OrtBuffer], Sequence[OrtBuffer]], None],
         in_place: bool,
         spread: bool,
     ) -> None:
-        self._ort = module
         self._session = session
         self._spare = spare
         self._copy = copy
@@ -283,7 +279,7 @@ def _graph(kind: _Kind) -> bytes:
         values.append(Value(f"source{i}", dtype, rank))
         if not kind.name.startswith("pick"):
             values.append(Value(f"part{i}", dtype, rank))
-        nodes += _spread(kind.name, i, rank) if kind.spread else _nodes(kind.name, i)
+        nodes += _nodes(kind, i, rank)
         outputs.append(Value(f"target{i}", dtype, rank))
     numbers = {
         "append": [Value("places", "int64", 2), Value("count", "int64", 1)],
@@ -338,44 +334,25 @@ def _best() -> bytes:
     return model([*_BOUNDS, Value("k", "int64", 1)], outputs, nodes, {"second": [1], "last": [2]})
 
 
-def _nodes(name: str, i: int) -> list[Node]:
-    """A move that is told about rows."""
+def _nodes(kind: _Kind, i: int, rank: int) -> list[Node]:
+    """The move of one tensor: what is moved is cut out of `part`, and `places` says where to."""
     source, part, cut, target = f"source{i}", f"part{i}", f"cut{i}", f"target{i}"
-    if name.startswith("pick"):
-        return [_picked(name, source, target)]
-    if name == "put":
-        return [Node("ScatterND", [source, "places", part], target)]
+    if kind.name.startswith("pick"):
+        return [Node("Gather", [source, "places"], target, {"axis": int(kind.name[-1])})]
     before = {
-        "append": Node("Slice", [part, "first", "count", "first"], cut),
-        "seat": Node("Squeeze", [part, "second"], cut),
-        "place": Node("Squeeze", [part, "first"], cut),
-        "keep": Node("Gather", [part, "lanes"], cut, {"axis": 0}),
-    }[name]
-    return [before, Node("ScatterND", [source, "places", cut], target)]
-
-
-def _spread(name: str, i: int, rank: int) -> list[Node]:
-    """The same, told about every number: `places` is stretched over what is moved."""
-    source, part, target = f"source{i}", f"part{i}", f"target{i}"
-    if name.startswith("pick"):
-        return [_picked(name, source, target)]
-    nodes = []
-    if name in ("append", "keep"):
-        cut = f"cut{i}"
-        nodes.append(
-            Node("Slice", [part, "first", "count", "first"], cut)
-            if name == "append"
-            else Node("Gather", [part, "lanes"], cut, {"axis": 0})
-        )
-        part = cut
-    return [
-        *nodes,
-        Node("Shape", [part], f"size{i}"),
+        "append": [Node("Slice", [part, "first", "count", "first"], cut)],
+        "keep": [Node("Gather", [part, "lanes"], cut, {"axis": 0})],
+        "seat": [] if kind.spread else [Node("Squeeze", [part, "second"], cut)],
+        "place": [] if kind.spread else [Node("Squeeze", [part, "first"], cut)],
+        "put": [],
+    }[kind.name]
+    moved = cut if before else part
+    if not kind.spread:
+        return [*before, Node("ScatterND", [source, "places", moved], target)]
+    return [  # `places` is stretched over every number that is moved
+        *before,
+        Node("Shape", [moved], f"size{i}"),
         Node("Unsqueeze", ["places", f"inner{rank}"], f"column{i}"),
         Node("Expand", [f"column{i}", f"size{i}"], f"where{i}"),
-        Node("ScatterElements", [source, f"where{i}", part], target, {"axis": int(name == "seat")}),
+        Node("ScatterElements", [source, f"where{i}", moved], target, {"axis": int(kind.name == "seat")}),
     ]
-
-
-def _picked(name: str, source: str, target: str) -> Node:
-    return Node("Gather", [source, "places"], target, {"axis": int(name[-1])})

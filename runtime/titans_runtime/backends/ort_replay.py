@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -146,15 +146,3 @@ def _try(replays: Replays, allocate: Callable[[tuple[int, ...], str], ort.OrtVal
             bind(tensor.name, value)
     for _ in range(2):
         session.run_with_iobinding(binding, options)
-
-
-def send(staged: Sequence[Staged]) -> None:
-    """All of them to the device."""
-    for one in staged:
-        one.send()
-
-
-def bring(staged: Sequence[Staged]) -> None:
-    """All of them to the host."""
-    for one in staged:
-        one.bring()

@@ -2,7 +2,7 @@
 
 Knows engines, execution contexts and CUDA graphs. Memory and copies are `cuda`'s, engine files `engine_files`'. Both
 modules share their Python interface. Exercised against a stand-in of both libraries' calls that enforces their contract
-(`tests/standin`); it has not run on a GPU yet, which is what `pytest -m gpu` is for.
+(`tests/standin`); no engine has run on a GPU yet, which is what `pytest -m gpu` is for.
 
 The addresses of all inputs and outputs are set in every run. A step that meets the same blocks for the third time is
 captured as a CUDA graph, so that its hundreds of launches become one. Captures, and the runs before them, execute the
@@ -25,7 +25,7 @@ from titans_runtime.backends.device import Buffer, Traffic
 from titans_runtime.backends.engine_files import EngineFile, EngineFiles, Here
 from titans_runtime.backends.tensorrt_choice import Choice
 from titans_runtime.bundle import Bundle
-from titans_runtime.errors import ExecutionError
+from titans_runtime.errors import ExecutionError, ProviderError
 from titans_runtime.manifest import GraphSpec
 
 # TensorRT allocates on the first runs of a context; what has run this often launches nothing but kernels.
@@ -189,7 +189,10 @@ class TensorRtDevice(CudaMemory):
             self._runtime.engine_host_code_allowed = True
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None or (file.strip_weights and not self._refit(engine, graph)):
-            raise self._files.refused(file, self._log.last or "it gave no reason")
+            refusal = self._files.refused(file, self._log.last or "it gave no reason")
+            if engine is None:
+                prove_engine(self._module)  # building again is no remedy where no engine runs
+            raise refusal
         if wrong := _misfits(self._module, engine, graph):
             raise self._files.refused(file, f"its inputs and outputs are not the graph's: {', '.join(wrong[:5])}")
         return file, engine
@@ -310,6 +313,21 @@ class Log:
                     log.last = " ".join(message.split())
 
         self.logger = Logger()
+
+
+def prove_engine(module: Any) -> None:
+    """Build an engine that does nothing, and load it. Raises `ProviderError` if this device takes none."""
+    log = Log(module)
+    builder = module.Builder(log.logger)
+    network = builder.create_network(0)
+    same = network.add_identity(network.add_input("x", module.DataType.FLOAT, (1,)))
+    network.mark_output(same.get_output(0))
+    plan = builder.build_serialized_network(network, builder.create_builder_config())
+    if plan is None or module.Runtime(log.logger).deserialize_cuda_engine(plan) is None:
+        raise ProviderError(
+            f"{module.__name__}'s engines do not run on this device ({log.last or 'it gave no reason'})",
+            "use another provider, such as cuda",
+        )
 
 
 def _misfits(module: Any, engine: Any, graph: GraphSpec) -> list[str]:

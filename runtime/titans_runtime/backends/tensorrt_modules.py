@@ -14,7 +14,7 @@ import numpy as np
 
 from titans_runtime.backends import nvidia
 from titans_runtime.backends.cuda import Cuda
-from titans_runtime.backends.tensorrt_device import CudaMemory, Log, TensorRtDevice
+from titans_runtime.backends.tensorrt_device import CudaMemory, TensorRtDevice, prove_engine
 from titans_runtime.bundle import Bundle
 from titans_runtime.errors import ExecutionError, ProviderError
 
@@ -25,11 +25,7 @@ _CUDA = "cuda.bindings.runtime"
 def device(name: str, bundle: Bundle) -> TensorRtDevice:
     """The device with a bundle's engines. Raises `ProviderError` if anything for that is missing."""
     module, cuda = _load(name)
-    try:
-        return TensorRtDevice(module, cuda, bundle, name)
-    except ProviderError:
-        _prove_engine(module)  # building again is no remedy where no engine runs
-        raise
+    return TensorRtDevice(module, cuda, bundle, name)
 
 
 def prove(name: str) -> str:
@@ -40,23 +36,8 @@ def prove(name: str) -> str:
     memory.upload(buffer, np.array([1, 2], np.float32))
     if memory.download(buffer).tolist() != [1, 2]:
         raise ProviderError("the device returns other numbers than it was given", "use provider='cpu' and report it")
-    _prove_engine(module)
+    prove_engine(module)
     return f"compute capability {cuda.capability}; bundles run here once `titans build` made their engines"
-
-
-def _prove_engine(module: Any) -> None:
-    """Build an engine that does nothing, and load it. Raises `ProviderError` if this device takes none."""
-    log = Log(module)
-    builder = module.Builder(log.logger)
-    network = builder.create_network(0)
-    same = network.add_identity(network.add_input("x", module.DataType.FLOAT, (1,)))
-    network.mark_output(same.get_output(0))
-    plan = builder.build_serialized_network(network, builder.create_builder_config())
-    if plan is None or module.Runtime(log.logger).deserialize_cuda_engine(plan) is None:
-        raise ProviderError(
-            f"{module.__name__}'s engines do not run on this device ({log.last or 'it gave no reason'})",
-            "use another provider, such as cuda",
-        )
 
 
 def capability(name: str) -> int:
