@@ -78,19 +78,21 @@ class Batch:
             raise InputError(f"there are {len(sessions)} sessions and {len(inputs)} inputs; pass as many of both")
         self._engine.refuse_to_wait()
         jobs: list[Job] = []
+        refused: Exception | None = None
         tally = Tally()
         try:
-            for session, each in zip(sessions, inputs, strict=True):
-                jobs.append(session._prepare(each, tally))
-        except Exception:  # one was refused; nobody is left behind half fed
-            self._start(jobs)
-            _wait_for(jobs)
-            raise
-        except BaseException:
+            try:
+                for session, each in zip(sessions, inputs, strict=True):
+                    jobs.append(session._prepare(each, tally))
+            except Exception as wrong:  # nobody is left behind half fed
+                refused = wrong
+            self._engine.submit(jobs)
+            tally.wait()
+        except BaseException:  # closed, or interrupted at any point
             _abandon(jobs)
             raise
-        self._start(jobs)
-        _wait_for(jobs)
+        if refused is not None:
+            raise refused
         for job in jobs:
             if (error := job.future.exception()) is not None:
                 raise error
@@ -117,13 +119,6 @@ class Batch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _start(self, jobs: list[Job]) -> None:
-        try:
-            self._engine.submit(jobs)
-        except BaseException:  # refused, or interrupted before or after they were queued
-            _abandon(jobs)
-            raise
 
     def _restored(self, data: bytes, source: str, name: str | None) -> BatchSession:
         return BatchSession(self._shared, self._engine, name, moment_of(self._shared.feeder, data, source))
@@ -192,7 +187,7 @@ class BatchSession(Session):
     def _submit(self, job: Job) -> Job:
         try:
             self._engine.submit([job])
-        except BaseException:  # as in `Batch._start`
+        except BaseException:  # as in `Batch.feed`
             job.abandon()
             raise
         return job
@@ -249,16 +244,6 @@ def _as_they_are(outputs: FloatArray) -> FloatArray:
 
 def _of_one(outputs: FloatArray) -> FloatArray:
     return outputs.reshape(-1)
-
-
-def _wait_for(jobs: list[Job]) -> None:
-    """Until all are done; where the wait is interrupted, what is not done is abandoned."""
-    try:
-        for job in jobs:
-            job.future.exception()
-    except BaseException:
-        _abandon(jobs)
-        raise
 
 
 def _abandon(jobs: list[Job]) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from titans_runtime.arrays import FloatArray
 
+# Seconds. A Ctrl-C that comes as a thread begins to wait does not end the wait; Python sees to it between two of them.
+_LOOK = 0.05
 _WAITING, _RUNNING, _CANCELLED, _DONE = range(4)
 
 
@@ -21,6 +23,7 @@ class Tally:
         self.lock = threading.Lock()
         self._open = 0
         self._none = threading.Event()
+        self._none.set()
 
     def add(self) -> None:
         """One more."""
@@ -36,7 +39,8 @@ class Tally:
 
     def wait(self) -> None:
         """Until none is open."""
-        self._none.wait()
+        while not self._none.wait(_LOOK):
+            pass
 
 
 class Ticket:
