@@ -21,7 +21,7 @@ from torch import Tensor
 from titans_export.cost import cost
 from titans_export.errors import ExportError
 from titans_export.left import turn_large
-from titans_export.onnx_model import OPSET, ExportedGraph, check, export_graph, refer_to_weights, state_table
+from titans_export.onnx_model import OPSET, ExportedGraph, check, export_graph, fused_graph, refer_to_weights, state_table
 from titans_export.precision import precision
 from titans_export.quantise import quantise
 from titans_export.steppable import SteppableModel
@@ -96,19 +96,25 @@ def write_bundle(
     wanted = precision(dtype)
     graphs = model.graphs()
     total = len(graphs) + 2
-    exported = []
+    exported: list[ExportedGraph] = []
+    fusible: dict[str, ExportedGraph] = {}
     for done, graph in enumerate(graphs):
         exported.append(export_graph(model, graph))
+        twin = None if is_half(exported[-1].model) else fused_graph(model, exported[-1])
+        if twin is not None:
+            fusible[graph.name] = twin
         if progress is not None:
             progress(done + 1, total)
     own = dict(model.module.named_parameters())
-    used: dict[str, Tensor] = {name: own[name] for graph in exported for name in graph.parameters}
+    every = [*exported, *fusible.values()]
+    used: dict[str, Tensor] = {name: own[name] for graph in every for name in graph.parameters}
+    models = [graph.model for graph in every]
     if wanted.quantised:
-        used = quantise((graph.model for graph in exported), used)
-    elif not any(is_half(graph.model) for graph in exported):
-        used = turn_large((graph.model for graph in exported), used)
+        used = quantise(models, used)
+    elif not any(is_half(each) for each in models):
+        used = turn_large(models, used)
     places = write_tensors(directory / WEIGHTS_FILE, used)
-    specs = [_write_graph(graph, directory, places) for graph in exported]
+    specs = [_write_graph(graph, fusible.get(graph.source.name), directory, places) for graph in exported]
     learned = {
         spec.name: model.initial_tensor(spec).detach() for spec in model.state_specs() if isinstance(spec.initial, str)
     }
@@ -140,15 +146,21 @@ def write_bundle(
     return manifest
 
 
-def _write_graph(graph: ExportedGraph, directory: Path, places: dict[str, tuple[int, int]]) -> GraphSpec:
-    """Write a graph, and beside a half-precision one its twin for CPUs."""
+def _write_graph(
+    graph: ExportedGraph, fused: ExportedGraph | None, directory: Path, places: dict[str, tuple[int, int]]
+) -> GraphSpec:
+    """Write a graph, beside a half-precision one its twin for CPUs, and its fused form if it has one."""
     refer_to_weights(graph.model, WEIGHTS_FILE, places)
     path = _save(graph.model, directory / f"{graph.source.name}.onnx")
     twin = None
     if is_half(graph.model):
         twin = data_file(_save(widened(graph.model, set(places)), directory / f"{graph.source.name}.cpu.onnx"))
+    single = None
+    if fused is not None:
+        refer_to_weights(fused.model, WEIGHTS_FILE, places)
+        single = data_file(_save(fused.model, directory / f"{graph.source.name}.fused.onnx"))
     needs = cost(graph.model, {name: length for name, (_, length) in places.items()})
-    return replace(graph.spec(path.name, sha256(path)), cpu=twin, cost=needs)
+    return replace(graph.spec(path.name, sha256(path)), cpu=twin, fused=single, cost=needs)
 
 
 def _save(model: onnx.ModelProto, path: Path) -> Path:

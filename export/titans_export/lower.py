@@ -14,6 +14,7 @@ import onnx
 import torch
 
 from titans_export.errors import TraceError
+from titans_export.fuse import DOMAIN
 from titans_export.graph_builder import ONNX_TYPES, GraphBuilder
 from titans_export.trace import BatchSize, Call, Constant, Ref, Trace
 
@@ -411,3 +412,10 @@ def _to(builder: GraphBuilder, call: Call) -> list[str]:
     value, dtype = builder.value_of(call.args[0]), call.results[0].dtype
     own = call.args[0].dtype if isinstance(call.args[0], Ref) else call.args[0].value.dtype
     return [value if own == dtype else builder.op("Cast", value, to=ONNX_TYPES[dtype])]
+
+
+@_rule("fused_operator")
+def _fused(builder: GraphBuilder, call: Call) -> list[str]:
+    operator, attributes, inputs, _ = call.args
+    values = [builder.value_of(item) for item in inputs]
+    return builder.emit(operator, values, len(call.results), domain=DOMAIN, **attributes)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from titans_core.state import StateSpec as CoreStateSpec
 from titans_export.errors import ExportError, TraceError
+from titans_export.fuse import DOMAIN, VERSION, fused
 from titans_export.lower import lower
 from titans_export.steppable import DATA_INPUTS, Feeds, StepGraph, SteppableModel, initial_state
 from titans_export.trace import trace
@@ -141,11 +142,27 @@ def export_graph(model: SteppableModel, graph: StepGraph) -> ExportedGraph:
     except TraceError as error:
         raise TraceError(f"graph {graph.name}: {error}") from error
     parameters = tuple(tensor.name for tensor in proto.initializer if not tensor.HasField("raw_data"))
-    onnx_model = helper.make_model(
-        proto, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="titans-deploy"
-    )
+    domains = [helper.make_opsetid("", OPSET)]
+    if any(node.domain == DOMAIN for node in proto.node):
+        domains.append(helper.make_opsetid(DOMAIN, VERSION))
+    onnx_model = helper.make_model(proto, opset_imports=domains, ir_version=IR_VERSION, producer_name="titans-deploy")
     helper.set_model_props(onnx_model, _metadata(model, graph))
     return ExportedGraph(graph, onnx_model, parameters)
+
+
+def fused_graph(model: SteppableModel, portable: ExportedGraph) -> ExportedGraph | None:
+    """A graph with its memories as single operators (`fuse`); None where it has none that can be.
+
+    It declares the inputs of the portable one, used or not, so that both are bound alike.
+    """
+    with fused(model.module):
+        exported = export_graph(model, portable.source)
+    graph = exported.model.graph
+    if not any(node.domain == DOMAIN for node in graph.node):
+        return None
+    del graph.input[:]
+    graph.input.extend(portable.model.graph.input)
+    return exported
 
 
 def refer_to_weights(model: onnx.ModelProto, file: str, places: dict[str, tuple[int, int]]) -> None:

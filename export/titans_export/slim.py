@@ -72,7 +72,7 @@ def slim(bundle: Path, out: Path, *, target: str, engines: str | None = None, ov
 def _not_needed(manifest: Manifest, target: str, *, whole_engines: bool) -> list[str]:
     """Files that a provider never reads. Engines without weights are refitted from the graphs."""
     graphs = [graph.file for graph in manifest.graphs]
-    twins = [graph.cpu.file for graph in manifest.graphs if graph.cpu is not None]
+    twins = [twin.file for graph in manifest.graphs for twin in (graph.cpu, graph.fused) if twin is not None]
     if whole_engines:
         return [*graphs, *twins, manifest.weights.file]
     if target == "cpu":

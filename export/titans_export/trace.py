@@ -135,7 +135,7 @@ class _Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = resolve_name(func) or repr(func)
+        name = resolve_name(func) or getattr(func, "__name__", repr(func))
         used = [item for item in _flat((args, kwargs)) if isinstance(item, Tensor)]
         live = name not in SHAPE_ONLY and any(id(item) in self.live for item in used)
         if live and name.rsplit(".", 1)[-1].strip("_") in PRODUCTS:

@@ -170,6 +170,8 @@ class GraphSpec:
     tokens: how many positions one call holds; 0 for a commit.
     cpu: the same graph for CPUs, which have few half-precision kernels: it computes in float32, and takes the
         half-precision weights that it uses as float32 inputs under their names. None where `file` runs everywhere.
+    fused: the same graph with memories as single operators, for CPUs where the runtime has kernels for them
+        (`titans_runtime.native`). None where there is none of these.
     cost: of one call; None in bundles that were exported before it was counted.
     """
 
@@ -181,6 +183,7 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     cpu: DataFile | None = None
+    fused: DataFile | None = None
     cost: Cost | None = None
 
 
@@ -264,7 +267,7 @@ class Manifest:
     def files(self) -> tuple[DataFile, ...]:
         """Every file that the bundle must have besides the manifest, in the order of the manifest."""
         files = [DataFile(file=graph.file, sha256=graph.sha256) for graph in self.graphs]
-        files += [graph.cpu for graph in self.graphs if graph.cpu is not None]
+        files += [twin for graph in self.graphs for twin in (graph.cpu, graph.fused) if twin is not None]
         files.append(self.weights)
         if self.initial_state is not None:
             files.append(self.initial_state)
@@ -356,9 +359,10 @@ def _tensor(tensor: TensorSpec) -> JsonObject:
 
 
 def _graph(graph: GraphSpec) -> JsonObject:
-    cpu: JsonObject = {} if graph.cpu is None else {"cpu": _file(graph.cpu)}
+    twins: JsonObject = {} if graph.cpu is None else {"cpu": _file(graph.cpu)}
+    twins |= {} if graph.fused is None else {"fused": _file(graph.fused)}
     cost: JsonObject = {} if graph.cost is None else {"cost": asdict(graph.cost)}
-    return (cpu | cost) | {
+    return (twins | cost) | {
         "name": graph.name,
         "kind": graph.kind,
         "file": graph.file,

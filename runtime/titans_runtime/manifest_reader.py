@@ -220,6 +220,7 @@ def _graph(node: Node) -> GraphSpec:
         inputs=tuple(_tensor(item) for item in node.field("inputs").items()),
         outputs=tuple(_tensor(item) for item in node.field("outputs").items()),
         cpu=_optional_file(_nullable(node, "cpu")),
+        fused=_optional_file(_nullable(node, "fused")),
         cost=_cost(_nullable(node, "cost")),
     )
 

@@ -28,10 +28,12 @@ class LoadOptions:
     threads: per graph; None leaves the choice to the provider.
     profiles: where the CPU leaves one profile of ONNX Runtime's per graph when `CpuBackend.finish_profiles` is called;
         None measures nothing.
+    fused: use the fused kernels on CPUs, where this installation and the bundle have them.
     """
 
     threads: int | None = None
     profiles: Path | None = None
+    fused: bool = True
 
 
 Rows: TypeAlias = Literal["every", "last", "none"]  # which tokens' outputs

@@ -28,6 +28,7 @@ from titans_runtime.backends.denormals import denormals_as_zero
 from titans_runtime.bundle import Bundle
 from titans_runtime.errors import BundleError, ProviderError
 from titans_runtime.manifest import GraphSpec
+from titans_runtime.native import Kernels, kernels
 from titans_runtime.tensorfile import MappedTensor
 
 if TYPE_CHECKING:
@@ -124,8 +125,14 @@ class CpuBackend:
             return {name: Path(session.end_profiling()) for name, session in self._sessions.items()}
 
     def _load(self, graph: GraphSpec) -> ort.InferenceSession:
-        path = self._bundle.path / (graph.file if graph.cpu is None else graph.cpu.file)
         options = self._session_options()
+        library = self._kernels(graph)
+        if library is not None and graph.fused is not None:
+            file = graph.fused.file
+            options.register_custom_ops_library(str(library.path))
+        else:
+            file = graph.file if graph.cpu is None else graph.cpu.file
+        path = self._bundle.path / file
         if self._options.profiles is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(self._options.profiles / graph.name)
@@ -137,6 +144,12 @@ class CpuBackend:
                 f"{path} cannot be loaded by onnxruntime {self._ort.__version__} ({first_line(error)});"
                 " upgrade onnxruntime, or export the bundle again"
             ) from error
+
+    def _kernels(self, graph: GraphSpec) -> Kernels | None:
+        """The library that the fused form of a graph needs, where both are there and wanted."""
+        if graph.fused is None or not self._options.fused or graph.fused.file in self._bundle.manifest.omitted:
+            return None
+        return kernels()
 
     def weight_inputs(self, session: ort.InferenceSession) -> dict[str, ort.OrtValue]:
         """The half-precision weights that a graph for CPUs takes as float32 inputs, widened once for all graphs."""

@@ -1,0 +1,156 @@
+"""A memory as single operators, for runtimes that have kernels for them: from projections to answers in one node.
+
+The portable graphs spell a memory out in standard operators, and every elementwise one is a pass over tensors of its
+own on a CPU. While `fused` is active, a `MemoryReader` whose memory the kernels know calls one function instead,
+which a trace records as one call and `lower` turns into one node of the domain `ai.titans`. What these nodes compute
+is the module's own methods, for which they stand in; `titans_runtime/native` has the kernels.
+
+Knows which memories qualify and the order of an operator's inputs and outputs, which `native/operators.cpp` shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
+
+from titans_core.blocks import Extension, MemoryReader
+from titans_core.memory import NeuralMemory
+from titans_core.state import State
+
+DOMAIN = "ai.titans"
+VERSION = 1
+MOST_MATRICES = 4  # kMaxDepth of native/memory.h
+ROWS = ("memory_inputs_", "memory_errors_")
+
+Sizes = tuple[int, ...]
+
+
+def fused_operator(
+    operator: str, attributes: dict[str, Any], inputs: list[Tensor], outputs: list[Sizes]
+) -> list[Tensor]:
+    """A call of a fused operator, to be recorded; computed, it is zeros of the right shapes."""
+    if has_torch_function(tuple(inputs)):
+        result: list[Tensor] = handle_torch_function(
+            fused_operator, tuple(inputs), operator, attributes, inputs, outputs
+        )
+        return result
+    return [torch.zeros(size) for size in outputs]
+
+
+def qualifies(memory: NeuralMemory) -> bool:
+    """Whether the kernels know a memory of these options. Its weights have to be float32 besides."""
+    options = memory.options
+    return (
+        not options.residual_norm
+        and options.gate_scope == "token"
+        and options.conv_kernel > 1
+        and options.step_size == "token"
+        and options.depth <= MOST_MATRICES
+        and memory.to_query.weight.dtype == torch.float32
+    )
+
+
+@contextmanager
+def fused(module: nn.Module) -> Iterator[bool]:
+    """While active, the memories in `module` that qualify are single operators; yields whether there are any."""
+    readers = [reader for reader in module.modules() if isinstance(reader, MemoryReader) and qualifies(reader.memory)]
+    for reader in readers:
+        stand_in = _FusedReader(reader)
+        for name in ("chunks", "extend", "read"):
+            object.__setattr__(reader, name, getattr(stand_in, name))
+    try:
+        yield bool(readers)
+    finally:
+        for reader in readers:
+            for name in ("chunks", "extend", "read"):
+                object.__delattr__(reader, name)
+
+
+class _FusedReader:
+    """Stands in for the methods of one `MemoryReader`; the same arguments and results."""
+
+    def __init__(self, reader: MemoryReader) -> None:
+        self.reader, self.memory = reader, reader.memory
+
+    def chunks(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
+        """Exactly one chunk, as exported graphs have it."""
+        memory = self.memory
+        if x.shape[1] != memory.chunk:
+            raise ValueError(f"a fused memory takes one chunk at a time, not {x.shape[1]} tokens")
+        depth, momentum = range(memory.network.depth), memory.options.momentum
+        kinds = ("memory", "momentum") if momentum else ("memory",)
+        matrices = [f"{kind}_{layer}" for layer in depth for kind in kinds]
+        inputs = [*self._projections(x, state), *(state[name] for name in matrices)]
+        return self._call(x, state, inputs, [*self._coefficients, *matrices], fold=True)
+
+    def extend(self, x: Tensor, state: State, call: Extension) -> tuple[Tensor, State, Tensor]:
+        """Some tokens inside a chunk."""
+        depth, momentum = range(self.memory.network.depth), self.memory.options.momentum
+        per_matrix = ("memory", "momentum") if momentum else ("memory",)
+        per_matrix += ("memory_inputs", "memory_errors")
+        inputs = [*self._projections(x, state), *(state[name] for name in self._coefficients)]
+        inputs += [state[f"{kind}_{layer}"] for layer in depth for kind in per_matrix]
+        inputs += [call.position] if call.length is None else [call.position, call.length]
+        rows = [f"memory_{kind}_{layer}" for layer in depth for kind in ("inputs", "errors")]
+        return self._call(x, state, inputs, [*self._coefficients, *rows], padded=call.length is not None)
+
+    def read(self, x: Tensor, state: State, length: Tensor | None = None) -> tuple[Tensor, State]:
+        """Answers of the memory as it stood at the last commit."""
+        memory = self.memory
+        past = state["query_conv_state"]
+        inputs = [memory.to_query(x), past, memory.conv.weight]
+        inputs += [state[f"memory_{layer}"] for layer in range(memory.network.depth)]
+        inputs += [] if length is None else [length]
+        attributes = self._attributes(fold=False, padded=length is not None)
+        answers, kept = fused_operator("MemoryRead", attributes, inputs, [tuple(x.shape), tuple(past.shape)])
+        return self._answer(answers, x), {"query_conv_state": kept}
+
+    def _call(
+        self, x: Tensor, state: State, inputs: list[Tensor], names: list[str], fold: bool = False, padded: bool = False
+    ) -> tuple[Tensor, State, Tensor]:
+        """The operator over `inputs`; `names` are the entries of the state that it returns besides the convolution's."""
+        tokens = x.shape[1]
+        shapes: list[Sizes] = [tuple(x.shape), tuple(x.shape[:2])]
+        for name in ("conv_state", *names):
+            size = tuple(state[name].shape)
+            shapes.append((tokens, *size[1:]) if name.startswith(ROWS) else size)
+        answers, surprise, *new = fused_operator("Memory", self._attributes(fold, padded), inputs, shapes)
+        return self._answer(answers, x), dict(zip(("conv_state", *names), new, strict=True)), surprise
+
+    @property
+    def _coefficients(self) -> list[str]:
+        names = ["memory_scale", "write_weights"]
+        return [*names, "momentum_scale", "momentum_decay", "momentum_write_weights"] if self.memory.options.momentum else names
+
+    def _projections(self, x: Tensor, state: State) -> list[Tensor]:
+        memory = self.memory
+        biases = [memory.gate_bias[name] for name in memory.gate_names]
+        return [memory.to_query(x), memory.to_write(x), state["conv_state"], memory.conv.weight, *biases]
+
+    def _attributes(self, fold: bool, padded: bool) -> dict[str, Any]:
+        memory = self.memory
+        gates: Sequence[str] = memory.gate_names
+        return {
+            "heads": memory.heads,
+            "chunk": memory.chunk,
+            "taps": memory.options.conv_kernel,
+            "depth": memory.network.depth,
+            "silu": int(memory.network.activation == "silu"),
+            "bound": float(memory.network.surprise_bound or 0.0),
+            "max_step": float(memory.options.max_step_size),
+            "gates": len(gates),
+            "forget": gates.index("forget") if "forget" in gates else -1,
+            "momentum": gates.index("momentum") if "momentum" in gates else -1,
+            "step": gates.index("step_size"),
+            "fold": int(fold),
+            "padded": int(padded),
+        }
+
+    def _answer(self, answers: Tensor, like: Tensor) -> Tensor:
+        normed: Tensor = self.reader.norm(answers)
+        return normed.to(like.dtype)

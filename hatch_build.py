@@ -1,0 +1,75 @@
+"""The build hook: compiles the fused kernels for CPUs, where there is a C++ compiler for them.
+
+Without one, or where compiling fails, the package is as complete but for them: every bundle's portable graphs need none.
+`CXX` names another compiler than g++ or clang++; `TITANS_KERNELS=off` leaves the kernels out.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+NATIVE = Path("runtime/titans_runtime/native")
+LIBRARY = "titans_kernels.so"
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"]
+FLOATS = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
+# The levels of the x86-64 psABI that make a difference here; the best one a machine has is chosen when it is loaded.
+LEVELS = {"v1": []}
+if platform.machine().lower() in {"x86_64", "amd64"}:
+    LEVELS["v3"] = ["-mavx2", "-mfma"]
+    LEVELS["v4"] = [*LEVELS["v3"], "-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw"]
+
+
+class KernelsHook(BuildHookInterface[Any]):
+    """Runs before a wheel or an editable install is put together."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile; a wheel with kernels in it is for this kind of machine only."""
+        folder = Path(self.root) / NATIVE
+        library = folder / LIBRARY
+        if self.target_name != "wheel":
+            return
+        problem = build(folder, library)
+        if problem is None:
+            build_data["pure_python"] = False
+            build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+        else:
+            library.unlink(missing_ok=True)
+            self.app.display_warning(f"no fused kernels: {problem}")
+
+
+def build(folder: Path, library: Path) -> str | None:
+    """Compile the kernels in `folder` to `library`. Returns what was in the way, or None."""
+    if os.environ.get("TITANS_KERNELS", "").lower() in {"off", "0"}:
+        return "TITANS_KERNELS is off"
+    if sys.platform == "win32":
+        return "they need g++ or clang++ and have not been written for Windows"
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        return "there is no C++ compiler; install g++ or clang++, and install this package again"
+    with tempfile.TemporaryDirectory() as made:
+        objects = [str(Path(made) / f"memory_{level}.o") for level in LEVELS]
+        compiled = str(Path(made) / LIBRARY)
+        steps = [
+            [compiler, *FLAGS, *FLOATS, *options, f"-DTITANS_ISA={level}", "-c", "memory.cpp", "-o", object_file]
+            for (level, options), object_file in zip(LEVELS.items(), objects, strict=True)
+        ]
+        steps.append([compiler, *FLAGS, "-shared", "operators.cpp", *objects, "-o", compiled])
+        try:
+            for step in steps:
+                subprocess.run(step, cwd=folder, check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            lines = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+            return f"{compiler} could not compile them ({lines[0] if lines else error})"
+        shutil.copyfile(compiled, f"{library}.new")
+        Path(f"{library}.new").replace(library)  # a process that has the old one loaded keeps it
+    return None

@@ -1,0 +1,54 @@
+"""The fused kernels for CPUs: a library of ONNX Runtime operators, if this installation has one.
+
+It is compiled when the package is built and there is a C++ compiler. Where there was none, or `TITANS_KERNELS=off` is
+set, the portable graphs of a bundle run instead, and compute the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+LIBRARY = Path(__file__).with_name("titans_kernels.so")
+SWITCH = "TITANS_KERNELS"
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The library.
+
+    Attributes:
+        path: the file, which ONNX Runtime loads too.
+        isa: the instruction set it chose for this machine: v1 the plain one, v3 AVX2, v4 AVX-512.
+        finite: whether so many float32 numbers at an address are all finite.
+    """
+
+    path: Path
+    isa: str
+    finite: Callable[[int, int], int]
+
+
+def kernels() -> Kernels | None:
+    """The library of fused kernels, or None where there is none or it is switched off."""
+    if os.environ.get(SWITCH, "").lower() in {"off", "0"}:
+        return None
+    return found()[0]
+
+
+@cache
+def found() -> tuple[Kernels | None, str]:
+    """The library that was compiled, or None and why there is none."""
+    if not LIBRARY.is_file():
+        return None, "not compiled; install g++ or clang++, and install titans-deploy again from its source"
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+        isa, finite = library.titans_isa, library.titans_finite
+    except (OSError, AttributeError) as error:
+        return None, f"{LIBRARY.name} does not load here ({error}); install titans-deploy again"
+    isa.restype = ctypes.c_char_p
+    finite.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return Kernels(LIBRARY, isa().decode(), finite), ""

@@ -1,0 +1,404 @@
+// One head of one stream: from projected queries, keys, values and gate logits to answers and the state that changes.
+//
+// What `titans_core.memory` spells as about a hundred and fifty tensor operations, done while the head's matrices are in
+// the caches: every elementwise pass there is a loop over at most a chunk's rows here, and the coefficients, there
+// products of triangles, are the recurrences themselves (dual.py has both forms).
+#include <cmath>
+#include <cstdlib>
+
+#include "memory.h"
+#include "products.h"
+
+namespace TITANS_ISA {
+namespace {
+
+// Memory for one call at a time, kept by the thread.
+class Scratch {
+ public:
+  ~Scratch() { std::free(start_); }
+  void need(Index floats) {
+    const std::size_t bytes = (static_cast<std::size_t>(floats) * sizeof(float) + 4095) / 4096 * 4096;
+    if (bytes > size_) {
+      std::free(start_);
+      start_ = static_cast<float*>(std::aligned_alloc(4096, bytes));
+      size_ = start_ ? bytes : 0;
+    }
+    next_ = start_;
+  }
+  float* take(Index floats) {
+    float* taken = next_;
+    next_ += rounded(floats);
+    return taken;
+  }
+  static Index rounded(Index floats) { return (floats + 15) / 16 * 16; }
+
+ private:
+  float *start_ = nullptr, *next_ = nullptr;
+  std::size_t size_ = 0;
+};
+thread_local Scratch scratch;
+
+// One slice of channels through the causal convolution, SiLU and, for queries and keys, to unit length.
+struct Slice {
+  const float* rows;  // T rows of `width` channels, `row` apart
+  Index row;
+  const float* past;  // taps - 1 rows, `past_row` apart
+  Index past_row;
+  const float* conv;  // taps rows, `conv_row` apart
+  Index conv_row;
+  float* new_past;  // laid out like past
+};
+
+void convolve(const MemoryShape& s, const Slice& in, bool unit, float* out) {
+  constexpr float kEpsilon = 1e-6f;
+  for (Index t = 0; t < s.tokens; ++t) {
+    float* to = out + t * s.width;
+    for (Index i = 0; i < s.width; i += kLanes) {
+      const Index count = s.width - i < kLanes ? s.width - i : kLanes;
+      Vec x{};
+      for (Index tap = 0; tap < s.taps; ++tap) {
+        const Index from = t + tap - (s.taps - 1);
+        const float* row = from < 0 ? in.past + (from + s.taps - 1) * in.past_row : in.rows + from * in.row;
+        x += get(row + i, count) * get(in.conv + tap * in.conv_row + i, count);
+      }
+      x *= sigmoid(x);
+      put(to + i, x, count);
+    }
+    if (unit) {
+      const Vec rate = all(1.0f / std::sqrt(dot(s.width, to, to) + kEpsilon));
+      map(s.width, to, [&](Vec x) { return x * rate; }, to);
+    }
+  }
+}
+
+void keep_past(const MemoryShape& s, const Slice& in, Index real) {
+  for (Index row = 0; row < s.taps - 1; ++row) {
+    const Index from = real + row - (s.taps - 1);
+    const float* source = from < 0 ? in.past + (from + s.taps - 1) * in.past_row : in.rows + from * in.row;
+    std::memcpy(in.new_past + row * in.past_row, source, s.width * sizeof(float));
+  }
+}
+
+void activate(Index count, bool silu, const float* z, float* to) {
+  if (silu)
+    map(count, to, [](Vec x) { return x * sigmoid(x); }, z);
+  else
+    map(count, to, [](Vec x) { return x * normal(x).cumulative; }, z);
+}
+
+// The activation at z, and in place of z its derivative there.
+void activate_and_slope(Index count, bool silu, float* z, float* to) {
+  for (Index i = 0; i < count; i += kLanes) {
+    const Index some = count - i < kLanes ? count - i : kLanes;
+    const Vec x = get(z + i, some);
+    Vec y, slope;
+    if (silu) {
+      const Vec gate = sigmoid(x);
+      y = x * gate;
+      slope = gate * (1.0f + x * (1.0f - gate));
+    } else {
+      const Normal at = normal(x);
+      y = x * at.cumulative;
+      slope = at.cumulative + x * at.density;
+    }
+    put(to + i, y, some);
+    put(z + i, slope, some);
+  }
+}
+
+void scale_row(Index count, float* row, float by) {
+  map(count, row, [&](Vec x) { return x * by; }, row);
+}
+
+float largest(float a, float b) { return a > b || a != a ? a : b; }  // NaN is passed on, as clamp does
+
+// What T tokens weigh in the memory that each of them reads, and what the last real one leaves.
+struct Coefficients {
+  float *rows, *scale, *momentum_scale;  // [T, stride], [T], [T]
+  float *writes, *momentum_writes;       // [n], as after the last real token
+  Index stride;
+  float last_scale, last_momentum_scale, last_momentum_decay;
+};
+
+void work_out(const MemoryCall& call, Index b, Index h, Index before, Index real, Coefficients& to) {
+  const MemoryShape& s = call.shape;
+  const Index dim = s.heads * s.width, row = 2 * dim + s.gates * s.heads, lane = b * s.heads + h;
+  float *w = scratch.take(to.stride), *pushed = scratch.take(to.stride);
+  std::memset(w, 0, to.stride * sizeof(float));
+  std::memset(pushed, 0, to.stride * sizeof(float));
+  float keeps = 1, f = 0, m = 1;
+  if (!call.fold) {
+    std::memcpy(w, call.writes + lane * s.chunk, before * sizeof(float));
+    keeps = call.scale[lane];
+    if (s.momentum >= 0) {
+      std::memcpy(pushed, call.momentum_writes + lane * s.chunk, before * sizeof(float));
+      f = call.momentum_scale[lane];
+      m = call.momentum_decay[lane];
+    }
+  }
+  for (Index t = 0; t < s.tokens; ++t) {
+    const float* logits = call.told + (b * s.tokens + t) * row + 2 * dim + h;
+    const auto gate = [&](int index) { return logits[index * s.heads] + call.bias[index][h]; };
+    const float keep = s.forget < 0 ? 1.0f : sigmoid1(-gate(s.forget));
+    const float theta = s.max_step * sigmoid1(gate(s.step));
+    const Index seen = before + t;
+    keeps *= keep;
+    if (s.momentum >= 0) {
+      const float eta = sigmoid1(gate(s.momentum));
+      scale_row(seen, pushed, eta);
+      pushed[seen] = theta;
+      m *= eta;
+      f = keep * f + m;
+      map(seen + 1, w, [&](Vec old, Vec push) { return keep * old + push; }, w, pushed);
+    } else {
+      scale_row(seen, w, keep);
+      w[seen] = theta;
+    }
+    std::memcpy(to.rows + t * to.stride, w, to.stride * sizeof(float));
+    to.scale[t] = keeps;
+    to.momentum_scale[t] = f;
+    if (t == real - 1) {
+      std::memcpy(to.writes, w, to.stride * sizeof(float));
+      std::memcpy(to.momentum_writes, pushed, to.stride * sizeof(float));
+      to.last_scale = keeps;
+      to.last_momentum_scale = f;
+      to.last_momentum_decay = m;
+    }
+  }
+}
+
+// `from` as state, over `rows` rows; none is what a stream has at the beginning of a chunk.
+void keep_coefficients(const MemoryCall& call, Index lane, Index rows, const Coefficients& from) {
+  const MemoryShape& s = call.shape;
+  const auto keep = [&](float* to, const float* values) {
+    std::memcpy(to + lane * s.chunk, values, rows * sizeof(float));
+    std::memset(to + lane * s.chunk + rows, 0, (s.chunk - rows) * sizeof(float));
+  };
+  call.new_scale[lane] = from.last_scale;
+  keep(call.new_writes, from.writes);
+  if (s.momentum >= 0) {
+    call.new_momentum_scale[lane] = from.last_momentum_scale;
+    call.new_momentum_decay[lane] = from.last_momentum_decay;
+    keep(call.new_momentum_writes, from.momentum_writes);
+  }
+}
+
+// The gradient rows of every token at the memory as it stood at the last commit (memory_network.py, `write`).
+// a[l] `[T, w[l]]`, e[l] `[T, w[l + 1]]`; slopes as e. `turned` holds a transposed matrix.
+void write(const MemoryCall& call, Index lane, const float* values, float* const* a, float* const* e, float* surprise,
+           float* const* slopes, float* turned) {
+  const MemoryShape& s = call.shape;
+  const Index T = s.tokens;
+  for (Index l = 0; l < s.depth; ++l) {
+    const Index in = s.widths[l], out = s.widths[l + 1];
+    const bool last = l == s.depth - 1;
+    float* z = last ? e[l] : slopes[l];
+    product(T, out, in, {a[l], in, 1}, call.memory[l] + lane * in * out, out, z, out, nullptr, false);
+    if (!last) activate_and_slope(T * out, s.silu, z, a[l + 1]);
+  }
+  float* miss = e[s.depth - 1];
+  map(T * s.width, miss, [](Vec z, Vec v) { return z - v; }, miss, values);
+  for (Index t = 0; t < T; ++t) {
+    const float square = dot(s.width, miss + t * s.width, miss + t * s.width);
+    surprise[t] = square;
+    const float rate = s.bound > 0 ? 1.0f / largest(std::sqrt(square) / s.bound, 0.5f) : 2.0f;
+    scale_row(s.width, miss + t * s.width, rate);
+  }
+  for (Index l = s.depth - 1; l > 0; --l) {
+    const Index in = s.widths[l], out = s.widths[l + 1];
+    const float* matrix = call.memory[l] + lane * in * out;
+    float* below = e[l - 1];
+    if (T == 1) {
+      for (Index i = 0; i < in; ++i) below[i] = dot(out, matrix + i * out, e[l]);
+    } else {
+      transpose(in, out, matrix, out, turned, in);
+      product(T, in, out, {e[l], out, 1}, turned, in, below, in, nullptr, false);
+    }
+    map(T * in, below, [](Vec x, Vec slope) { return x * slope; }, below, slopes[l - 1]);
+    if (s.bound > 0)
+      for (Index t = 0; t < T; ++t) {
+        const float norm = std::sqrt(dot(in, below + t * in, below + t * in));
+        scale_row(in, below + t * in, 1.0f / largest(norm / s.bound, 1.0f));
+      }
+  }
+}
+
+// out `[T, w[l + 1]]` -= (G * (x A^T)) Delta over the stored rows and the new ones.
+void subtract_writes(const MemoryCall& call, Index lane, Index l, Index before, const Coefficients& g, const float* x,
+                     const float* a, const float* e, float* out, Index out_row, float* turned, float* scores) {
+  const MemoryShape& s = call.shape;
+  const Index T = s.tokens, in = s.widths[l], to = s.widths[l + 1], lanes = s.batch * s.heads;
+  const float *stored = nullptr, *errors = nullptr;
+  if (before) {
+    stored = call.inputs[l] + lane * in;
+    errors = call.errors[l] + lane * to;
+  }
+  if (T == 1) {
+    for (Index i = 0; i < before; ++i) scores[i] = -g.rows[i] * dot(in, x, stored + i * lanes * in);
+    scores[before] = -g.rows[before] * dot(in, x, a);
+  } else {
+    const Index row = g.stride;
+    if (before) transpose(before, in, stored, lanes * in, turned, row);
+    transpose(T, in, a, in, turned + before, row);
+    constexpr Index kRows = 12;  // a token sees what is before it: blocks of rows, each as long as its last
+    for (Index t = 0; t < T; t += kRows) {
+      const Index rows = T - t < kRows ? T - t : kRows, seen = before + t + rows;
+      product(rows, Scratch::rounded(seen), in, {x + t * in, in, 1}, turned, row, scores + t * row, row, nullptr, false);
+      for (Index r = t; r < t + rows; ++r)
+        map(seen, scores + r * row, [](Vec dots, Vec weight) { return -(dots * weight); }, scores + r * row,
+            g.rows + r * row);
+    }
+  }
+  if (before) product(T, to, before, {scores, g.stride, 1}, errors, lanes * to, out, out_row, nullptr, true);
+  constexpr Index kRows = 12;
+  for (Index t = 0; t < T; t += kRows) {
+    const Index rows = T - t < kRows ? T - t : kRows;
+    product(rows, to, t + rows, {scores + t * g.stride + before, g.stride, 1}, e, to, out + t * out_row, out_row, nullptr,
+            true);
+  }
+}
+
+// W <- b W + f S - A^T (g Delta), S <- m S - A^T (n Delta) for one matrix.
+void fold(const MemoryCall& call, Index lane, Index l, const Coefficients& g, const float* a, const float* e,
+          float* weighed) {
+  const MemoryShape& s = call.shape;
+  const Index T = s.tokens, in = s.widths[l], out = s.widths[l + 1], place = lane * in * out;
+  const float *w = call.memory[l] + place, *p = s.momentum < 0 ? nullptr : call.impulse[l] + place;
+  const auto add = [&](const float* weights, float* to) {
+    for (Index t = 0; t < T; ++t)
+      map(out, weighed + t * out, [&](Vec x) { return x * -weights[t]; }, e + t * out);
+    product(in, out, T, {a, 1, in}, weighed, out, to, out, nullptr, true);
+  };
+  float* new_w = call.new_memory[l] + place;
+  if (p) {
+    float* new_p = call.new_impulse[l] + place;
+    const float b = g.last_scale, f = g.last_momentum_scale, m = g.last_momentum_decay;
+    for (Index i = 0; i < in * out; i += kLanes) {  // both at once: either is read once
+      const Index some = in * out - i < kLanes ? in * out - i : kLanes;
+      const Vec weight = get(w + i, some), push = get(p + i, some);
+      put(new_w + i, b * weight + f * push, some);
+      put(new_p + i, m * push, some);
+    }
+    add(g.momentum_writes, new_p);
+  } else {
+    map(in * out, new_w, [&](Vec x) { return x * g.last_scale; }, w);
+  }
+  add(g.writes, new_w);
+}
+
+void memory(const MemoryCall& call, Index b, Index h) {
+  const MemoryShape& s = call.shape;
+  const Index T = s.tokens, dim = s.heads * s.width, lane = b * s.heads + h, told = 2 * dim + s.gates * s.heads;
+  const Index before = call.fold ? 0 : call.position[b] % s.chunk;
+  const Index real = call.length ? call.length[b] : T;
+  const Index stride = Scratch::rounded(before + T);
+  Index widest = 0, rows = 0;
+  for (Index l = 0; l <= s.depth; ++l) {
+    widest = s.widths[l] > widest ? s.widths[l] : widest;
+    rows += s.widths[l] + 16;
+  }
+  const Index largest_matrix = widest * (widest > stride ? widest : stride);
+  scratch.need(3 * T * s.width + 4 * T * rows + 2 * T * stride + 4 * stride + 2 * T + 3 * largest_matrix +
+               2 * T * widest + 1024);
+
+  float* part[3];
+  for (int i = 0; i < 3; ++i) {
+    part[i] = scratch.take(T * s.width);
+    const float* source = i == 0 ? call.asked + b * T * dim : call.told + b * T * told + (i - 1) * dim;
+    const Index offset = b * (s.taps - 1) * 3 * dim + i * dim + h * s.width;
+    const Slice slice{source + h * s.width, i == 0 ? dim : told,          call.past + offset, 3 * dim,
+                      call.conv + i * dim + h * s.width, 3 * dim, call.new_past + offset};
+    convolve(s, slice, i < 2, part[i]);
+    keep_past(s, slice, real);
+  }
+  const float *queries = part[0], *values = part[2];
+
+  Coefficients g{};
+  g.stride = stride;
+  g.rows = scratch.take(T * stride);
+  g.scale = scratch.take(T);
+  g.momentum_scale = scratch.take(T);
+  g.writes = scratch.take(stride);
+  g.momentum_writes = scratch.take(stride);
+  work_out(call, b, h, before, real, g);
+
+  float *a[kMaxDepth], *e[kMaxDepth], *slopes[kMaxDepth];
+  for (Index l = 0; l < s.depth; ++l) {
+    a[l] = l == 0 ? part[1] : scratch.take(T * s.widths[l]);
+    e[l] = scratch.take(T * s.widths[l + 1]);
+    slopes[l] = scratch.take(T * s.widths[l + 1]);
+  }
+  float *turned = scratch.take(largest_matrix), *scores = scratch.take(T * stride);
+  write(call, lane, values, a, e, call.surprise + lane * T, slopes, turned);
+
+  const float* x = queries;
+  float* hidden[2] = {scratch.take(T * widest), scratch.take(T * widest)};
+  for (Index l = 0; l < s.depth; ++l) {
+    const Index in = s.widths[l], out = s.widths[l + 1];
+    const bool last = l == s.depth - 1;
+    float* to = last ? call.answers + b * T * dim + h * s.width : hidden[l % 2];
+    const Index to_row = last ? dim : out;
+    product(T, out, in, {x, in, 1}, call.memory[l] + lane * in * out, out, to, to_row, g.scale, false);
+    if (s.momentum >= 0)
+      product(T, out, in, {x, in, 1}, call.impulse[l] + lane * in * out, out, to, to_row, g.momentum_scale, true);
+    subtract_writes(call, lane, l, before, g, x, a[l], e[l], to, to_row, turned, scores);
+    if (!last) activate(T * out, s.silu, to, to);
+    x = to;
+  }
+
+  if (call.fold) {
+    for (Index l = 0; l < s.depth; ++l) fold(call, lane, l, g, a[l], e[l], turned);
+    g.last_scale = g.last_momentum_decay = 1;
+    g.last_momentum_scale = 0;
+    keep_coefficients(call, lane, 0, g);
+    return;
+  }
+  keep_coefficients(call, lane, before + real, g);
+  for (Index l = 0; l < s.depth; ++l)
+    for (Index t = 0; t < T; ++t) {
+      const Index row = t * s.batch * s.heads + lane, in = s.widths[l], out = s.widths[l + 1];
+      std::memcpy(call.new_inputs[l] + row * in, a[l] + t * in, in * sizeof(float));
+      std::memcpy(call.new_errors[l] + row * out, e[l] + t * out, out * sizeof(float));
+    }
+}
+
+void read(const ReadCall& call, Index b, Index h) {
+  const MemoryShape& s = call.shape;
+  const Index T = s.tokens, dim = s.heads * s.width, lane = b * s.heads + h, offset = b * (s.taps - 1) * dim + h * s.width;
+  Index widest = 0;
+  for (Index l = 0; l <= s.depth; ++l) widest = s.widths[l] > widest ? s.widths[l] : widest;
+  scratch.need(T * (s.width + 2 * widest) + 64);
+  float* queries = scratch.take(T * s.width);
+  float* hidden[2] = {scratch.take(T * widest), scratch.take(T * widest)};
+  const Slice slice{call.asked + b * T * dim + h * s.width, dim, call.past + offset, dim, call.conv + h * s.width, 3 * dim,
+                    call.new_past + offset};
+  convolve(s, slice, true, queries);
+  keep_past(s, slice, call.length ? call.length[b] : T);
+  const float* x = queries;
+  for (Index l = 0; l < s.depth; ++l) {
+    const Index in = s.widths[l], out = s.widths[l + 1];
+    const bool last = l == s.depth - 1;
+    float* to = last ? call.answers + b * T * dim + h * s.width : hidden[l % 2];
+    product(T, out, in, {x, in, 1}, call.memory[l] + lane * in * out, out, to, last ? dim : out, nullptr, false);
+    if (!last) activate(T * out, s.silu, to, to);
+    x = to;
+  }
+}
+
+bool finite(const float* numbers, Index count) {
+  Vec sums[4] = {};
+  Index i = 0;
+  for (; i + 4 * kLanes <= count; i += 4 * kLanes)
+    for (Index v = 0; v < 4; ++v) sums[v] += load(numbers + i + v * kLanes) * 0.0f;
+  for (; i < count; i += kLanes) sums[0] += load_some(numbers + i, count - i < kLanes ? count - i : kLanes) * 0.0f;
+  return sum(sums[0] + sums[1] + sums[2] + sums[3]) == 0;
+}
+
+}  // namespace
+
+#define TITANS_NAME_(isa) #isa
+#define TITANS_NAME(isa) TITANS_NAME_(isa)
+extern const Kernels kernels;
+const Kernels kernels{TITANS_NAME(TITANS_ISA), memory, read, finite};
+
+}  // namespace TITANS_ISA

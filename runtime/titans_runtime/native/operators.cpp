@@ -1,0 +1,402 @@
+// The kernels as operators of ONNX Runtime: what its C interface asks for, and nothing about the memory.
+//
+// ONNX Runtime hands over a table of functions that only ever grows at its end, and takes a record of callbacks per
+// operator. Both are declared here as far as they are used, by position, so that no header of ONNX Runtime is needed to
+// build: the positions are those of its published C interface, version 17, which every release since has kept.
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+
+#include "memory.h"
+
+namespace v1 { extern const Kernels kernels; }
+#if defined(__x86_64__)
+namespace v3 { extern const Kernels kernels; }
+namespace v4 { extern const Kernels kernels; }
+#endif
+
+namespace {
+
+const Kernels& chosen() {
+#if defined(__x86_64__)
+  static const Kernels& best = [] () -> const Kernels& {
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512bw"))
+      return v4::kernels;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return v3::kernels;
+    return v1::kernels;
+  }();
+  return best;
+#else
+  return v1::kernels;
+#endif
+}
+
+// ---------------------------------------------------------------- ONNX Runtime's C interface, as far as it is used
+
+constexpr std::uint32_t kInterface = 17, kOperatorRecord = 16;
+constexpr int kAny = 0, kFloat = 1, kInt64 = 7;  // ONNXTensorElementDataType
+constexpr int kVariadic = 2;                     // OrtCustomOpInputOutputCharacteristic
+constexpr int kInvalidArgument = 2, kFail = 1;
+
+struct Status;
+struct Info;
+struct Context;
+struct Value;
+struct Shape;
+struct Domain;
+struct Options;
+
+struct Interface {
+  const void* functions[275];
+
+  template <class Result, class... Arguments>
+  Result call(int position, Arguments... arguments) const {
+    return reinterpret_cast<Result (*)(Arguments...)>(const_cast<void*>(functions[position]))(arguments...);
+  }
+  Status* status(int code, const char* why) const { return call<Status*>(0, code, why); }
+  Status* new_domain(const char* name, Domain** to) const { return call<Status*>(26, name, to); }
+  Status* add(Domain* domain, const struct Operator* op) const { return call<Status*>(27, domain, op); }
+  Status* add(Options* options, Domain* domain) const { return call<Status*>(28, options, domain); }
+  Status* data(Value* value, void** to) const { return call<Status*>(51, value, to); }
+  Status* type(const Shape* shape, int* to) const { return call<Status*>(60, shape, to); }
+  Status* rank(const Shape* shape, std::size_t* to) const { return call<Status*>(61, shape, to); }
+  Status* sizes(const Shape* shape, std::int64_t* to, std::size_t count) const {
+    return call<Status*>(62, shape, to, count);
+  }
+  Status* count(const Shape* shape, std::size_t* to) const { return call<Status*>(64, shape, to); }
+  Status* shape(const Value* value, Shape** to) const { return call<Status*>(65, value, to); }
+  Status* attribute(const Info* info, const char* name, float* to) const { return call<Status*>(85, info, name, to); }
+  Status* attribute(const Info* info, const char* name, std::int64_t* to) const {
+    return call<Status*>(86, info, name, to);
+  }
+  Status* inputs(const Context* context, std::size_t* to) const { return call<Status*>(88, context, to); }
+  Status* input(const Context* context, std::size_t index, const Value** to) const {
+    return call<Status*>(90, context, index, to);
+  }
+  Status* output(Context* context, std::size_t index, const std::int64_t* sizes, std::size_t rank, Value** to) const {
+    return call<Status*>(91, context, index, sizes, rank, to);
+  }
+  void release(Status* status) const { call<void>(93, status); }
+  void release(Shape* shape) const { call<void>(99, shape); }
+  Status* parallel(const Context* context, void (*run)(void*, std::size_t), std::size_t count, void* data) const {
+    return call<Status*>(274, context, run, count, std::size_t{0}, data);
+  }
+};
+
+struct InterfaceBase {
+  const Interface* (*get)(std::uint32_t version);
+  const char* (*version)();
+};
+
+struct Operator {
+  std::uint32_t version;
+  void* (*create_v1)(const Operator*, const Interface*, const Info*);
+  const char* (*name)(const Operator*);
+  const char* (*provider)(const Operator*);
+  int (*input_type)(const Operator*, std::size_t);
+  std::size_t (*input_count)(const Operator*);
+  int (*output_type)(const Operator*, std::size_t);
+  std::size_t (*output_count)(const Operator*);
+  void (*compute_v1)(void*, Context*);
+  void (*destroy)(void*);
+  int (*input_kind)(const Operator*, std::size_t);
+  int (*output_kind)(const Operator*, std::size_t);
+  int (*input_memory)(const Operator*, std::size_t);
+  int (*least_inputs)(const Operator*);
+  int (*inputs_alike)(const Operator*);
+  int (*least_outputs)(const Operator*);
+  int (*outputs_alike)(const Operator*);
+  Status* (*create)(const Operator*, const Interface*, const Info*, void**);
+  Status* (*compute)(void*, Context*);
+};
+
+// ---------------------------------------------------------------- a call
+
+// Inputs and outputs of one call in order. The first thing that goes wrong is kept, and nothing is done after it.
+class Arguments {
+ public:
+  Arguments(const Interface& ort, Context* context) : ort_(ort), context_(context) { keep(ort.inputs(context, &count_)); }
+  ~Arguments() {
+    if (failed_) ort_.release(failed_);
+  }
+  // The next input, which has to have `count` numbers.
+  template <class Number = float>
+  const Number* next(std::int64_t count) {
+    const Value* value = nullptr;
+    void* data = nullptr;
+    std::size_t found = 0;
+    int type = 0;
+    Shape* shape = open(&value);
+    if (!failed_) keep(ort_.count(shape, &found));
+    if (!failed_) keep(ort_.type(shape, &type));
+    if (!failed_ && (found != static_cast<std::size_t>(count) || type != (sizeof(Number) == 8 ? kInt64 : kFloat)))
+      refuse("an input of a fused operator has another size or type");
+    if (!failed_) keep(ort_.data(const_cast<Value*>(value), &data));
+    if (shape) ort_.release(shape);
+    ++index_;
+    return static_cast<const Number*>(data);
+  }
+  // The sizes of the input that `next` will give, which has to have `rank` axes.
+  void peek(std::int64_t* sizes, std::size_t rank) {
+    const Value* value = nullptr;
+    std::size_t found = 0;
+    Shape* shape = open(&value);
+    if (!failed_) keep(ort_.rank(shape, &found));
+    if (!failed_ && found != rank) refuse("an input of a fused operator has another rank");
+    if (!failed_) keep(ort_.sizes(shape, sizes, rank));
+    if (shape) ort_.release(shape);
+  }
+  float* make(std::initializer_list<std::int64_t> sizes) {
+    Value* value = nullptr;
+    void* data = nullptr;
+    if (!failed_) keep(ort_.output(context_, made_++, sizes.begin(), sizes.size(), &value));
+    if (!failed_) keep(ort_.data(value, &data));
+    return static_cast<float*>(data);
+  }
+  void refuse(const char* why) { keep(ort_.status(kInvalidArgument, why)); }
+  template <class Run>
+  void over(std::ptrdiff_t count, const Run& run) {
+    if (failed_) return;
+    if (count == 1) return run(0);
+    const auto each = [](void* data, std::size_t index) { (*static_cast<const Run*>(data))(index); };
+    keep(ort_.parallel(context_, each, count, const_cast<Run*>(&run)));
+  }
+  bool ok() const { return !failed_; }
+  Status* finish() {
+    Status* failed = failed_;
+    failed_ = nullptr;
+    return failed;
+  }
+
+ private:
+  Shape* open(const Value** value) {
+    Shape* shape = nullptr;
+    if (!failed_ && index_ >= count_) refuse("a fused operator has too few inputs");
+    if (!failed_) keep(ort_.input(context_, index_, value));
+    if (!failed_) keep(ort_.shape(*value, &shape));
+    return shape;
+  }
+  void keep(Status* status) {
+    if (!status) return;
+    if (failed_) ort_.release(status); else failed_ = status;
+  }
+  const Interface& ort_;
+  Context* context_;
+  Status* failed_ = nullptr;
+  std::size_t count_ = 0, index_ = 0, made_ = 0;
+};
+
+struct Kernel {
+  const Interface* ort;
+  MemoryShape shape;
+  bool fold, padded;
+};
+
+// B, T and the width of a head, from the projected queries `[B, T, D]` that come next. Position and length, one number
+// for each stream, come before it.
+void measure(Arguments& args, MemoryShape& s) {
+  std::int64_t sizes[3] = {};
+  args.peek(sizes, 3);
+  s.batch = sizes[0];
+  s.tokens = sizes[1];
+  s.width = sizes[2] / s.heads;
+  s.widths[0] = s.width;
+  if (args.ok() && (s.batch < 1 || s.tokens < 1 || s.width < 1 || sizes[2] % s.heads))
+    args.refuse("a fused operator's queries do not divide into its heads");
+}
+
+// The width behind matrix l, `[B, H, w[l], w[l + 1]]`, which comes next.
+void measure_matrix(Arguments& args, MemoryShape& s, std::ptrdiff_t l) {
+  std::int64_t sizes[4] = {};
+  args.peek(sizes, 4);
+  s.widths[l + 1] = sizes[3];
+  if (args.ok() && (sizes[3] < 1 || (l == s.depth - 1 && sizes[3] != s.width)))
+    args.refuse("a memory's last matrix has another width than its values");
+}
+
+Status* compute_memory(void* self, Context* context) {
+  const Kernel& kernel = *static_cast<Kernel*>(self);
+  Arguments args(*kernel.ort, context);
+  MemoryCall call{};
+  MemoryShape& s = call.shape = kernel.shape;
+  call.fold = kernel.fold;
+  measure(args, s);
+  const std::int64_t B = s.batch, T = s.tokens, H = s.heads, C = s.chunk, D = H * s.width;
+  call.asked = args.next(B * T * D);
+  call.told = args.next(B * T * (2 * D + s.gates * H));
+  call.past = args.next(B * (s.taps - 1) * 3 * D);
+  call.conv = args.next(s.taps * 3 * D);
+  for (int gate = 0; gate < s.gates; ++gate) call.bias[gate] = args.next(H);
+  const bool momentum = s.momentum >= 0;
+  if (!call.fold) {
+    call.scale = args.next(B * H);
+    call.writes = args.next(B * H * C);
+    if (momentum) {
+      call.momentum_scale = args.next(B * H);
+      call.momentum_decay = args.next(B * H);
+      call.momentum_writes = args.next(B * H * C);
+    }
+  }
+  for (std::ptrdiff_t l = 0; l < s.depth; ++l) {
+    measure_matrix(args, s, l);
+    const std::int64_t in = s.widths[l], out = s.widths[l + 1];
+    call.memory[l] = args.next(B * H * in * out);
+    if (momentum) call.impulse[l] = args.next(B * H * in * out);
+    if (!call.fold) {
+      call.inputs[l] = args.next(C * B * H * in);
+      call.errors[l] = args.next(C * B * H * out);
+    }
+  }
+  if (!call.fold) call.position = args.next<std::int64_t>(B);
+  if (kernel.padded) call.length = args.next<std::int64_t>(B);
+  if (args.ok() && !call.fold)  // what a wrong position would write to lies outside the tensors
+    for (std::int64_t b = 0; b < B; ++b) {
+      const std::int64_t real = call.length ? call.length[b] : T;
+      if (call.position[b] < 0 || real < 1 || real > T || call.position[b] % C + real > C)
+        args.refuse("a stream's tokens do not fit into its chunk");
+    }
+  call.answers = args.make({B, T, D});
+  float* surprise = args.make({B, T});
+  call.new_past = args.make({B, s.taps - 1, 3 * D});
+  call.new_scale = args.make({B, H});
+  call.new_writes = args.make({B, H, C});
+  if (momentum) {
+    call.new_momentum_scale = args.make({B, H});
+    call.new_momentum_decay = args.make({B, H});
+    call.new_momentum_writes = args.make({B, H, C});
+  }
+  if (call.fold) {
+    for (std::ptrdiff_t l = 0; l < s.depth; ++l) {
+      call.new_memory[l] = args.make({B, H, s.widths[l], s.widths[l + 1]});
+      if (momentum) call.new_impulse[l] = args.make({B, H, s.widths[l], s.widths[l + 1]});
+    }
+  } else {
+    for (std::ptrdiff_t l = 0; l < s.depth; ++l) {
+      call.new_inputs[l] = args.make({T, B, H, s.widths[l]});
+      call.new_errors[l] = args.make({T, B, H, s.widths[l + 1]});
+    }
+  }
+  if (!args.ok()) return args.finish();
+  call.surprise = static_cast<float*>(std::malloc(B * H * T * sizeof(float)));
+  if (!call.surprise) return kernel.ort->status(kFail, "out of memory");
+  const Kernels& kernels = chosen();
+  args.over(B * H, [&](std::size_t lane) { kernels.memory(call, lane / H, lane % H); });
+  for (std::int64_t b = 0; b < B; ++b)
+    for (std::int64_t t = 0; t < T; ++t) {
+      float total = 0;
+      for (std::int64_t h = 0; h < H; ++h) total += call.surprise[(b * H + h) * T + t];
+      surprise[b * T + t] = total / static_cast<float>(H);
+    }
+  std::free(call.surprise);
+  return args.finish();
+}
+
+Status* compute_read(void* self, Context* context) {
+  const Kernel& kernel = *static_cast<Kernel*>(self);
+  Arguments args(*kernel.ort, context);
+  ReadCall call{};
+  MemoryShape& s = call.shape = kernel.shape;
+  measure(args, s);
+  const std::int64_t B = s.batch, T = s.tokens, H = s.heads, D = H * s.width;
+  call.asked = args.next(B * T * D);
+  call.past = args.next(B * (s.taps - 1) * D);
+  call.conv = args.next(s.taps * 3 * D);
+  for (std::ptrdiff_t l = 0; l < s.depth; ++l) {
+    measure_matrix(args, s, l);
+    call.memory[l] = args.next(B * H * s.widths[l] * s.widths[l + 1]);
+  }
+  if (kernel.padded) call.length = args.next<std::int64_t>(B);
+  if (args.ok() && call.length)
+    for (std::int64_t b = 0; b < B; ++b)
+      if (call.length[b] < 1 || call.length[b] > T) args.refuse("a stream has another number of tokens than were given");
+  call.answers = args.make({B, T, D});
+  call.new_past = args.make({B, s.taps - 1, D});
+  const Kernels& kernels = chosen();
+  args.over(B * H, [&](std::size_t lane) { kernels.read(call, lane / H, lane % H); });
+  return args.finish();
+}
+
+// ---------------------------------------------------------------- registration
+
+Status* create(const Operator*, const Interface* ort, const Info* info, void** to) {
+  auto* kernel = static_cast<Kernel*>(std::calloc(1, sizeof(Kernel)));
+  if (!kernel) return ort->status(kFail, "out of memory");
+  kernel->ort = ort;
+  MemoryShape& s = kernel->shape;
+  Status* failed = nullptr;
+  const auto number = [&](const char* name) {
+    std::int64_t value = 0;
+    if (!failed) failed = ort->attribute(info, name, &value);
+    return value;
+  };
+  s.heads = number("heads");
+  s.chunk = number("chunk");
+  s.taps = number("taps");
+  s.depth = number("depth");
+  s.silu = number("silu") != 0;
+  s.gates = static_cast<int>(number("gates"));
+  s.forget = static_cast<int>(number("forget"));
+  s.momentum = static_cast<int>(number("momentum"));
+  s.step = static_cast<int>(number("step"));
+  kernel->fold = number("fold") != 0;
+  kernel->padded = number("padded") != 0;
+  if (!failed) failed = ort->attribute(info, "bound", &s.bound);
+  if (!failed) failed = ort->attribute(info, "max_step", &s.max_step);
+  if (!failed && (s.heads < 1 || s.chunk < 1 || s.taps < 2 || s.depth < 1 || s.depth > kMaxDepth || s.gates < 0 ||
+                  s.gates > 3 || s.forget >= s.gates || s.momentum >= s.gates || s.step >= s.gates))
+    failed = ort->status(kInvalidArgument, "a fused operator has attributes that no memory has");
+  if (failed) std::free(kernel); else *to = kernel;
+  return failed;
+}
+
+int input_type(const Operator*, std::size_t) { return kAny; }
+int input_kind(const Operator*, std::size_t) { return kVariadic; }
+std::size_t input_count(const Operator*) { return 1; }
+int output_type(const Operator*, std::size_t) { return kFloat; }
+int output_kind(const Operator*, std::size_t) { return kVariadic; }
+std::size_t output_count(const Operator*) { return 1; }
+const char* provider(const Operator*) { return nullptr; }  // the CPU's
+int on_cpu(const Operator*, std::size_t) { return 0; }
+int one(const Operator*) { return 1; }
+int no(const Operator*) { return 0; }
+void* no_create(const Operator*, const Interface*, const Info*) { return nullptr; }
+void no_compute(void*, Context*) {}
+void destroy(void* kernel) { std::free(kernel); }
+
+constexpr Operator an_operator(const char* (*name)(const Operator*), Status* (*compute)(void*, Context*)) {
+  return {kOperatorRecord, no_create,  name,        provider, input_type, input_count, output_type,
+          output_count,    no_compute, destroy,     input_kind, output_kind, on_cpu,  one,
+          no,              one,        one,         create,     compute};
+}
+
+const Operator kMemory = an_operator([](const Operator*) { return "Memory"; }, compute_memory);
+const Operator kRead = an_operator([](const Operator*) { return "MemoryRead"; }, compute_read);
+
+}  // namespace
+
+#define TITANS_EXPORT extern "C" __attribute__((visibility("default")))
+
+// The instruction set that was chosen: v1 is the plain machine, v3 AVX2, v4 AVX-512.
+TITANS_EXPORT const char* titans_isa() { return chosen().isa; }
+
+// Whether `count` numbers are all finite: 0 times any other is NaN.
+TITANS_EXPORT int titans_finite(const float* numbers, std::size_t count) { return chosen().finite(numbers, count); }
+
+// What `SessionOptions.register_custom_ops_library` calls.
+TITANS_EXPORT Status* RegisterCustomOps(Options* options, const InterfaceBase* base) {
+  const Interface* ort = base->get(kInterface);
+  if (!ort) return base->get(1)->status(kFail, "fused operators need ONNX Runtime 1.17 or newer");
+  static Domain* domain = nullptr;  // outlives every session; made once for each process
+  static Status* failed = [ort] {
+    Status* status = ort->new_domain("ai.titans", &domain);
+    for (const Operator* op : {&kMemory, &kRead})
+      if (!status) status = ort->add(domain, op);
+    return status;
+  }();
+  if (failed) return ort->status(kFail, "the fused operators could not be made known");
+  return ort->add(options, domain);
+}
