@@ -20,6 +20,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 NATIVE = Path("runtime/titans_runtime/native")
 LIBRARY = "titans_kernels.so"
+PER_LEVEL = ("memory.cpp", "attention.cpp", "kernels.cpp")
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"]
 FLOATS = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 # The levels of the x86-64 psABI that make a difference here; the best one a machine has is chosen when it is loaded.
@@ -57,12 +58,13 @@ def build(folder: Path, library: Path) -> str | None:
     if compiler is None:
         return "there is no C++ compiler; install g++ or clang++, and install this package again"
     with tempfile.TemporaryDirectory() as made:
-        objects = [str(Path(made) / f"memory_{level}.o") for level in LEVELS]
         compiled = str(Path(made) / LIBRARY)
-        steps = [
-            [compiler, *FLAGS, *FLOATS, *options, f"-DTITANS_ISA={level}", "-c", "memory.cpp", "-o", object_file]
-            for (level, options), object_file in zip(LEVELS.items(), objects, strict=True)
-        ]
+        objects, steps = [], []
+        for level, options in LEVELS.items():
+            for source in PER_LEVEL:
+                objects.append(str(Path(made) / f"{source}.{level}.o"))
+                define = f"-DTITANS_ISA={level}"
+                steps.append([compiler, *FLAGS, *FLOATS, *options, define, "-c", source, "-o", objects[-1]])
         steps.append([compiler, *FLAGS, "-shared", "operators.cpp", *objects, "-o", compiled])
         try:
             for step in steps:

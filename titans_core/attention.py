@@ -300,12 +300,15 @@ class SegmentAttention(_Attention):
         sources = [(scored(turned, self.rotate_from(key, 0), visible), value) for key, value in pairs]
         return merge_heads(self.attend(q, sources))
 
-    def extend(self, x: Tensor, h: Tensor | None, state: State, place: Tensor) -> tuple[Tensor, State]:
+    def extend(
+        self, x: Tensor, h: Tensor | None, state: State, position: Tensor, place: Tensor
+    ) -> tuple[Tensor, State]:
         """Some tokens inside a segment.
 
         Args:
             x, h: the new tokens and the memory's answers to them, `[B, T, dim]`, right-padded.
             state: the segment's rows.
+            position: `[B]` tokens of each stream before this call; places say it all here.
             place: `[B, T]` places of the tokens in the segment.
 
         Returns:

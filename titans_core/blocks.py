@@ -250,7 +250,7 @@ class SegmentMixer(nn.Module):
 
     def extend(self, x: Tensor, state: State, call: Extension) -> Mixed:
         """`[B, T, dim]`."""
-        heads, rows = self.attention.extend(x, None, state, call.place)
+        heads, rows = self.attention.extend(x, None, state, call.position, call.place)
         return self.out(heads), rows, None
 
     def commit(self, state: State) -> State:
@@ -298,7 +298,7 @@ class MAC(nn.Module):
     def extend(self, x: Tensor, state: State, call: Extension) -> Mixed:
         """`[B, T, dim]`."""
         h, changed = self.reader.read(x, state, call.length)
-        heads, rows = self.attention.extend(x, h, state, call.place)
+        heads, rows = self.attention.extend(x, h, state, call.position, call.place)
         y = self.norm(self.to_attended(heads))
         answers, new, surprise = self.reader.extend(y, state, call)
         return self.out(y * torch.sigmoid(answers)), changed | rows | new, surprise

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
+from titans_core.attention import SegmentAttention, SlidingWindowAttention
 from titans_core.blocks import Extension, MemoryReader
-from titans_core.memory import NeuralMemory
+from titans_core.layers import MLP, rms_normalise
 from titans_core.state import State
 
 DOMAIN = "ai.titans"
@@ -42,37 +43,46 @@ def fused_operator(
     return [torch.zeros(size) for size in outputs]
 
 
-def qualifies(memory: NeuralMemory) -> bool:
-    """Whether the kernels know a memory of these options. Its weights have to be float32 besides."""
-    options = memory.options
-    return (
-        not options.residual_norm
-        and options.gate_scope == "token"
-        and options.conv_kernel > 1
-        and options.step_size == "token"
-        and options.depth <= MOST_MATRICES
-        and memory.to_query.weight.dtype == torch.float32
-    )
+def qualifies(module: nn.Module) -> bool:
+    """Whether the kernels know a module of this kind and its options. Its weights have to be float32 besides."""
+    if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
+        return False
+    if isinstance(module, MemoryReader):
+        options = module.memory.options
+        return (
+            not options.residual_norm
+            and options.gate_scope == "token"
+            and options.conv_kernel > 1
+            and options.step_size == "token"
+            and options.depth <= MOST_MATRICES
+        )
+    if isinstance(module, SegmentAttention | SlidingWindowAttention):
+        return module.width % 2 == 0
+    return isinstance(module, MLP) and module.gated
 
 
 @contextmanager
-def fused(module: nn.Module) -> Iterator[bool]:
-    """While active, the memories in `module` that qualify are single operators; yields whether there are any."""
-    readers = [reader for reader in module.modules() if isinstance(reader, MemoryReader) and qualifies(reader.memory)]
-    for reader in readers:
-        stand_in = _FusedReader(reader)
-        for name in ("chunks", "extend", "read"):
-            object.__setattr__(reader, name, getattr(stand_in, name))
+def fused(module: nn.Module) -> Iterator[None]:
+    """While active, what qualifies in `module` is single operators."""
+    replaced: list[tuple[nn.Module, str]] = []
+    for each in module.modules():
+        if not qualifies(each):
+            continue
+        stand_in = _STAND_INS[type(each)](each)
+        for name in stand_in.methods:
+            object.__setattr__(each, name, getattr(stand_in, name))
+            replaced.append((each, name))
     try:
-        yield bool(readers)
+        yield
     finally:
-        for reader in readers:
-            for name in ("chunks", "extend", "read"):
-                object.__delattr__(reader, name)
+        for each, name in replaced:
+            object.__delattr__(each, name)
 
 
 class _FusedReader:
     """Stands in for the methods of one `MemoryReader`; the same arguments and results."""
+
+    methods = ("chunks", "extend", "read")
 
     def __init__(self, reader: MemoryReader) -> None:
         self.reader, self.memory = reader, reader.memory
@@ -154,3 +164,96 @@ class _FusedReader:
     def _answer(self, answers: Tensor, like: Tensor) -> Tensor:
         normed: Tensor = self.reader.norm(answers)
         return normed.to(like.dtype)
+
+
+class _FusedSegment:
+    """Stands in for `SegmentAttention`, for a single token."""
+
+    methods = ("extend",)
+
+    def __init__(self, attention: SegmentAttention) -> None:
+        self.attention = attention
+
+    def extend(
+        self, x: Tensor, h: Tensor | None, state: State, position: Tensor, place: Tensor
+    ) -> tuple[Tensor, State]:
+        """One token is one operator; more are as before."""
+        attention = self.attention
+        if x.shape[1] > 1:
+            return SegmentAttention.extend(attention, x, h, state, position, place)
+        told = attention.to_key_value(x if h is None else torch.cat([h, x], dim=1))
+        rows = [f"{kind}_{part}" for kind in attention.kinds for part in ("key", "value")]
+        inputs = [attention.to_query(x), told, *_persistent(attention), attention.cosine, attention.sine]
+        inputs += [*(state[name] for name in rows), position]
+        return _attended(attention, x, inputs, rows, state, past=0, window=0)
+
+
+class _FusedWindow:
+    """Stands in for `SlidingWindowAttention`, for a single token."""
+
+    methods = ("extend",)
+
+    def __init__(self, attention: SlidingWindowAttention) -> None:
+        self.attention = attention
+
+    def extend(self, x: Tensor, state: State, position: Tensor, place: Tensor) -> tuple[Tensor, State]:
+        """One token is one operator; more are as before."""
+        attention = self.attention
+        if x.shape[1] > 1:
+            return SlidingWindowAttention.extend(attention, x, state, position, place)
+        rows = ["chunk_key", "chunk_value"]
+        inputs = [attention.to_qkv(x), *_persistent(attention), attention.cosine, attention.sine]
+        inputs += [*(state[name] for name in ("key", "value", *rows)), position]
+        return _attended(attention, x, inputs, rows, state, past=attention.past, window=attention.window)
+
+
+def _persistent(attention: SegmentAttention | SlidingWindowAttention) -> list[Tensor]:
+    if attention.persistent_key is None or attention.persistent_value is None:
+        return []
+    return [rms_normalise(attention.persistent_key, scale=attention.scale), attention.persistent_value]
+
+
+def _attended(
+    attention: SegmentAttention | SlidingWindowAttention,
+    x: Tensor,
+    inputs: list[Tensor],
+    rows: list[str],
+    state: State,
+    past: int,
+    window: int,
+) -> tuple[Tensor, State]:
+    key = attention.persistent_key
+    attributes = {
+        "heads": attention.heads,
+        "chunk": attention.chunk,
+        "past": past,
+        "window": window,
+        "persistent": 0 if key is None else key.shape[1],
+    }
+    shapes: list[Sizes] = [tuple(x.shape), *((1, *state[name].shape[1:]) for name in rows)]
+    out, *new = fused_operator("TokenAttention", attributes, inputs, shapes)
+    return out, dict(zip(rows, new, strict=True))
+
+
+class _FusedMLP:
+    """Stands in for a gated feed-forward."""
+
+    methods = ("forward",)
+
+    def __init__(self, mlp: MLP) -> None:
+        self.mlp = mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, T, dim]`."""
+        hidden = self.mlp.up(x)
+        (gated,) = fused_operator("GatedUnit", {}, [hidden], [(*hidden.shape[:-1], hidden.shape[-1] // 2)])
+        out: Tensor = self.mlp.down(gated)
+        return out
+
+
+_STAND_INS: dict[type[nn.Module], Any] = {
+    MemoryReader: _FusedReader,
+    SegmentAttention: _FusedSegment,
+    SlidingWindowAttention: _FusedWindow,
+    MLP: _FusedMLP,
+}

@@ -174,7 +174,7 @@ def _record(function: Function, module: nn.Module, feeds: Feeds) -> _Run:
 @contextmanager
 def _scoped(module: nn.Module, scopes: list[str]) -> Iterator[None]:
     """While active, every method of every submodule pushes its module's path, so calls know where they were made."""
-    wrapped: list[tuple[nn.Module, str]] = []
+    wrapped: list[tuple[nn.Module, str, Any]] = []  # and what the module itself had under that name
 
     def wrap(owner: nn.Module, path: str, name: str) -> None:
         method = getattr(owner, name)
@@ -186,21 +186,26 @@ def _scoped(module: nn.Module, scopes: list[str]) -> Iterator[None]:
             finally:
                 scopes.pop()
 
+        wrapped.append((owner, name, owner.__dict__.get(name)))
         object.__setattr__(owner, name, scoped)
-        wrapped.append((owner, name))
 
     try:
         for path, owner in module.named_modules():
+            done = set()
             for cls in type(owner).__mro__:
                 if cls.__module__.startswith("torch."):
                     break
                 for name, member in vars(cls).items():
-                    if callable(member) and not name.startswith("__") and name not in owner.__dict__:
+                    if callable(member) and not name.startswith("__") and name not in done:
+                        done.add(name)
                         wrap(owner, path, name)
         yield
     finally:
-        for owner, name in wrapped:
-            object.__delattr__(owner, name)
+        for owner, name, own in wrapped:
+            if own is None:
+                object.__delattr__(owner, name)
+            else:
+                object.__setattr__(owner, name, own)
 
 
 class _Unifier:

@@ -4,39 +4,13 @@
 // the caches: every elementwise pass there is a loop over at most a chunk's rows here, and the coefficients, there
 // products of triangles, are the recurrences themselves (dual.py has both forms).
 #include <cmath>
-#include <cstdlib>
 
 #include "memory.h"
 #include "products.h"
+#include "scratch.h"
 
 namespace TITANS_ISA {
 namespace {
-
-// Memory for one call at a time, kept by the thread.
-class Scratch {
- public:
-  ~Scratch() { std::free(start_); }
-  void need(Index floats) {
-    const std::size_t bytes = (static_cast<std::size_t>(floats) * sizeof(float) + 4095) / 4096 * 4096;
-    if (bytes > size_) {
-      std::free(start_);
-      start_ = static_cast<float*>(std::aligned_alloc(4096, bytes));
-      size_ = start_ ? bytes : 0;
-    }
-    next_ = start_;
-  }
-  float* take(Index floats) {
-    float* taken = next_;
-    next_ += rounded(floats);
-    return taken;
-  }
-  static Index rounded(Index floats) { return (floats + 15) / 16 * 16; }
-
- private:
-  float *start_ = nullptr, *next_ = nullptr;
-  std::size_t size_ = 0;
-};
-thread_local Scratch scratch;
 
 // One slice of channels through the causal convolution, SiLU and, for queries and keys, to unit length.
 struct Slice {
@@ -286,6 +260,8 @@ void fold(const MemoryCall& call, Index lane, Index l, const Coefficients& g, co
   add(g.writes, new_w);
 }
 
+}  // namespace
+
 void memory(const MemoryCall& call, Index b, Index h) {
   const MemoryShape& s = call.shape;
   const Index T = s.tokens, dim = s.heads * s.width, lane = b * s.heads + h, told = 2 * dim + s.gates * s.heads;
@@ -384,21 +360,5 @@ void read(const ReadCall& call, Index b, Index h) {
     x = to;
   }
 }
-
-bool finite(const float* numbers, Index count) {
-  Vec sums[4] = {};
-  Index i = 0;
-  for (; i + 4 * kLanes <= count; i += 4 * kLanes)
-    for (Index v = 0; v < 4; ++v) sums[v] += load(numbers + i + v * kLanes) * 0.0f;
-  for (; i < count; i += kLanes) sums[0] += load_some(numbers + i, count - i < kLanes ? count - i : kLanes) * 0.0f;
-  return sum(sums[0] + sums[1] + sums[2] + sums[3]) == 0;
-}
-
-}  // namespace
-
-#define TITANS_NAME_(isa) #isa
-#define TITANS_NAME(isa) TITANS_NAME_(isa)
-extern const Kernels kernels;
-const Kernels kernels{TITANS_NAME(TITANS_ISA), memory, read, finite};
 
 }  // namespace TITANS_ISA

@@ -59,11 +59,3 @@ struct ReadCall {
   float* answers;   // [B, T, D]
   float* new_past;  // [B, taps - 1, D]
 };
-
-// One stream's head; heads are independent, so calls may run at the same time.
-struct Kernels {
-  const char* isa;
-  void (*memory)(const MemoryCall&, std::ptrdiff_t stream, std::ptrdiff_t head);
-  void (*read)(const ReadCall&, std::ptrdiff_t stream, std::ptrdiff_t head);
-  bool (*finite)(const float* numbers, std::ptrdiff_t count);
-};

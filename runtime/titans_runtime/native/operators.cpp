@@ -9,7 +9,7 @@
 #include <cstring>
 #include <initializer_list>
 
-#include "memory.h"
+#include "kernels.h"
 
 namespace v1 { extern const Kernels kernels; }
 #if defined(__x86_64__)
@@ -320,37 +320,165 @@ Status* compute_read(void* self, Context* context) {
   return args.finish();
 }
 
+struct AttentionKernel {
+  const Interface* ort;
+  std::int64_t heads, chunk, past, window, persistent;
+};
+
+Status* compute_attention(void* self, Context* context) {
+  const AttentionKernel& kernel = *static_cast<AttentionKernel*>(self);
+  Arguments args(*kernel.ort, context);
+  AttentionCall call{};
+  const bool sliding = kernel.window > 0;
+  std::int64_t sizes[3] = {};
+  args.peek(sizes, 3);  // [B, 1, D], or of a sliding window [B, 1, 3 D]
+  const std::int64_t B = sizes[0], H = kernel.heads, C = kernel.chunk, D = sizes[2] / (sliding ? 3 : 1), d = D / H;
+  if (args.ok() && (B < 1 || sizes[1] != 1 || d < 2 || sizes[2] != d * H * (sliding ? 3 : 1) || d % 2))
+    args.refuse("a fused attention's queries do not divide into its heads");
+  call.batch = B;
+  call.heads = H;
+  call.width = d;
+  call.chunk = C;
+  call.past = kernel.past;
+  call.window = kernel.window;
+  call.persistent = kernel.persistent;
+  call.positions = (kernel.past + 2) * C;
+  call.asked = args.next(B * sizes[2]);
+  call.asked_row = sizes[2];
+  if (sliding) {
+    call.kinds = 1;
+    call.told[0] = call.asked + D;
+    call.told_row = 3 * D;
+    call.value_offset = D;
+  } else {
+    args.peek(sizes, 3);  // [B, kinds, 2 D]
+    call.kinds = static_cast<int>(sizes[1]);
+    if (args.ok() && (sizes[1] < 1 || sizes[1] > kMaxKinds)) args.refuse("a fused attention has other kinds of keys");
+    const float* told = args.next(B * sizes[1] * 2 * D);
+    for (int kind = 0; args.ok() && kind < call.kinds; ++kind) call.told[kind] = told + kind * 2 * D;
+    call.told_row = call.kinds * 2 * D;
+    call.value_offset = D;
+  }
+  if (kernel.persistent) {
+    call.persistent_key = args.next(H * kernel.persistent * d);
+    call.persistent_value = args.next(H * kernel.persistent * d);
+  }
+  call.cosine = args.next(2 * call.positions * d);
+  call.sine = args.next(2 * call.positions * d);
+  if (kernel.past) {
+    call.key = args.next(B * H * kernel.past * C * d);
+    call.value = args.next(B * H * kernel.past * C * d);
+  }
+  for (int kind = 0; args.ok() && kind < call.kinds; ++kind) {
+    call.row_key[kind] = args.next(C * B * H * d);
+    call.row_value[kind] = args.next(C * B * H * d);
+  }
+  call.position = args.next<std::int64_t>(B);
+  for (std::int64_t b = 0; args.ok() && b < B; ++b)
+    if (call.position[b] < 0) args.refuse("a stream's position is below 0");
+  call.out = args.make({B, 1, D});
+  for (int kind = 0; args.ok() && kind < call.kinds; ++kind) {
+    call.new_key[kind] = args.make({1, B, H, d});
+    call.new_value[kind] = args.make({1, B, H, d});
+  }
+  const Kernels& kernels = chosen();
+  args.over(B * H, [&](std::size_t lane) { kernels.attention(call, lane / H, lane % H); });
+  return args.finish();
+}
+
+struct PlainKernel {
+  const Interface* ort;
+};
+
+// `[B, T, 2 n]` to `[B, T, n]`.
+Status* compute_gate(void* self, Context* context) {
+  Arguments args(*static_cast<PlainKernel*>(self)->ort, context);
+  std::int64_t sizes[3] = {};
+  args.peek(sizes, 3);
+  const std::int64_t rows = sizes[0] * sizes[1], n = sizes[2] / 2;
+  const float* from = args.next(rows * 2 * n);
+  float* to = args.make({sizes[0], sizes[1], n});
+  const Kernels& kernels = chosen();
+  args.over(rows, [&](std::size_t row) { kernels.gate(from + row * 2 * n, n, to + row * n); });
+  return args.finish();
+}
+
 // ---------------------------------------------------------------- registration
 
-Status* create(const Operator*, const Interface* ort, const Info* info, void** to) {
-  auto* kernel = static_cast<Kernel*>(std::calloc(1, sizeof(Kernel)));
-  if (!kernel) return ort->status(kFail, "out of memory");
-  kernel->ort = ort;
-  MemoryShape& s = kernel->shape;
-  Status* failed = nullptr;
-  const auto number = [&](const char* name) {
+// A kernel with its attributes read from the node.
+template <class Kernel>
+class Making {
+ public:
+  Making(const Interface* ort, const Info* info) : ort_(ort), info_(info) {
+    kernel = static_cast<Kernel*>(std::calloc(1, sizeof(Kernel)));
+    if (kernel) kernel->ort = ort; else refuse("out of memory");
+  }
+  ~Making() {
+    if (failed_) std::free(kernel);
+  }
+  template <class Number>
+  void attribute(const char* name, Number* to) {
+    if (!failed_) failed_ = ort_->attribute(info_, name, to);
+  }
+  std::int64_t number(const char* name) {
     std::int64_t value = 0;
-    if (!failed) failed = ort->attribute(info, name, &value);
+    attribute(name, &value);
     return value;
-  };
-  s.heads = number("heads");
-  s.chunk = number("chunk");
-  s.taps = number("taps");
-  s.depth = number("depth");
-  s.silu = number("silu") != 0;
-  s.gates = static_cast<int>(number("gates"));
-  s.forget = static_cast<int>(number("forget"));
-  s.momentum = static_cast<int>(number("momentum"));
-  s.step = static_cast<int>(number("step"));
-  kernel->fold = number("fold") != 0;
-  kernel->padded = number("padded") != 0;
-  if (!failed) failed = ort->attribute(info, "bound", &s.bound);
-  if (!failed) failed = ort->attribute(info, "max_step", &s.max_step);
-  if (!failed && (s.heads < 1 || s.chunk < 1 || s.taps < 2 || s.depth < 1 || s.depth > kMaxDepth || s.gates < 0 ||
-                  s.gates > 3 || s.forget >= s.gates || s.momentum >= s.gates || s.step >= s.gates))
-    failed = ort->status(kInvalidArgument, "a fused operator has attributes that no memory has");
-  if (failed) std::free(kernel); else *to = kernel;
-  return failed;
+  }
+  void refuse(const char* why) { if (!failed_) failed_ = ort_->status(kInvalidArgument, why); }
+  bool ok() const { return !failed_; }
+  Status* finish(void** to) {
+    if (!failed_) *to = kernel;
+    return failed_;
+  }
+  Kernel* kernel;
+
+ private:
+  const Interface* ort_;
+  const Info* info_;
+  Status* failed_ = nullptr;
+};
+
+Status* create_memory(const Operator*, const Interface* ort, const Info* info, void** to) {
+  Making<Kernel> making(ort, info);
+  if (!making.ok()) return making.finish(to);
+  MemoryShape& s = making.kernel->shape;
+  s.heads = making.number("heads");
+  s.chunk = making.number("chunk");
+  s.taps = making.number("taps");
+  s.depth = making.number("depth");
+  s.silu = making.number("silu") != 0;
+  s.gates = static_cast<int>(making.number("gates"));
+  s.forget = static_cast<int>(making.number("forget"));
+  s.momentum = static_cast<int>(making.number("momentum"));
+  s.step = static_cast<int>(making.number("step"));
+  making.kernel->fold = making.number("fold") != 0;
+  making.kernel->padded = making.number("padded") != 0;
+  making.attribute("bound", &s.bound);
+  making.attribute("max_step", &s.max_step);
+  if (s.heads < 1 || s.chunk < 1 || s.taps < 2 || s.depth < 1 || s.depth > kMaxDepth || s.gates < 1 || s.gates > 3 ||
+      s.forget >= s.gates || s.momentum >= s.gates || s.step < 0 || s.step >= s.gates)
+    making.refuse("a fused operator has attributes that no memory has");
+  return making.finish(to);
+}
+
+Status* create_attention(const Operator*, const Interface* ort, const Info* info, void** to) {
+  Making<AttentionKernel> making(ort, info);
+  if (!making.ok()) return making.finish(to);
+  AttentionKernel& kernel = *making.kernel;
+  kernel.heads = making.number("heads");
+  kernel.chunk = making.number("chunk");
+  kernel.past = making.number("past");
+  kernel.window = making.number("window");
+  kernel.persistent = making.number("persistent");
+  if (kernel.heads < 1 || kernel.chunk < 1 || kernel.past < 0 || kernel.window < 0 || kernel.persistent < 0 ||
+      (kernel.window > 0) != (kernel.past > 0) || kernel.window > kernel.past * kernel.chunk)
+    making.refuse("a fused operator has attributes that no attention has");
+  return making.finish(to);
+}
+
+Status* create_plain(const Operator*, const Interface* ort, const Info* info, void** to) {
+  return Making<PlainKernel>(ort, info).finish(to);
 }
 
 int input_type(const Operator*, std::size_t) { return kAny; }
@@ -367,14 +495,20 @@ void* no_create(const Operator*, const Interface*, const Info*) { return nullptr
 void no_compute(void*, Context*) {}
 void destroy(void* kernel) { std::free(kernel); }
 
-constexpr Operator an_operator(const char* (*name)(const Operator*), Status* (*compute)(void*, Context*)) {
+using Create = Status* (*)(const Operator*, const Interface*, const Info*, void**);
+
+constexpr Operator an_operator(const char* (*name)(const Operator*), Create create, Status* (*compute)(void*, Context*)) {
   return {kOperatorRecord, no_create,  name,        provider, input_type, input_count, output_type,
           output_count,    no_compute, destroy,     input_kind, output_kind, on_cpu,  one,
           no,              one,        one,         create,     compute};
 }
 
-const Operator kMemory = an_operator([](const Operator*) { return "Memory"; }, compute_memory);
-const Operator kRead = an_operator([](const Operator*) { return "MemoryRead"; }, compute_read);
+const Operator kOperators[] = {
+    an_operator([](const Operator*) { return "Memory"; }, create_memory, compute_memory),
+    an_operator([](const Operator*) { return "MemoryRead"; }, create_memory, compute_read),
+    an_operator([](const Operator*) { return "TokenAttention"; }, create_attention, compute_attention),
+    an_operator([](const Operator*) { return "GatedUnit"; }, create_plain, compute_gate),
+};
 
 }  // namespace
 
@@ -393,8 +527,8 @@ TITANS_EXPORT Status* RegisterCustomOps(Options* options, const InterfaceBase* b
   static Domain* domain = nullptr;  // outlives every session; made once for each process
   static Status* failed = [ort] {
     Status* status = ort->new_domain("ai.titans", &domain);
-    for (const Operator* op : {&kMemory, &kRead})
-      if (!status) status = ort->add(domain, op);
+    for (const Operator& op : kOperators)
+      if (!status) status = ort->add(domain, &op);
     return status;
   }();
   if (failed) return ort->status(kFail, "the fused operators could not be made known");

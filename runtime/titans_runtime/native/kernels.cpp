@@ -1,0 +1,36 @@
+// The small kernels, and the table of all of them for one instruction set.
+#include "kernels.h"
+
+#include "scratch.h"
+
+namespace TITANS_ISA {
+
+thread_local Scratch scratch;
+
+void memory(const MemoryCall&, Index, Index);
+void read(const ReadCall&, Index, Index);
+void attention(const AttentionCall&, Index, Index);
+
+namespace {
+
+void gate(const float* from, Index count, float* to) {
+  map(count, to, [](Vec x, Vec value) { return x * sigmoid(x) * value; }, from, from + count);
+}
+
+bool finite(const float* numbers, Index count) {
+  Vec sums[4] = {};
+  Index i = 0;
+  for (; i + 4 * kLanes <= count; i += 4 * kLanes)
+    for (Index v = 0; v < 4; ++v) sums[v] += load(numbers + i + v * kLanes) * 0.0f;
+  for (; i < count; i += kLanes) sums[0] += load_some(numbers + i, count - i < kLanes ? count - i : kLanes) * 0.0f;
+  return sum(sums[0] + sums[1] + sums[2] + sums[3]) == 0;
+}
+
+}  // namespace
+
+#define TITANS_NAME_(isa) #isa
+#define TITANS_NAME(isa) TITANS_NAME_(isa)
+extern const Kernels kernels;
+const Kernels kernels{TITANS_NAME(TITANS_ISA), memory, read, attention, gate, finite};
+
+}  // namespace TITANS_ISA

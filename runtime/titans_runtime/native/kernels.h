@@ -1,0 +1,14 @@
+// The kernels of one instruction set. All but `finite` work on one stream's head; heads are independent, so calls may
+// run at the same time.
+#pragma once
+#include "attention.h"
+#include "memory.h"
+
+struct Kernels {
+  const char* isa;
+  void (*memory)(const MemoryCall&, std::ptrdiff_t stream, std::ptrdiff_t head);
+  void (*read)(const ReadCall&, std::ptrdiff_t stream, std::ptrdiff_t head);
+  void (*attention)(const AttentionCall&, std::ptrdiff_t stream, std::ptrdiff_t head);
+  void (*gate)(const float* from, std::ptrdiff_t count, float* to);  // silu(from[:count]) * from[count:]
+  bool (*finite)(const float* numbers, std::ptrdiff_t count);
+};
