@@ -108,11 +108,11 @@ def write_bundle(
     own = dict(model.module.named_parameters())
     every = [*exported, *fusible.values()]
     used: dict[str, Tensor] = {name: own[name] for graph in every for name in graph.parameters}
-    models = [graph.model for graph in every]
+    portable, singles = ([graph.model for graph in group] for group in (exported, fusible.values()))
     if wanted.quantised:
-        used = quantise(models, used)
-    elif not any(is_half(each) for each in models):
-        used = turn_large(models, used)
+        used = quantise([*portable, *singles], used)
+    elif not any(is_half(model) for model in portable):
+        used = turn_large(portable, used, fused=singles)
     places = write_tensors(directory / WEIGHTS_FILE, used)
     specs = [_write_graph(graph, fusible.get(graph.source.name), directory, places) for graph in exported]
     learned = {

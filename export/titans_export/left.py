@@ -23,27 +23,35 @@ import onnx
 from onnx import TensorProto, helper
 from torch import Tensor
 
+from titans_export.fuse import DOMAIN
+
 LARGE_BUNDLE = 64 * 2**20  # bytes of weights from which packed copies cost more than they are worth
+FEW_ROWS = 2  # of each stream: the tokens of a step, and in mac the answers before them
 LARGE_MATRIX = 2**16  # numbers; below, the transposes around the product take longer than the copy
 
 
-def turn_large(models: Iterable[onnx.ModelProto], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def turn_large(
+    models: Iterable[onnx.ModelProto], weights: Mapping[str, Tensor], fused: Iterable[onnx.ModelProto] = ()
+) -> dict[str, Tensor]:
     """Turn the products with large matrices around, in place.
 
     Args:
         models: graphs over shared weights, with value infos.
+        fused: more of them, for runtimes with fused kernels: of these, products of few rows become single operators.
         weights: by initializer name.
 
     Returns:
         What to store: a turned matrix transposed, under `left_name`; all else as it is.
     """
-    models = list(models)
+    models, fused = list(models), list(fused)
     if sum(value.nbytes for value in weights.values()) < LARGE_BUNDLE:
         return dict(weights)
     large = {name for name, value in weights.items() if value.dim() == 2 and value.numel() >= LARGE_MATRIX}
-    turned = {name for name in large if all(_only_right(model.graph, name) for model in models)}
+    turned = {name for name in large if all(_only_right(model.graph, name) for model in (*models, *fused))}
     for model in models:
         _turn(model.graph, turned)
+    for model in fused:
+        _turn(model.graph, turned, fused=True)
     return {
         left_name(name) if name in turned else name: value.T.contiguous() if name in turned else value
         for name, value in weights.items()
@@ -73,7 +81,7 @@ def _shapes(graph: onnx.GraphProto) -> dict[str, list[int | None]]:
     }
 
 
-def _turn(graph: onnx.GraphProto, turned: set[str]) -> None:
+def _turn(graph: onnx.GraphProto, turned: set[str], fused: bool = False) -> None:
     shapes = _shapes(graph)
     weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     # What stands on the left instead of a right operand, and its height. A tied embedding is transposed in the graph.
@@ -85,7 +93,12 @@ def _turn(graph: onnx.GraphProto, turned: set[str]) -> None:
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         if node.op_type == "MatMul" and node.input[1] in left and node.input[0] in shapes:
-            nodes += _turned(node, shapes[node.input[0]], *left[node.input[1]], integers)
+            rows = shapes[node.input[0]]
+            if fused and len(rows) == 3 and rows[1] is not None and rows[1] <= FEW_ROWS:
+                inputs = [node.input[0], left[node.input[1]][0]]
+                nodes.append(helper.make_node("Linear", inputs, list(node.output), name=node.name, domain=DOMAIN))
+            else:
+                nodes += _turned(node, shapes[node.input[0]], *left[node.input[1]], integers)
         else:
             nodes.append(node)
     read = {name for node in nodes for name in node.input}

@@ -10,6 +10,9 @@ thread_local Scratch scratch;
 void memory(const MemoryCall&, Index, Index);
 void read(const ReadCall&, Index, Index);
 void attention(const AttentionCall&, Index, Index);
+Index linear_padded(Index);
+void linear_turn(const LinearCall&);
+void linear(const LinearCall&, Index, Index);
 
 namespace {
 
@@ -31,6 +34,7 @@ bool finite(const float* numbers, Index count) {
 #define TITANS_NAME_(isa) #isa
 #define TITANS_NAME(isa) TITANS_NAME_(isa)
 extern const Kernels kernels;
-const Kernels kernels{TITANS_NAME(TITANS_ISA), memory, read, attention, gate, finite};
+const Kernels kernels{TITANS_NAME(TITANS_ISA), memory, read, attention, gate, linear_padded,
+                      linear_turn, linear, finite};
 
 }  // namespace TITANS_ISA

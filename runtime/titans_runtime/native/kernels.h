@@ -1,7 +1,8 @@
-// The kernels of one instruction set. All but `finite` work on one stream's head; heads are independent, so calls may
+// The kernels of one instruction set. `memory`, `read` and `attention` work on one stream's head; heads are independent, so calls may
 // run at the same time.
 #pragma once
 #include "attention.h"
+#include "linear.h"
 #include "memory.h"
 
 struct Kernels {
@@ -10,5 +11,8 @@ struct Kernels {
   void (*read)(const ReadCall&, std::ptrdiff_t stream, std::ptrdiff_t head);
   void (*attention)(const AttentionCall&, std::ptrdiff_t stream, std::ptrdiff_t head);
   void (*gate)(const float* from, std::ptrdiff_t count, float* to);  // silu(from[:count]) * from[count:]
+  std::ptrdiff_t (*linear_padded)(std::ptrdiff_t rows);  // columns of `LinearCall::turned`
+  void (*linear_turn)(const LinearCall&);                // fills it
+  void (*linear)(const LinearCall&, std::ptrdiff_t first, std::ptrdiff_t last);  // these rows of the matrix
   bool (*finite)(const float* numbers, std::ptrdiff_t count);
 };

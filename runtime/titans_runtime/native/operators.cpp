@@ -403,6 +403,39 @@ Status* compute_gate(void* self, Context* context) {
   return args.finish();
 }
 
+// `[B, T, k]` and `[m, k]` to `[B, T, m]`.
+Status* compute_linear(void* self, Context* context) {
+  const Interface& ort = *static_cast<PlainKernel*>(self)->ort;
+  Arguments args(ort, context);
+  std::int64_t sizes[3] = {}, matrix[2] = {};
+  args.peek(sizes, 3);
+  LinearCall call{};
+  call.rows = sizes[0] * sizes[1];
+  call.inputs = sizes[2];
+  call.x = args.next(call.rows * call.inputs);
+  args.peek(matrix, 2);
+  call.outputs = matrix[0];
+  if (args.ok() && matrix[1] != call.inputs) args.refuse("a fused product's matrix has another width than its rows");
+  call.weight = args.next(call.outputs * call.inputs);
+  call.out = args.make({sizes[0], sizes[1], call.outputs});
+  if (!args.ok()) return args.finish();
+  const Kernels& kernels = chosen();
+  if (call.rows > kDirectRows) {
+    const std::size_t bytes = kernels.linear_padded(call.rows) * call.inputs * sizeof(float);
+    call.turned = static_cast<float*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+    if (!call.turned) return ort.status(kFail, "out of memory");
+    kernels.linear_turn(call);
+  }
+  constexpr std::int64_t kBlock = 48;  // rows of the matrix, a multiple of the kernel's height
+  const std::int64_t blocks = (call.outputs + kBlock - 1) / kBlock;
+  args.over(blocks, [&](std::size_t block) {
+    const std::ptrdiff_t first = block * kBlock, last = first + kBlock;
+    kernels.linear(call, first, last < call.outputs ? last : call.outputs);
+  });
+  std::free(call.turned);
+  return args.finish();
+}
+
 // ---------------------------------------------------------------- registration
 
 // A kernel with its attributes read from the node.
@@ -508,6 +541,7 @@ const Operator kOperators[] = {
     an_operator([](const Operator*) { return "MemoryRead"; }, create_memory, compute_read),
     an_operator([](const Operator*) { return "TokenAttention"; }, create_attention, compute_attention),
     an_operator([](const Operator*) { return "GatedUnit"; }, create_plain, compute_gate),
+    an_operator([](const Operator*) { return "Linear"; }, create_plain, compute_linear),
 };
 
 }  // namespace
