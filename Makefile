@@ -5,32 +5,37 @@ BIN := .venv/bin
 DEV := .venv/.installed
 RUNTIME := .venv-runtime/.installed
 WHEEL := dist/.built
-SOURCES := $(shell find titans_core export runtime tools/titans_bench tools/titans_cli tools/titans_eval -name '*.py')
+KERNELS := .venv/.kernels
+KERNEL_SOURCES := $(wildcard runtime/titans_runtime/native/*.cpp runtime/titans_runtime/native/*.h)
+SOURCES := $(shell find titans_core export runtime tools/titans_bench tools/titans_cli tools/titans_eval -name '*.py' -o -name '*.cpp' -o -name '*.h')
 
 # Two test processes on two cores: one thread each, unless the caller says otherwise.
 TEST_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo bench test fuzz cover lint format docs wheel wheel-check extras-check help clean
+.PHONY: setup kernels demo bench test fuzz cover lint format docs wheel wheel-check extras-check help clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(DEV)  ## make .venv with everything a developer needs
 
-demo: $(DEV) $(RUNTIME)  ## train, export, verify and run on real text, the last part without torch
+kernels: $(DEV)  ## compile the fused kernels for CPUs anew
+	$(BIN)/python -m hatch_build
+
+demo: $(KERNELS) $(RUNTIME)  ## train, export, verify and run on real text, the last part without torch
 	$(BIN)/python tools/demo/demo.py
 
-bench: $(DEV)  ## everything in docs/benchmarks, measured on this machine; ONLY=PART for one part; last line is JSON
+bench: $(KERNELS)  ## everything in docs/benchmarks, measured on this machine; ONLY=PART for one part; last line is JSON
 	$(BIN)/python -m bench $(addprefix --only ,$(ONLY))
 
-test: $(DEV)  ## run the test suite
+test: $(KERNELS)  ## run the test suite
 	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n 2
 
-fuzz: $(DEV)  ## damage manifests, graphs, weights, saved sessions and call sequences, 24,000 times
+fuzz: $(KERNELS)  ## damage manifests, graphs, weights, saved sessions and call sequences, 24,000 times
 	$(BIN)/python -m fuzz --cases 24000
 
-cover: $(DEV)  ## run the test suite and report coverage
+cover: $(KERNELS)  ## run the test suite and report coverage
 	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-report=html
 
 lint: $(DEV)  ## ruff, format check, mypy --strict, import contracts
@@ -67,9 +72,14 @@ define make_venv
 	  && $(PYTHON) -m pip --python $(1)/bin/python install --quiet pip; }
 endef
 
-$(DEV): pyproject.toml constraints.txt
+$(DEV): pyproject.toml constraints.txt hatch_build.py
 	$(call make_venv,.venv)
 	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@ $(KERNELS)
+
+# The install above has compiled them, if there is a compiler; this is for changed sources.
+$(KERNELS): $(KERNEL_SOURCES) | $(DEV)
+	@$(BIN)/python -m hatch_build || echo 'going on without fused kernels'
 	@touch $@
 
 $(WHEEL): $(DEV) README.md LICENSE $(SOURCES)

@@ -1,6 +1,6 @@
 """The build hook: compiles the fused kernels for CPUs, where there is a C++ compiler for them.
 
-Without one, or where compiling fails, the package is as complete but for them: every bundle's portable graphs need none.
+Without one, or where compiling fails, the package is complete but for them: a bundle's portable graphs need none.
 `CXX` names another compiler than g++ or clang++; `TITANS_KERNELS=off` leaves the kernels out.
 """
 
@@ -75,3 +75,8 @@ def build(folder: Path, library: Path) -> str | None:
         shutil.copyfile(compiled, f"{library}.new")
         Path(f"{library}.new").replace(library)  # a process that has the old one loaded keeps it
     return None
+
+
+if __name__ == "__main__":
+    here = Path(__file__).resolve().parent / NATIVE
+    sys.exit(build(here, here / LIBRARY))

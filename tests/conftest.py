@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from titans_cli.main import cli
+from titans_runtime import native
 
 # The models are tiny, and the tests run in one process per core. Processes that tests start inherit the setting: sums
 # are only bitwise equal with as many threads.
@@ -47,6 +48,12 @@ def train(folder: Path, *arguments: str | Path) -> Path:
     common = ("--task", "text", "--data", text, "--steps", "2", "--batch", "2")
     titans("train", *common, *shape, *arguments, "--out", folder / "model")
     return folder / "model"
+
+
+@pytest.fixture
+def portable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run what is loaded from here on without fused kernels, whose rounding differs from the portable graphs'."""
+    monkeypatch.setenv(native.SWITCH, "off")
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,15 @@ from torch import Tensor
 from titans_export.cost import cost
 from titans_export.errors import ExportError
 from titans_export.left import turn_large
-from titans_export.onnx_model import OPSET, ExportedGraph, check, export_graph, fused_graph, refer_to_weights, state_table
+from titans_export.onnx_model import (
+    OPSET,
+    ExportedGraph,
+    check,
+    export_graph,
+    fused_graph,
+    refer_to_weights,
+    state_table,
+)
 from titans_export.precision import precision
 from titans_export.quantise import quantise
 from titans_export.steppable import SteppableModel

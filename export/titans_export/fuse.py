@@ -21,12 +21,13 @@ from torch.overrides import handle_torch_function, has_torch_function
 from titans_core.attention import SegmentAttention, SlidingWindowAttention
 from titans_core.blocks import Extension, MemoryReader
 from titans_core.layers import MLP, rms_normalise
+from titans_core.memory import NeuralMemory
 from titans_core.state import State
 
 DOMAIN = "ai.titans"
 VERSION = 1
 MOST_MATRICES = 4  # kMaxDepth of native/memory.h
-ROWS = ("memory_inputs_", "memory_errors_")
+ROWS = ("memory_inputs", "memory_errors")
 
 Sizes = tuple[int, ...]
 
@@ -47,8 +48,8 @@ def qualifies(module: nn.Module) -> bool:
     """Whether the kernels know a module of this kind and its options. Its weights have to be float32 besides."""
     if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
         return False
-    if isinstance(module, MemoryReader):
-        options = module.memory.options
+    if isinstance(module, MemoryReader | NeuralMemory):
+        options = (module.memory if isinstance(module, MemoryReader) else module).options
         return (
             not options.residual_norm
             and options.gate_scope == "token"
@@ -79,74 +80,31 @@ def fused(module: nn.Module) -> Iterator[None]:
             object.__delattr__(each, name)
 
 
-class _FusedReader:
-    """Stands in for the methods of one `MemoryReader`; the same arguments and results."""
+class _Memory:
+    """What the operators of one memory have in common."""
 
-    methods = ("chunks", "extend", "read")
+    def __init__(self, memory: NeuralMemory) -> None:
+        self.memory = memory
 
-    def __init__(self, reader: MemoryReader) -> None:
-        self.reader, self.memory = reader, reader.memory
-
-    def chunks(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
-        """Exactly one chunk, as exported graphs have it."""
-        memory = self.memory
-        if x.shape[1] != memory.chunk:
-            raise ValueError(f"a fused memory takes one chunk at a time, not {x.shape[1]} tokens")
-        depth, momentum = range(memory.network.depth), memory.options.momentum
-        kinds = ("memory", "momentum") if momentum else ("memory",)
-        matrices = [f"{kind}_{layer}" for layer in depth for kind in kinds]
-        inputs = [*self._projections(x, state), *(state[name] for name in matrices)]
-        return self._call(x, state, inputs, [*self._coefficients, *matrices], fold=True)
-
-    def extend(self, x: Tensor, state: State, call: Extension) -> tuple[Tensor, State, Tensor]:
-        """Some tokens inside a chunk."""
-        depth, momentum = range(self.memory.network.depth), self.memory.options.momentum
-        per_matrix = ("memory", "momentum") if momentum else ("memory",)
-        per_matrix += ("memory_inputs", "memory_errors")
-        inputs = [*self._projections(x, state), *(state[name] for name in self._coefficients)]
-        inputs += [state[f"{kind}_{layer}"] for layer in depth for kind in per_matrix]
-        inputs += [call.position] if call.length is None else [call.position, call.length]
-        rows = [f"memory_{kind}_{layer}" for layer in depth for kind in ("inputs", "errors")]
-        return self._call(x, state, inputs, [*self._coefficients, *rows], padded=call.length is not None)
-
-    def read(self, x: Tensor, state: State, length: Tensor | None = None) -> tuple[Tensor, State]:
-        """Answers of the memory as it stood at the last commit."""
-        memory = self.memory
-        past = state["query_conv_state"]
-        inputs = [memory.to_query(x), past, memory.conv.weight]
-        inputs += [state[f"memory_{layer}"] for layer in range(memory.network.depth)]
-        inputs += [] if length is None else [length]
-        attributes = self._attributes(fold=False, padded=length is not None)
-        answers, kept = fused_operator("MemoryRead", attributes, inputs, [tuple(x.shape), tuple(past.shape)])
-        return self._answer(answers, x), {"query_conv_state": kept}
-
-    def _call(
-        self, x: Tensor, state: State, inputs: list[Tensor], names: list[str], fold: bool = False, padded: bool = False
-    ) -> tuple[Tensor, State, Tensor]:
-        """The operator over `inputs`; `names` are the entries of the state that it returns besides the convolution's."""
-        tokens = x.shape[1]
-        shapes: list[Sizes] = [tuple(x.shape), tuple(x.shape[:2])]
-        for name in ("conv_state", *names):
-            size = tuple(state[name].shape)
-            shapes.append((tokens, *size[1:]) if name.startswith(ROWS) else size)
-        answers, surprise, *new = fused_operator("Memory", self._attributes(fold, padded), inputs, shapes)
-        return self._answer(answers, x), dict(zip(("conv_state", *names), new, strict=True)), surprise
-
-    @property
-    def _coefficients(self) -> list[str]:
+    def coefficients(self) -> list[str]:
+        """The entries of the state that say how a chunk's rows weigh, in order."""
         names = ["memory_scale", "write_weights"]
-        return [*names, "momentum_scale", "momentum_decay", "momentum_write_weights"] if self.memory.options.momentum else names
+        if self.memory.options.momentum:
+            names += ["momentum_scale", "momentum_decay", "momentum_write_weights"]
+        return names
 
-    def _projections(self, x: Tensor, state: State) -> list[Tensor]:
-        memory = self.memory
-        biases = [memory.gate_bias[name] for name in memory.gate_names]
-        return [memory.to_query(x), memory.to_write(x), state["conv_state"], memory.conv.weight, *biases]
+    def matrices(self, *rows: str) -> list[str]:
+        """Per matrix the entries of itself, its momentum and the kinds of rows that are named."""
+        kinds = ["memory", *(["momentum"] if self.memory.options.momentum else []), *rows]
+        return [f"{kind}_{layer}" for layer in range(self.memory.network.depth) for kind in kinds]
 
-    def _attributes(self, fold: bool, padded: bool) -> dict[str, Any]:
+    def attributes(self, fold: bool = False, padded: bool = False) -> dict[str, Any]:
+        """Of every operator alike."""
         memory = self.memory
         gates: Sequence[str] = memory.gate_names
         return {
             "heads": memory.heads,
+            "width": memory.width,
             "chunk": memory.chunk,
             "taps": memory.options.conv_kernel,
             "depth": memory.network.depth,
@@ -160,6 +118,78 @@ class _FusedReader:
             "fold": int(fold),
             "padded": int(padded),
         }
+
+
+class _FusedMemory:
+    """Stands in for `NeuralMemory.commit`."""
+
+    methods = ("commit",)
+
+    def __init__(self, memory: NeuralMemory) -> None:
+        self.parts = _Memory(memory)
+
+    def commit(self, state: State) -> State:
+        """Fold a full chunk's rows into the memory."""
+        coefficients, matrices = self.parts.coefficients(), self.parts.matrices()
+        read = [*coefficients, *self.parts.matrices(*ROWS)]
+        written = [*coefficients, *matrices]
+        sizes: list[Sizes] = [tuple(state[name].shape) for name in written]
+        new = fused_operator("MemoryCommit", self.parts.attributes(fold=True), [state[name] for name in read], sizes)
+        return dict(zip(written, new, strict=True))
+
+
+class _FusedReader:
+    """Stands in for the methods of one `MemoryReader`; the same arguments and results."""
+
+    methods = ("chunks", "extend", "read")
+
+    def __init__(self, reader: MemoryReader) -> None:
+        self.reader, self.memory, self.parts = reader, reader.memory, _Memory(reader.memory)
+
+    def chunks(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
+        """Exactly one chunk, as exported graphs have it."""
+        if x.shape[1] != self.memory.chunk:
+            raise ValueError(f"a fused memory takes one chunk at a time, not {x.shape[1]} tokens")
+        matrices = self.parts.matrices()
+        inputs = [*self._projections(x, state), *(state[name] for name in matrices)]
+        return self._call(x, state, inputs, [*self.parts.coefficients(), *matrices], fold=True)
+
+    def extend(self, x: Tensor, state: State, call: Extension) -> tuple[Tensor, State, Tensor]:
+        """Some tokens inside a chunk."""
+        coefficients = self.parts.coefficients()
+        inputs = self._projections(x, state)
+        inputs += [state[name] for name in (*coefficients, *self.parts.matrices(*ROWS))]
+        inputs += [call.position] if call.length is None else [call.position, call.length]
+        rows = [f"{kind}_{layer}" for layer in range(self.memory.network.depth) for kind in ROWS]
+        return self._call(x, state, inputs, [*coefficients, *rows], padded=call.length is not None)
+
+    def read(self, x: Tensor, state: State, length: Tensor | None = None) -> tuple[Tensor, State]:
+        """Answers of the memory as it stood at the last commit."""
+        memory = self.memory
+        past = state["query_conv_state"]
+        inputs = [memory.to_query(x), past, memory.conv.weight]
+        inputs += [state[f"memory_{layer}"] for layer in range(memory.network.depth)]
+        inputs += [] if length is None else [length]
+        attributes = self.parts.attributes(padded=length is not None)
+        answers, kept = fused_operator("MemoryRead", attributes, inputs, [tuple(x.shape), tuple(past.shape)])
+        return self._answer(answers, x), {"query_conv_state": kept}
+
+    def _call(
+        self, x: Tensor, state: State, inputs: list[Tensor], names: list[str], fold: bool = False, padded: bool = False
+    ) -> tuple[Tensor, State, Tensor]:
+        """The operator over `inputs`; `names` are the entries of the state returned besides the convolution's."""
+        tokens = x.shape[1]
+        shapes: list[Sizes] = [tuple(x.shape), tuple(x.shape[:2])]
+        for name in ("conv_state", *names):
+            size = tuple(state[name].shape)
+            shapes.append((tokens, *size[1:]) if name.startswith(ROWS) else size)
+        answers, surprise, *new = fused_operator("Memory", self.parts.attributes(fold, padded), inputs, shapes)
+        return self._answer(answers, x), dict(zip(("conv_state", *names), new, strict=True)), surprise
+
+    def _projections(self, x: Tensor, state: State) -> list[Tensor]:
+        memory = self.memory
+        biases = [memory.gate_bias[name] for name in memory.gate_names]
+        return [memory.to_query(x), memory.to_write(x), state["conv_state"], memory.conv.weight, *biases]
 
     def _answer(self, answers: Tensor, like: Tensor) -> Tensor:
         normed: Tensor = self.reader.norm(answers)
@@ -253,6 +283,7 @@ class _FusedMLP:
 
 _STAND_INS: dict[type[nn.Module], Any] = {
     MemoryReader: _FusedReader,
+    NeuralMemory: _FusedMemory,
     SegmentAttention: _FusedSegment,
     SlidingWindowAttention: _FusedWindow,
     MLP: _FusedMLP,

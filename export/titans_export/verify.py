@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
@@ -44,6 +44,7 @@ from titans_runtime.backends.base import LoadOptions
 from titans_runtime.bundle import open_bundle, read_manifest_of
 from titans_runtime.driver import DirectFeeder, Driver
 from titans_runtime.manifest import ContinuousInputs
+from titans_runtime.native import kernels
 from titans_runtime.plan import FASTEST, STEPS_ONLY, Policy
 
 Progress = Callable[[int, int], None]
@@ -79,6 +80,7 @@ class VerificationReport:
         worst_at: position after the first piece with an output or state outside its tolerance, or None.
         resynchronised: how often both sides had to continue from one state, because the model amplifies rounding.
         amplifies_from: position from which it does, or None.
+        forms: what of the bundle was driven: its portable graphs, and the fused ones where this machine has kernels.
     """
 
     tokens: int
@@ -92,6 +94,7 @@ class VerificationReport:
     worst_at: int | None = None
     resynchronised: int = 0
     amplifies_from: int | None = None
+    forms: tuple[str, ...] = ("portable",)
 
     @property
     def ok(self) -> bool:
@@ -115,6 +118,7 @@ class VerificationReport:
             "tolerance": {"outputs": self.tolerance.outputs, "states": self.tolerance.states},
             "pieces": self.pieces,
             "seed": self.seed,
+            "forms": list(self.forms),
             "first_failure_at": self.worst_at,
             "resynchronised": self.resynchronised,
             "amplifies_rounding_from": self.amplifies_from,
@@ -187,14 +191,22 @@ def compare(
     else:
         stream = random.integers(0, manifest.inputs.vocab_size, (1, tokens), dtype=np.int64)
     # One thread for ONNX Runtime: its workers go on spinning after a call, and would fight torch's for the cores.
-    feeder = DirectFeeder(manifest, select(opened, "cpu", LoadOptions(threads=1)).backend)
+    forms = {"portable": LoadOptions(threads=1, fused=False)}
+    if kernels() is not None and any(graph.fused is not None for graph in manifest.graphs):
+        forms["fused"] = LoadOptions(threads=1)
+    feeders = {name: DirectFeeder(manifest, select(opened, "cpu", options).backend) for name, options in forms.items()}
+
+    def drive(twin: TitansSteppable | None) -> VerificationReport:
+        drivers = {name: Driver(feeder) for name, feeder in feeders.items()}
+        return _drive(drivers, steppable, stream, seed, twin=twin, progress=progress)
+
     with threads_for(model):
-        plain = _drive(Driver(feeder), steppable, stream, seed, twin=None, progress=progress)
+        plain = drive(None)
         if plain.ok:
             return plain
         double = copy.deepcopy(steppable.module).double()
         twin = TitansSteppable(double) if wanted.name == "fp32" else StoredStates(double, wanted.states)
-        beside = _drive(Driver(feeder), steppable, stream, seed, twin=twin, progress=progress)
+        beside = drive(twin)
         # The training form runs in no pieces, so it is compared in the first pass only. What it disagrees in is no
         # rounding where the second found none to speak of.
         return beside if beside.resynchronised or not plain.disowned else plain
@@ -213,7 +225,7 @@ def threads_for(model: TitansModel) -> Iterator[None]:
 
 
 def _drive(
-    driver: Driver,
+    drivers: Mapping[str, Driver],
     model: TitansSteppable,
     stream: Array,
     seed: int,
@@ -221,10 +233,13 @@ def _drive(
     twin: TitansSteppable | None,
     progress: Progress | None,
 ) -> VerificationReport:
-    """One pass over the stream; with an fp64 `twin`, from one state wherever the model's own rounding has grown."""
-    manifest, tokens = driver.manifest, stream.shape[1]
+    """One pass over the stream; with an fp64 `twin`, from one state wherever the model's own rounding has grown.
+
+    All forms of the bundle see the same pieces; the report has the largest errors of any.
+    """
+    manifest, tokens = next(iter(drivers.values())).manifest, stream.shape[1]
     allowed = tolerance(manifest.dtype)
-    report = VerificationReport(tokens, manifest.dtype, allowed, seed)
+    report = VerificationReport(tokens, manifest.dtype, allowed, seed, forms=tuple(drivers))
     random = np.random.default_rng(seed)
     eager = EagerStream(model, batch=1)
     exact = None if twin is None else EagerStream(twin, batch=1)
@@ -236,18 +251,18 @@ def _drive(
             length = min(length, manifest.chunk)
         now = slice(position, position + length)
         policy = POLICIES[int(random.integers(len(POLICIES)))]
-        got = driver.feed(stream[:, now], all_outputs=True, policy=policy).outputs
+        told = [driver.feed(stream[:, now], all_outputs=True, policy=policy).outputs for driver in drivers.values()]
         want = eager.feed(torch.from_numpy(stream[:, now])).numpy()
-        outputs = _difference(got, want)
+        outputs = max(_difference(got, want) for got in told)
         report.max_abs_error = max(report.max_abs_error, outputs)
         if whole is not None:
-            form = _difference(got, whole[:, now])
+            form = max(_difference(got, whole[:, now]) for got in told)
             report.training_form_error = max(report.training_form_error or 0.0, form)
             outputs = max(outputs, form)
         position += length
         if allowed.relative:
             outputs /= max(1.0, float(np.abs(want).max()))
-        states = _compare_states(report, driver.state(), eager, position)
+        states = max(_compare_states(report, driver.state(), eager, position) for driver in drivers.values())
         report.pieces += 1
         own = 0.0
         if exact is not None:
@@ -260,7 +275,8 @@ def _drive(
             report.resynchronised += 1
             if amplifies and report.amplifies_from is None:
                 report.amplifies_from = position
-            driver.load({name: value.numpy() for name, value in eager.state.items()})
+            for driver in drivers.values():
+                driver.load({name: value.numpy() for name, value in eager.state.items()})
             exact.state = {name: value.to(exact.state[name].dtype, copy=True) for name, value in eager.state.items()}
         if progress is not None:
             progress(position, tokens)

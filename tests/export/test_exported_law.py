@@ -16,12 +16,25 @@ from titans_core.model import TitansModel
 from titans_export import verify
 from titans_export.export import export_model
 from titans_export.verify import compare
+from titans_runtime import native
 from titans_runtime.arrays import Array
 from titans_runtime.driver import Driver
 from titans_runtime.plan import FASTEST, STEPS_ONLY, Policy
 
 TOKENS = 2_000
 CLOSE = 1e-4  # fp32, outputs and states
+
+
+@pytest.fixture(params=["fused", "portable"], autouse=True)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The law holds for both forms of a bundle. Verification drives both whatever is set, so it runs once."""
+    if request.param == "portable":
+        if "verification" in request.node.name:
+            pytest.skip("verification has driven both forms")
+        monkeypatch.setenv(native.SWITCH, "off")
+    elif native.kernels() is None:
+        pytest.skip(native.described())
+    return str(request.param)
 
 
 def stream(exported: Exported, batch: int, tokens: int, seed: int = 0) -> Array:

@@ -151,6 +151,7 @@ def test_every_rule_is_tried() -> None:
     aliases = {
         "rmul", "truediv", "bmm", "mod", "logical_and", "logical_or", "rtruediv", "logical_not", "view", "unflatten",
         "contiguous",
+        "fused_operator",  # in test_fused
         "T", "t", "mT", "expand_as", "floor_divide", "double", "half", "bfloat16", "long", "type", "float",
     }  # fmt: skip
     assert set(RULES) - seen - aliases == set()

@@ -19,6 +19,7 @@ from titans_runtime.backends import nvidia
 PIECES = [1] * 40 + [16, 5, 1, 1, 100, 7] + [1] * 30 + [64, 15, 1, 1, 1, 200, 30]
 
 
+@pytest.mark.usefixtures("portable")
 @pytest.mark.parametrize("exported", ["lmm-tokens", "mac-tokens", "mag-continuous", "mal-tokens"], indirect=True)
 def test_512_tokens_of_prefill_extend_step_and_commit_are_the_cpus_to_the_bit(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

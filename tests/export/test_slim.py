@@ -62,6 +62,7 @@ def test_a_gpus_part_has_no_twins(half: Path, tmp_path: Path) -> None:
         slim(tmp_path / "gpu.titans", tmp_path / "more.titans", target="cpu")
 
 
+@pytest.mark.usefixtures("portable")
 def test_engines_need_no_graphs_and_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda()
     monkeypatch.setattr(nvidia, "has_driver", lambda: True)

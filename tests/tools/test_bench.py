@@ -18,6 +18,7 @@ from titans_cli.main import cli
 from titans_export.bundle_writer import write_manifest
 from titans_export.export import export_model
 from titans_runtime.manifest import Cost, Manifest
+from titans_runtime.native import kernels
 
 WISH = Wish(batches=(1, 2), prompt=40, tokens=20, rounds=2, threads=1)
 
@@ -133,6 +134,14 @@ def test_the_command_gives_one_document_with_the_profile_in_it(bundle: Path) -> 
         assert sum(part["share"] for part in graph["operators"]) == pytest.approx(1)
 
 
+@pytest.mark.skipif(kernels() is None, reason="no kernels")
+def test_a_profile_names_fused_parts_too(bundle: Path) -> None:
+    step = next(graph for graph in profile(bundle, replace(WISH, prompt=48)) if graph.graph == "step")
+    assert {"blocks.*.mixer.reader", "blocks.*.mixer.attention"} <= {part.name for part in step.parts}
+    assert {"Memory", "TokenAttention"} <= {row.name for row in step.operators}
+
+
+@pytest.mark.usefixtures("portable")
 def test_a_profile_names_the_parts_of_the_model(bundle: Path) -> None:
     graphs = {graph.graph: graph for graph in profile(bundle, replace(WISH, prompt=48))}
     parts = {part.name: part for part in graphs["step"].parts}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
+from titans_runtime import native
 from titans_runtime.backends.base import Backend, LoadOptions
 from titans_runtime.bundle import Bundle
 from titans_runtime.errors import ProviderError
@@ -63,7 +64,7 @@ def prove(name: str) -> str:
 
     module = import_onnxruntime()
     if name == "cpu":
-        return "bundles run here"
+        return f"bundles run here, {native.described()}"
     from titans_runtime.backends.ort_device import OrtMemory
     from titans_runtime.backends.ort_providers import TARGETS
 

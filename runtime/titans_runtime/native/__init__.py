@@ -14,7 +14,8 @@ from functools import cache
 from pathlib import Path
 
 LIBRARY = Path(__file__).with_name("titans_kernels.so")
-SWITCH = "TITANS_KERNELS"
+SWITCH = "TITANS_KERNELS"  # off, or one of the levels below that the machine has
+ISAS = {"v1": "any machine of its kind", "v3": "AVX2", "v4": "AVX-512"}
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,21 @@ class Kernels:
 
 
 def kernels() -> Kernels | None:
-    """The library of fused kernels, or None where there is none or it is switched off."""
+    """The library of fused kernels, or None where there is none or it is switched off.
+
+    The switch is read at every call, the level once for each process.
+    """
     if os.environ.get(SWITCH, "").lower() in {"off", "0"}:
         return None
     return found()[0]
+
+
+def described() -> str:
+    """Whether there are kernels, in half a sentence."""
+    if kernels() is None and found()[0] is not None:
+        return f"without fused kernels: {SWITCH} is off"
+    library, why = found()
+    return f"without fused kernels: {why}" if library is None else f"with fused kernels for {ISAS[library.isa]}"
 
 
 @cache

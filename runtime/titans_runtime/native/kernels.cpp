@@ -8,6 +8,7 @@ namespace TITANS_ISA {
 thread_local Scratch scratch;
 
 void memory(const MemoryCall&, Index, Index);
+void commit(const MemoryCall&, Index, Index);
 void read(const ReadCall&, Index, Index);
 void attention(const AttentionCall&, Index, Index);
 Index linear_padded(Index);
@@ -34,7 +35,7 @@ bool finite(const float* numbers, Index count) {
 #define TITANS_NAME_(isa) #isa
 #define TITANS_NAME(isa) TITANS_NAME_(isa)
 extern const Kernels kernels;
-const Kernels kernels{TITANS_NAME(TITANS_ISA), memory, read, attention, gate, linear_padded,
+const Kernels kernels{TITANS_NAME(TITANS_ISA), memory, commit, read, attention, gate, linear_padded,
                       linear_turn, linear, finite};
 
 }  // namespace TITANS_ISA

@@ -1,4 +1,4 @@
-// The kernels of one instruction set. `memory`, `read` and `attention` work on one stream's head; heads are independent, so calls may
+// The kernels of one instruction set. `memory`, `commit`, `read` and `attention` work on one stream's head; heads are independent, so calls may
 // run at the same time.
 #pragma once
 #include "attention.h"
@@ -8,6 +8,7 @@
 struct Kernels {
   const char* isa;
   void (*memory)(const MemoryCall&, std::ptrdiff_t stream, std::ptrdiff_t head);
+  void (*commit)(const MemoryCall&, std::ptrdiff_t stream, std::ptrdiff_t head);  // of a full chunk's stored rows
   void (*read)(const ReadCall&, std::ptrdiff_t stream, std::ptrdiff_t head);
   void (*attention)(const AttentionCall&, std::ptrdiff_t stream, std::ptrdiff_t head);
   void (*gate)(const float* from, std::ptrdiff_t count, float* to);  // silu(from[:count]) * from[count:]

@@ -232,16 +232,16 @@ void subtract_writes(const MemoryCall& call, Index lane, Index l, Index before, 
   }
 }
 
-// W <- b W + f S - A^T (g Delta), S <- m S - A^T (n Delta) for one matrix.
-void fold(const MemoryCall& call, Index lane, Index l, const Coefficients& g, const float* a, const float* e,
-          float* weighed) {
+// W <- b W + f S - A^T (g Delta), S <- m S - A^T (n Delta) for one matrix and T rows, which are a_row and e_row apart.
+void fold(const MemoryCall& call, Index lane, Index l, const Coefficients& g, Index T, const float* a, Index a_row,
+          const float* e, Index e_row, float* weighed) {
   const MemoryShape& s = call.shape;
-  const Index T = s.tokens, in = s.widths[l], out = s.widths[l + 1], place = lane * in * out;
+  const Index in = s.widths[l], out = s.widths[l + 1], place = lane * in * out;
   const float *w = call.memory[l] + place, *p = s.momentum < 0 ? nullptr : call.impulse[l] + place;
   const auto add = [&](const float* weights, float* to) {
     for (Index t = 0; t < T; ++t)
-      map(out, weighed + t * out, [&](Vec x) { return x * -weights[t]; }, e + t * out);
-    product(in, out, T, {a, 1, in}, weighed, out, to, out, nullptr, true);
+      map(out, weighed + t * out, [&](Vec x) { return x * -weights[t]; }, e + t * e_row);
+    product(in, out, T, {a, 1, a_row}, weighed, out, to, out, nullptr, true);
   };
   float* new_w = call.new_memory[l] + place;
   if (p) {
@@ -323,7 +323,7 @@ void memory(const MemoryCall& call, Index b, Index h) {
   }
 
   if (call.fold) {
-    for (Index l = 0; l < s.depth; ++l) fold(call, lane, l, g, a[l], e[l], turned);
+    for (Index l = 0; l < s.depth; ++l) fold(call, lane, l, g, T, a[l], s.widths[l], e[l], s.widths[l + 1], turned);
     g.last_scale = g.last_momentum_decay = 1;
     g.last_momentum_scale = 0;
     keep_coefficients(call, lane, 0, g);
@@ -336,6 +336,33 @@ void memory(const MemoryCall& call, Index b, Index h) {
       std::memcpy(call.new_inputs[l] + row * in, a[l] + t * in, in * sizeof(float));
       std::memcpy(call.new_errors[l] + row * out, e[l] + t * out, out * sizeof(float));
     }
+}
+
+void commit(const MemoryCall& call, Index b, Index h) {
+  const MemoryShape& s = call.shape;
+  const Index lanes = s.batch * s.heads, lane = b * s.heads + h;
+  Index widest = 0;
+  for (Index l = 0; l <= s.depth; ++l) widest = s.widths[l] > widest ? s.widths[l] : widest;
+  scratch.need(s.chunk * widest + 2 * s.chunk + 64);
+  float* weighed = scratch.take(s.chunk * widest);
+  Coefficients g{};
+  g.writes = scratch.take(s.chunk);
+  g.momentum_writes = scratch.take(s.chunk);
+  std::memcpy(g.writes, call.writes + lane * s.chunk, s.chunk * sizeof(float));
+  g.last_scale = call.scale[lane];
+  if (s.momentum >= 0) {
+    std::memcpy(g.momentum_writes, call.momentum_writes + lane * s.chunk, s.chunk * sizeof(float));
+    g.last_momentum_scale = call.momentum_scale[lane];
+    g.last_momentum_decay = call.momentum_decay[lane];
+  }
+  for (Index l = 0; l < s.depth; ++l) {
+    const Index in = s.widths[l], out = s.widths[l + 1];
+    fold(call, lane, l, g, s.chunk, call.inputs[l] + lane * in, lanes * in, call.errors[l] + lane * out, lanes * out,
+         weighed);
+  }
+  g.last_scale = g.last_momentum_decay = 1;
+  g.last_momentum_scale = 0;
+  keep_coefficients(call, lane, 0, g);
 }
 
 void read(const ReadCall& call, Index b, Index h) {

@@ -21,12 +21,16 @@ namespace {
 
 const Kernels& chosen() {
 #if defined(__x86_64__)
-  static const Kernels& best = [] () -> const Kernels& {
+  static const Kernels& best = []() -> const Kernels& {
+    const char* wanted = std::getenv("TITANS_KERNELS");
+    const auto allowed = [wanted](const char* level) {
+      return !wanted || wanted[0] != 'v' || std::strcmp(level, wanted) <= 0;  // a level is an upper bound
+    };
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512bw"))
+    if (allowed("v4") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
       return v4::kernels;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return v3::kernels;
+    if (allowed("v3") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return v3::kernels;
     return v1::kernels;
   }();
   return best;
@@ -154,6 +158,7 @@ class Arguments {
     Value* value = nullptr;
     void* data = nullptr;
     if (!failed_) keep(ort_.output(context_, made_++, sizes.begin(), sizes.size(), &value));
+    if (!failed_ && !value) refuse("an output of a fused operator is left out");
     if (!failed_) keep(ort_.data(value, &data));
     return static_cast<float*>(data);
   }
@@ -177,6 +182,7 @@ class Arguments {
     Shape* shape = nullptr;
     if (!failed_ && index_ >= count_) refuse("a fused operator has too few inputs");
     if (!failed_) keep(ort_.input(context_, index_, value));
+    if (!failed_ && !*value) refuse("an input of a fused operator is left out");
     if (!failed_) keep(ort_.shape(*value, &shape));
     return shape;
   }
@@ -203,9 +209,8 @@ void measure(Arguments& args, MemoryShape& s) {
   args.peek(sizes, 3);
   s.batch = sizes[0];
   s.tokens = sizes[1];
-  s.width = sizes[2] / s.heads;
-  s.widths[0] = s.width;
-  if (args.ok() && (s.batch < 1 || s.tokens < 1 || s.width < 1 || sizes[2] % s.heads))
+  s.width = s.widths[0];
+  if (args.ok() && (s.batch < 1 || s.tokens < 1 || sizes[2] != s.heads * s.width))
     args.refuse("a fused operator's queries do not divide into its heads");
 }
 
@@ -214,8 +219,54 @@ void measure_matrix(Arguments& args, MemoryShape& s, std::ptrdiff_t l) {
   std::int64_t sizes[4] = {};
   args.peek(sizes, 4);
   s.widths[l + 1] = sizes[3];
-  if (args.ok() && (sizes[3] < 1 || (l == s.depth - 1 && sizes[3] != s.width)))
-    args.refuse("a memory's last matrix has another width than its values");
+  if (args.ok() && (sizes[3] < 1 || sizes[2] != s.widths[l] || (l == s.depth - 1 && sizes[3] != s.width)))
+    args.refuse("a memory's matrix has another width than what it is multiplied with");
+}
+
+// The coefficients of a stream inside a chunk, and per matrix of the memory itself, its momentum and its rows.
+void take_coefficients(Arguments& args, MemoryCall& call) {
+  const MemoryShape& s = call.shape;
+  const std::int64_t lanes = s.batch * s.heads;
+  call.scale = args.next(lanes);
+  call.writes = args.next(lanes * s.chunk);
+  if (s.momentum < 0) return;
+  call.momentum_scale = args.next(lanes);
+  call.momentum_decay = args.next(lanes);
+  call.momentum_writes = args.next(lanes * s.chunk);
+}
+
+void take_matrices(Arguments& args, MemoryCall& call, bool stored) {
+  MemoryShape& s = call.shape;
+  const std::int64_t lanes = s.batch * s.heads;
+  for (std::ptrdiff_t l = 0; l < s.depth; ++l) {
+    measure_matrix(args, s, l);
+    const std::int64_t in = s.widths[l], out = s.widths[l + 1];
+    call.memory[l] = args.next(lanes * in * out);
+    if (s.momentum >= 0) call.impulse[l] = args.next(lanes * in * out);
+    if (!stored) continue;
+    call.inputs[l] = args.next(s.chunk * lanes * in);
+    call.errors[l] = args.next(s.chunk * lanes * out);
+  }
+}
+
+void make_coefficients(Arguments& args, MemoryCall& call) {
+  const MemoryShape& s = call.shape;
+  const std::int64_t B = s.batch, H = s.heads, C = s.chunk;
+  call.new_scale = args.make({B, H});
+  call.new_writes = args.make({B, H, C});
+  if (s.momentum < 0) return;
+  call.new_momentum_scale = args.make({B, H});
+  call.new_momentum_decay = args.make({B, H});
+  call.new_momentum_writes = args.make({B, H, C});
+}
+
+void make_matrices(Arguments& args, MemoryCall& call) {
+  const MemoryShape& s = call.shape;
+  const std::int64_t B = s.batch, H = s.heads;
+  for (std::ptrdiff_t l = 0; l < s.depth; ++l) {
+    call.new_memory[l] = args.make({B, H, s.widths[l], s.widths[l + 1]});
+    if (s.momentum >= 0) call.new_impulse[l] = args.make({B, H, s.widths[l], s.widths[l + 1]});
+  }
 }
 
 Status* compute_memory(void* self, Context* context) {
@@ -231,26 +282,8 @@ Status* compute_memory(void* self, Context* context) {
   call.past = args.next(B * (s.taps - 1) * 3 * D);
   call.conv = args.next(s.taps * 3 * D);
   for (int gate = 0; gate < s.gates; ++gate) call.bias[gate] = args.next(H);
-  const bool momentum = s.momentum >= 0;
-  if (!call.fold) {
-    call.scale = args.next(B * H);
-    call.writes = args.next(B * H * C);
-    if (momentum) {
-      call.momentum_scale = args.next(B * H);
-      call.momentum_decay = args.next(B * H);
-      call.momentum_writes = args.next(B * H * C);
-    }
-  }
-  for (std::ptrdiff_t l = 0; l < s.depth; ++l) {
-    measure_matrix(args, s, l);
-    const std::int64_t in = s.widths[l], out = s.widths[l + 1];
-    call.memory[l] = args.next(B * H * in * out);
-    if (momentum) call.impulse[l] = args.next(B * H * in * out);
-    if (!call.fold) {
-      call.inputs[l] = args.next(C * B * H * in);
-      call.errors[l] = args.next(C * B * H * out);
-    }
-  }
+  if (!call.fold) take_coefficients(args, call);
+  take_matrices(args, call, !call.fold);
   if (!call.fold) call.position = args.next<std::int64_t>(B);
   if (kernel.padded) call.length = args.next<std::int64_t>(B);
   if (args.ok() && !call.fold)  // what a wrong position would write to lies outside the tensors
@@ -262,18 +295,9 @@ Status* compute_memory(void* self, Context* context) {
   call.answers = args.make({B, T, D});
   float* surprise = args.make({B, T});
   call.new_past = args.make({B, s.taps - 1, 3 * D});
-  call.new_scale = args.make({B, H});
-  call.new_writes = args.make({B, H, C});
-  if (momentum) {
-    call.new_momentum_scale = args.make({B, H});
-    call.new_momentum_decay = args.make({B, H});
-    call.new_momentum_writes = args.make({B, H, C});
-  }
+  make_coefficients(args, call);
   if (call.fold) {
-    for (std::ptrdiff_t l = 0; l < s.depth; ++l) {
-      call.new_memory[l] = args.make({B, H, s.widths[l], s.widths[l + 1]});
-      if (momentum) call.new_impulse[l] = args.make({B, H, s.widths[l], s.widths[l + 1]});
-    }
+    make_matrices(args, call);
   } else {
     for (std::ptrdiff_t l = 0; l < s.depth; ++l) {
       call.new_inputs[l] = args.make({T, B, H, s.widths[l]});
@@ -292,6 +316,25 @@ Status* compute_memory(void* self, Context* context) {
       surprise[b * T + t] = total / static_cast<float>(H);
     }
   std::free(call.surprise);
+  return args.finish();
+}
+
+Status* compute_commit(void* self, Context* context) {
+  const Kernel& kernel = *static_cast<Kernel*>(self);
+  Arguments args(*kernel.ort, context);
+  MemoryCall call{};
+  MemoryShape& s = call.shape = kernel.shape;
+  std::int64_t sizes[2] = {};
+  args.peek(sizes, 2);
+  s.batch = sizes[0];
+  s.width = s.widths[0] = kernel.shape.widths[0];
+  take_coefficients(args, call);
+  take_matrices(args, call, true);
+  make_coefficients(args, call);
+  make_matrices(args, call);
+  const std::ptrdiff_t H = s.heads;
+  const Kernels& kernels = chosen();
+  args.over(s.batch * H, [&](std::size_t lane) { kernels.commit(call, lane / H, lane % H); });
   return args.finish();
 }
 
@@ -477,6 +520,7 @@ Status* create_memory(const Operator*, const Interface* ort, const Info* info, v
   if (!making.ok()) return making.finish(to);
   MemoryShape& s = making.kernel->shape;
   s.heads = making.number("heads");
+  s.widths[0] = making.number("width");
   s.chunk = making.number("chunk");
   s.taps = making.number("taps");
   s.depth = making.number("depth");
@@ -489,7 +533,7 @@ Status* create_memory(const Operator*, const Interface* ort, const Info* info, v
   making.kernel->padded = making.number("padded") != 0;
   making.attribute("bound", &s.bound);
   making.attribute("max_step", &s.max_step);
-  if (s.heads < 1 || s.chunk < 1 || s.taps < 2 || s.depth < 1 || s.depth > kMaxDepth || s.gates < 1 || s.gates > 3 ||
+  if (s.heads < 1 || s.widths[0] < 1 || s.chunk < 1 || s.taps < 2 || s.depth < 1 || s.depth > kMaxDepth || s.gates < 1 || s.gates > 3 ||
       s.forget >= s.gates || s.momentum >= s.gates || s.step < 0 || s.step >= s.gates)
     making.refuse("a fused operator has attributes that no memory has");
   return making.finish(to);
@@ -538,6 +582,7 @@ constexpr Operator an_operator(const char* (*name)(const Operator*), Create crea
 
 const Operator kOperators[] = {
     an_operator([](const Operator*) { return "Memory"; }, create_memory, compute_memory),
+    an_operator([](const Operator*) { return "MemoryCommit"; }, create_memory, compute_commit),
     an_operator([](const Operator*) { return "MemoryRead"; }, create_memory, compute_read),
     an_operator([](const Operator*) { return "TokenAttention"; }, create_attention, compute_attention),
     an_operator([](const Operator*) { return "GatedUnit"; }, create_plain, compute_gate),
