@@ -29,11 +29,15 @@ void rotate(Index count, const float* x, const float* cosine, const float* sine,
 
 // Scores of one query with `count` keys that are `row` numbers apart.
 void score(Index count, Index width, const float* query, const float* keys, Index row, float* to) {
-  for (Index i = 0; i < count; ++i) to[i] = dot(width, query, keys + i * row);
+  for (Index i = 0; i < count; ++i) {
+    if (i + kFetchRows < count) fetch(keys + (i + kFetchRows) * row, width);
+    to[i] = dot(width, query, keys + i * row);
+  }
 }
 
 void add_values(Index count, Index width, const float* weights, const float* values, Index row, float* to) {
   for (Index i = 0; i < count; ++i) {
+    if (i + kFetchRows < count) fetch(values + (i + kFetchRows) * row, width);
     const Vec weight = all(weights[i]);
     map(width, to, [&](Vec sum, Vec value) { return sum + weight * value; }, to, values + i * row);
   }

@@ -208,7 +208,11 @@ void subtract_writes(const MemoryCall& call, Index lane, Index l, Index before, 
     errors = call.errors[l] + lane * to;
   }
   if (T == 1) {
-    for (Index i = 0; i < before; ++i) scores[i] = -g.rows[i] * dot(in, x, stored + i * lanes * in);
+    for (Index i = 0; i < before; ++i) {
+      if (i + kFetchRows < before) fetch(stored + (i + kFetchRows) * lanes * in, in);
+      fetch(errors + i * lanes * to, to);
+      scores[i] = -g.rows[i] * dot(in, x, stored + i * lanes * in);
+    }
     scores[before] = -g.rows[before] * dot(in, x, a);
   } else {
     const Index row = g.stride;
@@ -343,8 +347,8 @@ void commit(const MemoryCall& call, Index b, Index h) {
   const Index lanes = s.batch * s.heads, lane = b * s.heads + h;
   Index widest = 0;
   for (Index l = 0; l <= s.depth; ++l) widest = s.widths[l] > widest ? s.widths[l] : widest;
-  scratch.need(s.chunk * widest + 2 * s.chunk + 64);
-  float* weighed = scratch.take(s.chunk * widest);
+  scratch.need(2 * s.chunk * widest + 2 * s.chunk + 64);
+  float *weighed = scratch.take(s.chunk * widest), *inputs = scratch.take(s.chunk * widest);
   Coefficients g{};
   g.writes = scratch.take(s.chunk);
   g.momentum_writes = scratch.take(s.chunk);
@@ -357,8 +361,12 @@ void commit(const MemoryCall& call, Index b, Index h) {
   }
   for (Index l = 0; l < s.depth; ++l) {
     const Index in = s.widths[l], out = s.widths[l + 1];
-    fold(call, lane, l, g, s.chunk, call.inputs[l] + lane * in, lanes * in, call.errors[l] + lane * out, lanes * out,
-         weighed);
+    for (Index t = 0; t < s.chunk; ++t) {  // one behind the other, as they are used again and again
+      if (t + kFetchRows < s.chunk) fetch(call.inputs[l] + ((t + kFetchRows) * lanes + lane) * in, in);
+      fetch(call.errors[l] + (t * lanes + lane) * out, out);
+      std::memcpy(inputs + t * in, call.inputs[l] + (t * lanes + lane) * in, in * sizeof(float));
+    }
+    fold(call, lane, l, g, s.chunk, inputs, in, call.errors[l] + lane * out, lanes * out, weighed);
   }
   g.last_scale = g.last_momentum_decay = 1;
   g.last_momentum_scale = 0;
