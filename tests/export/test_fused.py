@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 import titans_runtime
+from hatch_build import FLOATS, LEVELS, PER_LEVEL
 from hatch_build import build as compile_kernels
 from tests.export.conftest import Exported
 from titans_core.config import MemoryConfig, TitansConfig
@@ -297,6 +300,57 @@ def test_a_block_knows_whether_it_is_finite(size: int, place: int, value: float)
     assert block.finite()
     block.tensors["x"][place % size] = value
     assert block.finite() == bool(np.isfinite(value))
+
+
+def alone(tmp_path: Path, compiler: str, level: str, *options: str, emulator: tuple[str, ...] = ()) -> list[str]:
+    """What `kernels_alone.cpp` prints when it is compiled so."""
+    sources = [str(native.LIBRARY.with_name(name)) for name in PER_LEVEL]
+    program = str(tmp_path / f"{compiler}-{level}")
+    names = [f"-DTITANS_ISA={level}", f"-DLEVEL={level}", f"-I{native.LIBRARY.parent}"]
+    command = [
+        compiler,
+        "-std=c++17",
+        "-O2",
+        *FLOATS,
+        *names,
+        *options,
+        str(Path(__file__).with_name("kernels_alone.cpp")),
+    ]
+    subprocess.run([*command, *sources, "-o", program], check=True, capture_output=True)
+    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run([*emulator, program], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not done.stderr
+    return done.stdout.splitlines()
+
+
+def same(a: list[str], b: list[str]) -> None:
+    names, numbers = zip(*(line.rsplit(" ", 1) for line in a), strict=True)
+    others, twins = zip(*(line.rsplit(" ", 1) for line in b), strict=True)
+    assert names == others
+    assert len(names) > 10_000
+    np.testing.assert_allclose(np.array(numbers, np.float64), np.array(twins, np.float64), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None or "v3" not in LEVELS, reason="needs g++ on x86-64")
+def test_kernels_stay_inside_their_memory_at_every_level(tmp_path: Path) -> None:
+    watched = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+    plain = alone(tmp_path, "g++", "v1", *watched)
+    same(plain, alone(tmp_path, "g++", "v1"))
+    found = native.found()[0]
+    if found is not None and found.isa != "v1":  # this processor has AVX2
+        same(plain, alone(tmp_path, "g++", "v3", *LEVELS["v3"], *watched))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which("aarch64-linux-gnu-g++") is None or shutil.which("qemu-aarch64-static") is None,
+    reason="needs g++ for aarch64 and its emulator",
+)
+def test_kernels_compute_the_same_on_arm(tmp_path: Path) -> None:
+    there = alone(tmp_path, "aarch64-linux-gnu-g++", "v1", "-static", emulator=("qemu-aarch64-static",))
+    same(there, alone(tmp_path, "g++", "v1"))
 
 
 def test_without_a_compiler_there_are_no_kernels_and_it_says_why(

@@ -49,8 +49,8 @@ void attention(const AttentionCall& call, Index b, Index h) {
   const Index d = call.width, C = call.chunk, span = call.past * C, lane = b * call.heads + h;
   const Index lanes = call.batch * call.heads, place = call.position[b] % C, started = call.position[b] - place;
   const Index most = call.persistent + span + call.kinds * (C + 1);
-  scratch.need((3 + call.kinds) * (d + 16) + most + 64);
-  float *plain = scratch.take(d), *turned = scratch.take(d), *scores = scratch.take(most), *key = scratch.take(d);
+  scratch().need((3 + call.kinds) * (d + 16) + most + 64);
+  float *plain = scratch().take(d), *turned = scratch().take(d), *scores = scratch().take(most), *key = scratch().take(d);
 
   normalise(d, call.asked + b * call.asked_row + h * d, plain);
   const auto turn = [&](Index distance) {

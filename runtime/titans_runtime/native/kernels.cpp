@@ -1,11 +1,9 @@
 // The small kernels, and the table of all of them for one instruction set.
 #include "kernels.h"
 
-#include "scratch.h"
+#include "simd.h"
 
 namespace TITANS_ISA {
-
-thread_local Scratch scratch;
 
 void memory(const MemoryCall&, Index, Index);
 void commit(const MemoryCall&, Index, Index);

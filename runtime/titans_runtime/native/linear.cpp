@@ -6,7 +6,7 @@
 #include "linear.h"
 
 #include "kernels.h"
-#include "scratch.h"
+#include "simd.h"
 
 namespace TITANS_ISA {
 namespace {

@@ -97,7 +97,7 @@ struct Coefficients {
 void work_out(const MemoryCall& call, Index b, Index h, Index before, Index real, Coefficients& to) {
   const MemoryShape& s = call.shape;
   const Index dim = s.heads * s.width, row = 2 * dim + s.gates * s.heads, lane = b * s.heads + h;
-  float *w = scratch.take(to.stride), *pushed = scratch.take(to.stride);
+  float *w = scratch().take(to.stride), *pushed = scratch().take(to.stride);
   std::memset(w, 0, to.stride * sizeof(float));
   std::memset(pushed, 0, to.stride * sizeof(float));
   float keeps = 1, f = 0, m = 1;
@@ -278,12 +278,12 @@ void memory(const MemoryCall& call, Index b, Index h) {
     rows += s.widths[l] + 16;
   }
   const Index largest_matrix = widest * (widest > stride ? widest : stride);
-  scratch.need(3 * T * s.width + 4 * T * rows + 2 * T * stride + 4 * stride + 2 * T + 3 * largest_matrix +
+  scratch().need(3 * T * s.width + 4 * T * rows + 2 * T * stride + 4 * stride + 2 * T + 3 * largest_matrix +
                2 * T * widest + 1024);
 
   float* part[3];
   for (int i = 0; i < 3; ++i) {
-    part[i] = scratch.take(T * s.width);
+    part[i] = scratch().take(T * s.width);
     const float* source = i == 0 ? call.asked + b * T * dim : call.told + b * T * told + (i - 1) * dim;
     const Index offset = b * (s.taps - 1) * 3 * dim + i * dim + h * s.width;
     const Slice slice{source + h * s.width, i == 0 ? dim : told,          call.past + offset, 3 * dim,
@@ -295,24 +295,24 @@ void memory(const MemoryCall& call, Index b, Index h) {
 
   Coefficients g{};
   g.stride = stride;
-  g.rows = scratch.take(T * stride);
-  g.scale = scratch.take(T);
-  g.momentum_scale = scratch.take(T);
-  g.writes = scratch.take(stride);
-  g.momentum_writes = scratch.take(stride);
+  g.rows = scratch().take(T * stride);
+  g.scale = scratch().take(T);
+  g.momentum_scale = scratch().take(T);
+  g.writes = scratch().take(stride);
+  g.momentum_writes = scratch().take(stride);
   work_out(call, b, h, before, real, g);
 
   float *a[kMaxDepth], *e[kMaxDepth], *slopes[kMaxDepth];
   for (Index l = 0; l < s.depth; ++l) {
-    a[l] = l == 0 ? part[1] : scratch.take(T * s.widths[l]);
-    e[l] = scratch.take(T * s.widths[l + 1]);
-    slopes[l] = scratch.take(T * s.widths[l + 1]);
+    a[l] = l == 0 ? part[1] : scratch().take(T * s.widths[l]);
+    e[l] = scratch().take(T * s.widths[l + 1]);
+    slopes[l] = scratch().take(T * s.widths[l + 1]);
   }
-  float *turned = scratch.take(largest_matrix), *scores = scratch.take(T * stride);
+  float *turned = scratch().take(largest_matrix), *scores = scratch().take(T * stride);
   write(call, lane, values, a, e, call.surprise + lane * T, slopes, turned);
 
   const float* x = queries;
-  float* hidden[2] = {scratch.take(T * widest), scratch.take(T * widest)};
+  float* hidden[2] = {scratch().take(T * widest), scratch().take(T * widest)};
   for (Index l = 0; l < s.depth; ++l) {
     const Index in = s.widths[l], out = s.widths[l + 1];
     const bool last = l == s.depth - 1;
@@ -347,11 +347,11 @@ void commit(const MemoryCall& call, Index b, Index h) {
   const Index lanes = s.batch * s.heads, lane = b * s.heads + h;
   Index widest = 0;
   for (Index l = 0; l <= s.depth; ++l) widest = s.widths[l] > widest ? s.widths[l] : widest;
-  scratch.need(2 * s.chunk * widest + 2 * s.chunk + 64);
-  float *weighed = scratch.take(s.chunk * widest), *inputs = scratch.take(s.chunk * widest);
+  scratch().need(2 * s.chunk * widest + 2 * s.chunk + 64);
+  float *weighed = scratch().take(s.chunk * widest), *inputs = scratch().take(s.chunk * widest);
   Coefficients g{};
-  g.writes = scratch.take(s.chunk);
-  g.momentum_writes = scratch.take(s.chunk);
+  g.writes = scratch().take(s.chunk);
+  g.momentum_writes = scratch().take(s.chunk);
   std::memcpy(g.writes, call.writes + lane * s.chunk, s.chunk * sizeof(float));
   g.last_scale = call.scale[lane];
   if (s.momentum >= 0) {
@@ -378,9 +378,9 @@ void read(const ReadCall& call, Index b, Index h) {
   const Index T = s.tokens, dim = s.heads * s.width, lane = b * s.heads + h, offset = b * (s.taps - 1) * dim + h * s.width;
   Index widest = 0;
   for (Index l = 0; l <= s.depth; ++l) widest = s.widths[l] > widest ? s.widths[l] : widest;
-  scratch.need(T * (s.width + 2 * widest) + 64);
-  float* queries = scratch.take(T * s.width);
-  float* hidden[2] = {scratch.take(T * widest), scratch.take(T * widest)};
+  scratch().need(T * (s.width + 2 * widest) + 64);
+  float* queries = scratch().take(T * s.width);
+  float* hidden[2] = {scratch().take(T * widest), scratch().take(T * widest)};
   const Slice slice{call.asked + b * T * dim + h * s.width, dim, call.past + offset, dim, call.conv + h * s.width, 3 * dim,
                     call.new_past + offset};
   convolve(s, slice, true, queries);

@@ -32,6 +32,10 @@ class Scratch {
   std::size_t size_ = 0;
 };
 
-extern thread_local Scratch scratch;
+// The calling thread's.
+inline Scratch& scratch() {
+  static thread_local Scratch own;
+  return own;
+}
 
 }  // namespace TITANS_ISA
