@@ -34,18 +34,25 @@ class KernelsHook(BuildHookInterface[Any]):
     """Runs before a wheel or an editable install is put together."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile; a wheel with kernels in it is for this kind of machine only."""
-        folder = Path(self.root) / NATIVE
-        library = folder / LIBRARY
+        """Compile: beside the sources for an editable install, else into the wheel, then one for such machines only."""
         if self.target_name != "wheel":
             return
+        folder = Path(self.root) / NATIVE
+        self.made = Path(tempfile.mkdtemp())
+        library = folder / LIBRARY if version == "editable" else self.made / LIBRARY
         problem = build(folder, library)
-        if problem is None:
-            build_data["pure_python"] = False
-            build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
-        else:
-            library.unlink(missing_ok=True)
+        if problem is not None:
             self.app.display_warning(f"no fused kernels: {problem}")
+            return
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+        if version != "editable":
+            build_data["force_include"][str(library)] = f"titans_runtime/native/{LIBRARY}"
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Tidy up."""
+        if self.target_name == "wheel":
+            shutil.rmtree(self.made, ignore_errors=True)
 
 
 def build(folder: Path, library: Path) -> str | None:
