@@ -18,7 +18,6 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +29,7 @@ import titans_runtime
 from titans_core.training.documents import stdlib_documents
 from titans_export.export import export_checkpoint
 from titans_runtime import Model, Session
-from titans_runtime.arrays import FloatArray
+from titans_runtime.arrays import FloatArray, IdArray
 
 WARM_UP = 0.05  # share of the stream before resident memory counts
 SAMPLES = 100  # points in the plot
@@ -55,12 +54,9 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
 
 
-def text() -> Iterator[bytes]:
-    """Files of the standard library's source, over and over."""
-    documents = stdlib_documents()
-    while True:
-        for document in documents:
-            yield document.data
+def text() -> IdArray:
+    """The standard library's source in one piece, which is in memory from the beginning."""
+    return np.frombuffer(b"".join(document.data for document in stdlib_documents()), np.uint8).astype(np.int64)
 
 
 def export(checkpoint: Path, bundle: Path) -> None:
@@ -74,15 +70,12 @@ def endure(model: Model, tokens: int, places: int) -> Run:
     chunks = tokens // chunk
     compare_at = {(i + 1) * chunks // (places + 1) for i in range(places)}
     sample_at = {i * chunks // SAMPLES for i in range(SAMPLES)} | {chunks - 1}
-    run, session, source = Run(np.zeros(chunks, np.float32)), model.session(), text()
-    waiting = bytearray()
+    # Filled, as memory that was never written to is not resident.
+    run, session, source = Run(np.full(chunks, np.nan, np.float32)), model.session(), text()
     with tempfile.TemporaryDirectory() as folder, Progress(transient=True) as progress:
         warm_up(model, Path(folder) / "state")
         for number in progress.track(range(chunks), description="feeding"):
-            while len(waiting) < chunk:
-                waiting += next(source)
-            ids = np.frombuffer(bytes(waiting[:chunk]), np.uint8).astype(np.int64)
-            del waiting[:chunk]
+            ids = np.take(source, range(number * chunk, (number + 1) * chunk), mode="wrap")
             restored = through_a_file(model, session, Path(folder) / "state") if number in compare_at else None
             start = time.perf_counter()
             logits = session.feed(ids)
