@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -42,10 +43,12 @@ class KernelsHook(BuildHookInterface[Any]):
         library = folder / LIBRARY if version == "editable" else self.made / LIBRARY
         problem = build(folder, library)
         if problem is not None:
+            library.unlink(missing_ok=True)  # of other sources, where it is there
             self.app.display_warning(f"no fused kernels: {problem}")
             return
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+        system = sysconfig.get_platform().replace("universal2", platform.machine())  # the library is for one of the two
+        build_data["tag"] = f"py3-none-{system.replace('-', '_').replace('.', '_')}"
         if version != "editable":
             build_data["force_include"][str(library)] = f"titans_runtime/native/{LIBRARY}"
 
@@ -61,8 +64,8 @@ def build(folder: Path, library: Path) -> str | None:
         return "TITANS_KERNELS is off"
     if sys.platform == "win32":
         return "they need g++ or clang++ and have not been written for Windows"
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
+    compiler = shlex.split(os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or "")
+    if not compiler:
         return "there is no C++ compiler; install g++ or clang++, and install this package again"
     with tempfile.TemporaryDirectory() as made:
         compiled = str(Path(made) / LIBRARY)
@@ -71,14 +74,14 @@ def build(folder: Path, library: Path) -> str | None:
             for source in PER_LEVEL:
                 objects.append(str(Path(made) / f"{source}.{level}.o"))
                 define = f"-DTITANS_ISA={level}"
-                steps.append([compiler, *FLAGS, *FLOATS, *options, define, "-c", source, "-o", objects[-1]])
-        steps.append([compiler, *FLAGS, "-shared", "operators.cpp", *objects, "-o", compiled])
+                steps.append([*compiler, *FLAGS, *FLOATS, *options, define, "-c", source, "-o", objects[-1]])
+        steps.append([*compiler, *FLAGS, "-shared", "operators.cpp", *objects, "-o", compiled])
         try:
             for step in steps:
                 subprocess.run(step, cwd=folder, check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:
             lines = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-            return f"{compiler} could not compile them ({lines[0] if lines else error})"
+            return f"{compiler[0]} could not compile them ({lines[0] if lines else error})"
         shutil.copyfile(compiled, f"{library}.new")
         Path(f"{library}.new").replace(library)  # a process that has the old one loaded keeps it
     return None
@@ -86,4 +89,7 @@ def build(folder: Path, library: Path) -> str | None:
 
 if __name__ == "__main__":
     here = Path(__file__).resolve().parent / NATIVE
-    sys.exit(build(here, here / LIBRARY))
+    trouble = build(here, here / LIBRARY)
+    if trouble is not None:
+        (here / LIBRARY).unlink(missing_ok=True)  # it would be one of other sources
+    sys.exit(trouble)

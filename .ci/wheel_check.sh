@@ -31,6 +31,12 @@ for name in ("torch", "onnx", "onnxscript"):
 if titans_runtime.__file__.startswith(sys.argv[1]):
     sys.exit(f"titans_runtime was imported from the source tree: {titans_runtime.__file__}")
 print("torch, onnx and onnxscript are absent")
+from shutil import which
+from titans_runtime import native
+
+if (which("g++") or which("clang++")) and native.kernels() is None:
+    sys.exit(f"there is a compiler, and the wheel came {native.described()}")
+print(native.described())
 PYTHON
 
 echo '-- the bundle runs there'

@@ -31,6 +31,7 @@ from titans_export.export import export_model
 from titans_export.fuse import DOMAIN, VERSION
 from titans_export.verify import compare
 from titans_runtime import native
+from titans_runtime.backends import onnx_cpu
 from titans_runtime.backends.arena import Block
 
 needs_kernels = pytest.mark.skipif(native.kernels() is None, reason=native.described())
@@ -196,7 +197,7 @@ def test_every_level_of_the_machine_computes_the_same(
     best, want = told(None)
     name, got = told(level)
     assert name in {"off": {"none"}, "v1": {"v1"}, "v3": {"v1", "v3"}}[level]
-    assert best == native.found()[0].isa  # type: ignore[union-attr]
+    assert best >= name or name == "none"
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
@@ -278,6 +279,43 @@ def test_attributes_that_no_memory_has_are_refused(name: str, value: int) -> Non
 
 
 @needs_kernels
+def test_sizes_that_wrap_around_and_lengths_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(Exception, match="no padding"):
+        outcome("Memory", [*STEP, ([1], INT)], **(MEMORY | {"fold": 1, "padded": 1}))
+    with pytest.raises(Exception, match="out of all bounds"):
+        outcome("Memory", STEP, **(MEMORY | {"chunk": 2**62}))
+    shapes = [([1, 1, 4], F), ([1, 1, 8], F), ([0], F), ([0], F), ([0], F), ([0], F), ([1], INT)]
+    sizes = {"heads": 2, "chunk": 2**20, "past": 0, "window": 0, "persistent": 0}
+    with pytest.raises(Exception, match="another size"):
+        outcome("TokenAttention", shapes, **sizes, outputs=3)
+    with pytest.raises(Exception, match="is empty"):
+        outcome("GatedUnit", [([1, 1, 0], F)])
+
+
+def test_there_are_kernels_where_there_is_a_compiler() -> None:
+    """Else everything above would be skipped where compiling them is broken."""
+    switched_off = os.environ.get(native.SWITCH, "").lower() in {"off", "0"}
+    if switched_off or not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip(native.described())
+    assert native.kernels() is not None, native.described()
+
+
+@needs_kernels
+def test_a_library_that_onnx_runtime_refuses_is_passed_over(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = [[0.5, 1.0, -1.0]] * 20 if exported.continuous else list(range(20))
+    want = titans_runtime.load(exported.path, provider="cpu", threads=1).session().feed(x)
+    found = native.kernels()
+    assert found is not None
+    monkeypatch.setattr(onnx_cpu, "kernels", lambda: replace(found, path=tmp_path / "none.so"))
+    with caplog.at_level("WARNING", "titans_runtime"):
+        got = titans_runtime.load(exported.path, provider="cpu", threads=1).session().feed(x)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert "kernels.refused" in caplog.text
+
+
+@needs_kernels
 def test_too_few_inputs_and_outputs_are_refused() -> None:
     with pytest.raises(Exception, match="output of a fused operator is left out"):
         outcome("Memory", STEP, **MEMORY, outputs=9)
@@ -329,7 +367,7 @@ def same(a: list[str], b: list[str]) -> None:
     others, twins = zip(*(line.rsplit(" ", 1) for line in b), strict=True)
     assert names == others
     assert len(names) > 10_000
-    np.testing.assert_allclose(np.array(numbers, np.float64), np.array(twins, np.float64), rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(np.array(numbers, np.float64), np.array(twins, np.float64), rtol=1e-4, atol=2e-6)
 
 
 @pytest.mark.slow

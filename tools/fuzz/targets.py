@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, TypeAlias
 
 from fuzz import calls
@@ -18,11 +20,12 @@ from fuzz.mutation import byte_ops, damage, distort, json_ops
 from fuzz.victim import MANIFEST, Victim, use
 from hypothesis import strategies as st
 
-from titans_runtime import TitansError, load
+from titans_runtime import TitansError, load, native
 from titans_runtime.seal import seal
 
 Case: TypeAlias = dict[str, Any]
 Verdict = Literal["refused", "works", "unchanged"]
+GRAPHS = ("prefill", "extend", "step", "commit")
 _SEEDLESS = "0" * 64  # where a state file's digest stands while it is taken
 
 
@@ -42,7 +45,7 @@ def _file_cases(files: list[str] | None = None, has_json: bool = True) -> st.Sea
 
 CASES: dict[str, st.SearchStrategy[Case]] = {
     "manifest": _file_cases(),
-    "graph": _file_cases(["prefill.onnx", "extend.onnx", "step.onnx", "commit.onnx"], has_json=False),
+    "graph": _file_cases([f"{graph}{form}.onnx" for graph in GRAPHS for form in ("", ".fused")], has_json=False),
     "weights": _file_cases(["weights.safetensors", "initial_state.safetensors"]),
     "state": _file_cases(),
     "calls": calls.cases,
@@ -72,7 +75,22 @@ def _manifest(victim: Victim, case: Case) -> Verdict:
 def _graph(victim: Victim, case: Case) -> Verdict:
     name = case["file"]
     content = damage(victim.files[name], case["bytes"])
-    return _bundle(victim, name, content, content == victim.files[name], case)
+    with portable() if not name.endswith(".fused.onnx") else nullcontext():  # which of the two forms is run
+        return _bundle(victim, name, content, content == victim.files[name], case)
+
+
+@contextmanager
+def portable() -> Iterator[None]:
+    """Without kernels, as on a machine that has none."""
+    before = os.environ.get(native.SWITCH)
+    os.environ[native.SWITCH] = "off"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[native.SWITCH]
+        else:
+            os.environ[native.SWITCH] = before
 
 
 def _weights(victim: Victim, case: Case) -> Verdict:

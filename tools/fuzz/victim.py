@@ -68,7 +68,8 @@ class Victim:
 
     def _vouching(self, name: str, content: bytes) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(self.files[MANIFEST])
-        for entry in [*document["graphs"], document["weights"], document["initial_state"]]:
+        twins = [graph["fused"] for graph in document["graphs"] if "fused" in graph]
+        for entry in [*document["graphs"], *twins, document["weights"], document["initial_state"]]:
             if entry is not None and entry["file"] == name:
                 entry["sha256"] = hashlib.sha256(content).hexdigest()
                 if "bytes" in entry:

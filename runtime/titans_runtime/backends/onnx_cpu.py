@@ -11,6 +11,7 @@ once two graphs have run).
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -29,6 +30,7 @@ from titans_runtime.bundle import Bundle
 from titans_runtime.errors import BundleError, ProviderError
 from titans_runtime.manifest import GraphSpec
 from titans_runtime.native import Kernels, kernels
+from titans_runtime.observe import record
 from titans_runtime.tensorfile import MappedTensor
 
 if TYPE_CHECKING:
@@ -127,11 +129,13 @@ class CpuBackend:
     def _load(self, graph: GraphSpec) -> ort.InferenceSession:
         options = self._session_options()
         library = self._kernels(graph)
+        file = graph.file if graph.cpu is None else graph.cpu.file
         if library is not None and graph.fused is not None:
-            file = graph.fused.file
-            options.register_custom_ops_library(str(library.path))
-        else:
-            file = graph.file if graph.cpu is None else graph.cpu.file
+            try:
+                options.register_custom_ops_library(str(library.path))
+                file = graph.fused.file
+            except Exception as error:  # as below
+                record(logging.WARNING, "kernels.refused", path=str(library.path), reason=first_line(error))
         path = self._bundle.path / file
         if self._options.profiles is not None:
             options.enable_profiling = True

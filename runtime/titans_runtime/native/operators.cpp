@@ -91,6 +91,8 @@ struct Interface {
   }
 };
 
+const Interface* interface;  // version 17 of it, which kernels are given none of: they get that of their record's version
+
 struct InterfaceBase {
   const Interface* (*get)(std::uint32_t version);
   const char* (*version)();
@@ -127,9 +129,12 @@ class Arguments {
   ~Arguments() {
     if (failed_) ort_.release(failed_);
   }
-  // The next input, which has to have `count` numbers.
+  // The next input, which has to have as many numbers as these sizes make.
   template <class Number = float>
-  const Number* next(std::int64_t count) {
+  const Number* next(std::initializer_list<std::int64_t> sizes) {
+    std::int64_t count = 1;
+    for (const std::int64_t size : sizes)
+      if (size < 0 || __builtin_mul_overflow(count, size, &count)) refuse("a fused operator's sizes are too large");
     const Value* value = nullptr;
     void* data = nullptr;
     std::size_t found = 0;
@@ -152,6 +157,8 @@ class Arguments {
     if (!failed_) keep(ort_.rank(shape, &found));
     if (!failed_ && found != rank) refuse("an input of a fused operator has another rank");
     if (!failed_) keep(ort_.sizes(shape, sizes, rank));
+    for (std::size_t axis = 0; !failed_ && axis < rank; ++axis)
+      if (sizes[axis] < 1) refuse("an input of a fused operator is empty");
     if (shape) ort_.release(shape);
   }
   float* make(std::initializer_list<std::int64_t> sizes) {
@@ -227,12 +234,12 @@ void measure_matrix(Arguments& args, MemoryShape& s, std::ptrdiff_t l) {
 void take_coefficients(Arguments& args, MemoryCall& call) {
   const MemoryShape& s = call.shape;
   const std::int64_t lanes = s.batch * s.heads;
-  call.scale = args.next(lanes);
-  call.writes = args.next(lanes * s.chunk);
+  call.scale = args.next({lanes});
+  call.writes = args.next({lanes, s.chunk});
   if (s.momentum < 0) return;
-  call.momentum_scale = args.next(lanes);
-  call.momentum_decay = args.next(lanes);
-  call.momentum_writes = args.next(lanes * s.chunk);
+  call.momentum_scale = args.next({lanes});
+  call.momentum_decay = args.next({lanes});
+  call.momentum_writes = args.next({lanes, s.chunk});
 }
 
 void take_matrices(Arguments& args, MemoryCall& call, bool stored) {
@@ -241,11 +248,11 @@ void take_matrices(Arguments& args, MemoryCall& call, bool stored) {
   for (std::ptrdiff_t l = 0; l < s.depth; ++l) {
     measure_matrix(args, s, l);
     const std::int64_t in = s.widths[l], out = s.widths[l + 1];
-    call.memory[l] = args.next(lanes * in * out);
-    if (s.momentum >= 0) call.impulse[l] = args.next(lanes * in * out);
+    call.memory[l] = args.next({lanes, in, out});
+    if (s.momentum >= 0) call.impulse[l] = args.next({lanes, in, out});
     if (!stored) continue;
-    call.inputs[l] = args.next(s.chunk * lanes * in);
-    call.errors[l] = args.next(s.chunk * lanes * out);
+    call.inputs[l] = args.next({s.chunk, lanes, in});
+    call.errors[l] = args.next({s.chunk, lanes, out});
   }
 }
 
@@ -277,15 +284,15 @@ Status* compute_memory(void* self, Context* context) {
   call.fold = kernel.fold;
   measure(args, s);
   const std::int64_t B = s.batch, T = s.tokens, H = s.heads, C = s.chunk, D = H * s.width;
-  call.asked = args.next(B * T * D);
-  call.told = args.next(B * T * (2 * D + s.gates * H));
-  call.past = args.next(B * (s.taps - 1) * 3 * D);
-  call.conv = args.next(s.taps * 3 * D);
-  for (int gate = 0; gate < s.gates; ++gate) call.bias[gate] = args.next(H);
+  call.asked = args.next({B, T, D});
+  call.told = args.next({B, T, 2 * D + s.gates * H});
+  call.past = args.next({B, s.taps - 1, 3, D});
+  call.conv = args.next({s.taps, 3, D});
+  for (int gate = 0; gate < s.gates; ++gate) call.bias[gate] = args.next({H});
   if (!call.fold) take_coefficients(args, call);
   take_matrices(args, call, !call.fold);
-  if (!call.fold) call.position = args.next<std::int64_t>(B);
-  if (kernel.padded) call.length = args.next<std::int64_t>(B);
+  if (!call.fold) call.position = args.next<std::int64_t>({B});
+  if (kernel.padded) call.length = args.next<std::int64_t>({B});
   if (args.ok() && !call.fold)  // what a wrong position would write to lies outside the tensors
     for (std::int64_t b = 0; b < B; ++b) {
       const std::int64_t real = call.length ? call.length[b] : T;
@@ -345,14 +352,14 @@ Status* compute_read(void* self, Context* context) {
   MemoryShape& s = call.shape = kernel.shape;
   measure(args, s);
   const std::int64_t B = s.batch, T = s.tokens, H = s.heads, D = H * s.width;
-  call.asked = args.next(B * T * D);
-  call.past = args.next(B * (s.taps - 1) * D);
-  call.conv = args.next(s.taps * 3 * D);
+  call.asked = args.next({B, T, D});
+  call.past = args.next({B, s.taps - 1, D});
+  call.conv = args.next({s.taps, 3, D});
   for (std::ptrdiff_t l = 0; l < s.depth; ++l) {
     measure_matrix(args, s, l);
-    call.memory[l] = args.next(B * H * s.widths[l] * s.widths[l + 1]);
+    call.memory[l] = args.next({B, H, s.widths[l], s.widths[l + 1]});
   }
-  if (kernel.padded) call.length = args.next<std::int64_t>(B);
+  if (kernel.padded) call.length = args.next<std::int64_t>({B});
   if (args.ok() && call.length)
     for (std::int64_t b = 0; b < B; ++b)
       if (call.length[b] < 1 || call.length[b] > T) args.refuse("a stream has another number of tokens than were given");
@@ -386,7 +393,7 @@ Status* compute_attention(void* self, Context* context) {
   call.window = kernel.window;
   call.persistent = kernel.persistent;
   call.positions = (kernel.past + 2) * C;
-  call.asked = args.next(B * sizes[2]);
+  call.asked = args.next({B, sizes[2]});
   call.asked_row = sizes[2];
   if (sliding) {
     call.kinds = 1;
@@ -397,26 +404,26 @@ Status* compute_attention(void* self, Context* context) {
     args.peek(sizes, 3);  // [B, kinds, 2 D]
     call.kinds = static_cast<int>(sizes[1]);
     if (args.ok() && (sizes[1] < 1 || sizes[1] > kMaxKinds)) args.refuse("a fused attention has other kinds of keys");
-    const float* told = args.next(B * sizes[1] * 2 * D);
+    const float* told = args.next({B, sizes[1], 2, D});
     for (int kind = 0; args.ok() && kind < call.kinds; ++kind) call.told[kind] = told + kind * 2 * D;
     call.told_row = call.kinds * 2 * D;
     call.value_offset = D;
   }
   if (kernel.persistent) {
-    call.persistent_key = args.next(H * kernel.persistent * d);
-    call.persistent_value = args.next(H * kernel.persistent * d);
+    call.persistent_key = args.next({H, kernel.persistent, d});
+    call.persistent_value = args.next({H, kernel.persistent, d});
   }
-  call.cosine = args.next(2 * call.positions * d);
-  call.sine = args.next(2 * call.positions * d);
+  call.cosine = args.next({2, call.positions, d});
+  call.sine = args.next({2, call.positions, d});
   if (kernel.past) {
-    call.key = args.next(B * H * kernel.past * C * d);
-    call.value = args.next(B * H * kernel.past * C * d);
+    call.key = args.next({B, H, kernel.past, C, d});
+    call.value = args.next({B, H, kernel.past, C, d});
   }
   for (int kind = 0; args.ok() && kind < call.kinds; ++kind) {
-    call.row_key[kind] = args.next(C * B * H * d);
-    call.row_value[kind] = args.next(C * B * H * d);
+    call.row_key[kind] = args.next({C, B, H, d});
+    call.row_value[kind] = args.next({C, B, H, d});
   }
-  call.position = args.next<std::int64_t>(B);
+  call.position = args.next<std::int64_t>({B});
   for (std::int64_t b = 0; args.ok() && b < B; ++b)
     if (call.position[b] < 0) args.refuse("a stream's position is below 0");
   call.out = args.make({B, 1, D});
@@ -439,7 +446,7 @@ Status* compute_gate(void* self, Context* context) {
   std::int64_t sizes[3] = {};
   args.peek(sizes, 3);
   const std::int64_t rows = sizes[0] * sizes[1], n = sizes[2] / 2;
-  const float* from = args.next(rows * 2 * n);
+  const float* from = args.next({rows, 2, n});
   float* to = args.make({sizes[0], sizes[1], n});
   const Kernels& kernels = chosen();
   args.over(rows, [&](std::size_t row) { kernels.gate(from + row * 2 * n, n, to + row * n); });
@@ -455,11 +462,11 @@ Status* compute_linear(void* self, Context* context) {
   LinearCall call{};
   call.rows = sizes[0] * sizes[1];
   call.inputs = sizes[2];
-  call.x = args.next(call.rows * call.inputs);
+  call.x = args.next({call.rows, call.inputs});
   args.peek(matrix, 2);
   call.outputs = matrix[0];
   if (args.ok() && matrix[1] != call.inputs) args.refuse("a fused product's matrix has another width than its rows");
-  call.weight = args.next(call.outputs * call.inputs);
+  call.weight = args.next({call.outputs, call.inputs});
   call.out = args.make({sizes[0], sizes[1], call.outputs});
   if (!args.ok()) return args.finish();
   const Kernels& kernels = chosen();
@@ -481,13 +488,15 @@ Status* compute_linear(void* self, Context* context) {
 
 // ---------------------------------------------------------------- registration
 
+constexpr std::int64_t kLargest = 1 << 20;  // of any attribute: products of a few of them do not overflow
+
 // A kernel with its attributes read from the node.
 template <class Kernel>
 class Making {
  public:
   Making(const Interface* ort, const Info* info) : ort_(ort), info_(info) {
     kernel = static_cast<Kernel*>(std::calloc(1, sizeof(Kernel)));
-    if (kernel) kernel->ort = ort; else refuse("out of memory");
+    if (kernel) kernel->ort = interface; else refuse("out of memory");
   }
   ~Making() {
     if (failed_) std::free(kernel);
@@ -499,6 +508,7 @@ class Making {
   std::int64_t number(const char* name) {
     std::int64_t value = 0;
     attribute(name, &value);
+    if (value < -1 || value > kLargest) refuse("a fused operator has an attribute out of all bounds");
     return value;
   }
   void refuse(const char* why) { if (!failed_) failed_ = ort_->status(kInvalidArgument, why); }
@@ -533,6 +543,7 @@ Status* create_memory(const Operator*, const Interface* ort, const Info* info, v
   making.kernel->padded = making.number("padded") != 0;
   making.attribute("bound", &s.bound);
   making.attribute("max_step", &s.max_step);
+  if (making.kernel->fold && making.kernel->padded) making.refuse("a whole chunk has no padding");
   if (s.heads < 1 || s.widths[0] < 1 || s.chunk < 1 || s.taps < 2 || s.depth < 1 || s.depth > kMaxDepth || s.gates < 1 || s.gates > 3 ||
       s.forget >= s.gates || s.momentum >= s.gates || s.step < 0 || s.step >= s.gates)
     making.refuse("a fused operator has attributes that no memory has");
@@ -601,7 +612,7 @@ TITANS_EXPORT int titans_finite(const float* numbers, std::size_t count) { retur
 
 // What `SessionOptions.register_custom_ops_library` calls.
 TITANS_EXPORT Status* RegisterCustomOps(Options* options, const InterfaceBase* base) {
-  const Interface* ort = base->get(kInterface);
+  const Interface* ort = interface = base->get(kInterface);
   if (!ort) return base->get(1)->status(kFail, "fused operators need ONNX Runtime 1.17 or newer");
   static Domain* domain = nullptr;  // outlives every session; made once for each process
   static Status* failed = [ort] {
