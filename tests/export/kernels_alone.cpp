@@ -151,7 +151,8 @@ void a_product(long rows) {
   call.out = numbers(rows * call.outputs);
   if (rows > kDirectRows) {
     call.turned = static_cast<float*>(std::malloc(call.inputs * kernels.linear_padded(rows) * sizeof(float)));
-    kernels.linear_turn(call);
+    kernels.linear_turn(call, 0, 20);
+    kernels.linear_turn(call, 20, call.inputs);
   }
   kernels.linear(call, 0, call.outputs);
   show("product", call.out, rows * call.outputs);

@@ -10,7 +10,7 @@ void commit(const MemoryCall&, Index, Index);
 void read(const ReadCall&, Index, Index);
 void attention(const AttentionCall&, Index, Index);
 Index linear_padded(Index);
-void linear_turn(const LinearCall&);
+void linear_turn(const LinearCall&, Index, Index);
 void linear(const LinearCall&, Index, Index);
 
 namespace {

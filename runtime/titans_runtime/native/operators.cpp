@@ -474,7 +474,11 @@ Status* compute_linear(void* self, Context* context) {
     const std::size_t bytes = kernels.linear_padded(call.rows) * call.inputs * sizeof(float);
     call.turned = static_cast<float*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
     if (!call.turned) return ort.status(kFail, "out of memory");
-    kernels.linear_turn(call);
+    constexpr std::ptrdiff_t kPart = 128;
+    args.over((call.inputs + kPart - 1) / kPart, [&](std::size_t part) {
+      const std::ptrdiff_t first = part * kPart, last = first + kPart;
+      kernels.linear_turn(call, first, last < call.inputs ? last : call.inputs);
+    });
   }
   constexpr std::int64_t kBlock = 48;  // rows of the matrix, a multiple of the kernel's height
   const std::int64_t blocks = (call.outputs + kBlock - 1) / kBlock;
