@@ -1,11 +1,12 @@
-"""A memory as single operators, for runtimes that have kernels for them: from projections to answers in one node.
+"""Parts of a model as single operators, for runtimes that have kernels for them.
 
-The portable graphs spell a memory out in standard operators, and every elementwise one is a pass over tensors of its
-own on a CPU. While `fused` is active, a `MemoryReader` whose memory the kernels know calls one function instead,
-which a trace records as one call and `lower` turns into one node of the domain `ai.titans`. What these nodes compute
-is the module's own methods, for which they stand in; `titans_runtime/native` has the kernels.
+The portable graphs spell everything out in standard operators, and every elementwise one is a pass over tensors of its
+own on a CPU. While `fused` is active, memories, a token's attention and gated feed-forwards that the kernels know call
+one function instead, which a trace records as one call and `lower` turns into one node of the domain `ai.titans`. What
+these nodes compute is the modules' own methods, for which they stand in; `titans_runtime/native` has the kernels.
 
-Knows which memories qualify and the order of an operator's inputs and outputs, which `native/operators.cpp` shares.
+Knows what qualifies and the order of an operator's inputs and outputs, which `native/operators.cpp` shares. Does not
+know ONNX, nor how anything is computed.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def fused_operator(
 
 
 def qualifies(module: nn.Module) -> bool:
-    """Whether the kernels know a module of this kind and its options. Its weights have to be float32 besides."""
+    """Whether the kernels know a module's options, one of a kind in `_STAND_INS`. Its weights have to be float32."""
     if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
         return False
     if isinstance(module, MemoryReader | NeuralMemory):
@@ -67,9 +68,10 @@ def fused(module: nn.Module) -> Iterator[None]:
     """While active, what qualifies in `module` is single operators."""
     replaced: list[tuple[nn.Module, str]] = []
     for each in module.modules():
-        if not qualifies(each):
+        kind = _STAND_INS.get(type(each))
+        if kind is None or not qualifies(each):
             continue
-        stand_in = _STAND_INS[type(each)](each)
+        stand_in = kind(each)
         for name in stand_in.methods:
             object.__setattr__(each, name, getattr(stand_in, name))
             replaced.append((each, name))

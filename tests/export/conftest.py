@@ -43,7 +43,11 @@ def build(kind: str) -> TitansModel:
             "targets": 2 if inputs == "continuous" else None,
         }
     )
-    model = TitansModel(config)
+    return moved(TitansModel(config))
+
+
+def moved(model: TitansModel) -> TitansModel:
+    """The model with its parameters off their start; gates stay where they are stable."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "gate_bias" not in name:

@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 import titans_runtime
 from hatch_build import FLOATS, LEVELS, PER_LEVEL
 from hatch_build import build as compile_kernels
-from tests.export.conftest import Exported
+from tests.export.conftest import Exported, moved
 from titans_core.config import MemoryConfig, TitansConfig
 from titans_core.model import TitansModel
 from titans_export import left
@@ -62,12 +62,7 @@ def model_of(variant: str = "mac", memory: dict[str, Any] | None = None, **chang
     config = TitansConfig.from_dict(
         shape | {"persistent_tokens": 3, "vocab_size": 50, "memory": {"heads": 3} | (memory or {})} | changes
     )
-    model = TitansModel(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "gate_bias" not in name:
-                parameter.add_(torch.randn_like(parameter) * 0.02)
-    return model
+    return moved(TitansModel(config))
 
 
 def nodes(bundle: Path, graph: str) -> list[str]:
@@ -294,8 +289,7 @@ def test_sizes_that_wrap_around_and_lengths_that_do_not_fit_are_refused() -> Non
 
 def test_there_are_kernels_where_there_is_a_compiler() -> None:
     """Else everything above would be skipped where compiling them is broken."""
-    switched_off = os.environ.get(native.SWITCH, "").lower() in {"off", "0"}
-    if switched_off or not (shutil.which("g++") or shutil.which("clang++")):
+    if native.switched_off() or not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip(native.described())
     assert native.kernels() is not None, native.described()
 

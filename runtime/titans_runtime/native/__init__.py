@@ -1,7 +1,8 @@
 """The fused kernels for CPUs: a library of ONNX Runtime operators, if this installation has one.
 
 It is compiled when the package is built and there is a C++ compiler. Where there was none, or `TITANS_KERNELS=off` is
-set, the portable graphs of a bundle run instead, and compute the same.
+set, the portable graphs of a bundle run instead, and compute the same. Knows where the library is and whether it may be
+used. Does not know what is in it, nor bundles.
 """
 
 from __future__ import annotations
@@ -38,16 +39,19 @@ def kernels() -> Kernels | None:
 
     The switch is read at every call, the level once for each process.
     """
-    if os.environ.get(SWITCH, "").lower() in {"off", "0"}:
-        return None
-    return found()[0]
+    return None if switched_off() else found()[0]
+
+
+def switched_off() -> bool:
+    """Whether the environment says that no kernels are wanted."""
+    return os.environ.get(SWITCH, "").lower() in {"off", "0"}
 
 
 def described() -> str:
     """Whether there are kernels, in half a sentence."""
-    if kernels() is None and found()[0] is not None:
-        return f"without fused kernels: {SWITCH} is off"
     library, why = found()
+    if library is not None and switched_off():
+        return f"without fused kernels: {SWITCH} is off"
     return f"without fused kernels: {why}" if library is None else f"with fused kernels for {ISAS[library.isa]}"
 
 

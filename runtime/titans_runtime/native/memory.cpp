@@ -202,6 +202,7 @@ void subtract_writes(const MemoryCall& call, Index lane, Index l, Index before, 
                      const float* a, const float* e, float* out, Index out_row, float* turned, float* scores) {
   const MemoryShape& s = call.shape;
   const Index T = s.tokens, in = s.widths[l], to = s.widths[l + 1], lanes = s.batch * s.heads;
+  constexpr Index kRows = 12;  // a token sees what is before it: blocks of rows, each as long as its last
   const float *stored = nullptr, *errors = nullptr;
   if (before) {
     stored = call.inputs[l] + lane * in;
@@ -218,7 +219,6 @@ void subtract_writes(const MemoryCall& call, Index lane, Index l, Index before, 
     const Index row = g.stride;
     if (before) transpose(before, in, stored, lanes * in, turned, row);
     transpose(T, in, a, in, turned + before, row);
-    constexpr Index kRows = 12;  // a token sees what is before it: blocks of rows, each as long as its last
     for (Index t = 0; t < T; t += kRows) {
       const Index rows = T - t < kRows ? T - t : kRows, seen = before + t + rows;
       product(rows, Scratch::rounded(seen), in, {x + t * in, in, 1}, turned, row, scores + t * row, row, nullptr, false);
@@ -228,7 +228,6 @@ void subtract_writes(const MemoryCall& call, Index lane, Index l, Index before, 
     }
   }
   if (before) product(T, to, before, {scores, g.stride, 1}, errors, lanes * to, out, out_row, nullptr, true);
-  constexpr Index kRows = 12;
   for (Index t = 0; t < T; t += kRows) {
     const Index rows = T - t < kRows ? T - t : kRows;
     product(rows, to, t + rows, {scores + t * g.stride + before, g.stride, 1}, e, to, out + t * out_row, out_row, nullptr,

@@ -209,15 +209,13 @@ struct Kernel {
   bool fold, padded;
 };
 
-// B, T and the width of a head, from the projected queries `[B, T, D]` that come next. Position and length, one number
-// for each stream, come before it.
+// B and T, from the projected queries `[B, T, D]` that come next.
 void measure(Arguments& args, MemoryShape& s) {
   std::int64_t sizes[3] = {};
   args.peek(sizes, 3);
   s.batch = sizes[0];
   s.tokens = sizes[1];
-  s.width = s.widths[0];
-  if (args.ok() && (s.batch < 1 || s.tokens < 1 || sizes[2] != s.heads * s.width))
+  if (args.ok() && sizes[2] != s.heads * s.width)
     args.refuse("a fused operator's queries do not divide into its heads");
 }
 
@@ -226,7 +224,7 @@ void measure_matrix(Arguments& args, MemoryShape& s, std::ptrdiff_t l) {
   std::int64_t sizes[4] = {};
   args.peek(sizes, 4);
   s.widths[l + 1] = sizes[3];
-  if (args.ok() && (sizes[3] < 1 || sizes[2] != s.widths[l] || (l == s.depth - 1 && sizes[3] != s.width)))
+  if (args.ok() && (sizes[2] != s.widths[l] || (l == s.depth - 1 && sizes[3] != s.width)))
     args.refuse("a memory's matrix has another width than what it is multiplied with");
 }
 
@@ -334,7 +332,6 @@ Status* compute_commit(void* self, Context* context) {
   std::int64_t sizes[2] = {};
   args.peek(sizes, 2);
   s.batch = sizes[0];
-  s.width = s.widths[0] = kernel.shape.widths[0];
   take_coefficients(args, call);
   take_matrices(args, call, true);
   make_coefficients(args, call);
@@ -383,7 +380,7 @@ Status* compute_attention(void* self, Context* context) {
   std::int64_t sizes[3] = {};
   args.peek(sizes, 3);  // [B, 1, D], or of a sliding window [B, 1, 3 D]
   const std::int64_t B = sizes[0], H = kernel.heads, C = kernel.chunk, D = sizes[2] / (sliding ? 3 : 1), d = D / H;
-  if (args.ok() && (B < 1 || sizes[1] != 1 || d < 2 || sizes[2] != d * H * (sliding ? 3 : 1) || d % 2))
+  if (args.ok() && (sizes[1] != 1 || d < 2 || sizes[2] != d * H * (sliding ? 3 : 1) || d % 2))
     args.refuse("a fused attention's queries do not divide into its heads");
   call.batch = B;
   call.heads = H;
@@ -534,7 +531,7 @@ Status* create_memory(const Operator*, const Interface* ort, const Info* info, v
   if (!making.ok()) return making.finish(to);
   MemoryShape& s = making.kernel->shape;
   s.heads = making.number("heads");
-  s.widths[0] = making.number("width");
+  s.width = s.widths[0] = making.number("width");
   s.chunk = making.number("chunk");
   s.taps = making.number("taps");
   s.depth = making.number("depth");
