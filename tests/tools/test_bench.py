@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from bench import kernels as compared
 from click.testing import CliRunner
 
 from tests.export.conftest import build
@@ -139,6 +140,17 @@ def test_a_profile_names_fused_parts_too(bundle: Path) -> None:
     step = next(graph for graph in profile(bundle, replace(WISH, prompt=48)) if graph.graph == "step")
     assert {"blocks.*.mixer.reader", "blocks.*.mixer.attention"} <= {part.name for part in step.parts}
     assert {"Memory", "TokenAttention"} <= {row.name for row in step.operators}
+
+
+@pytest.mark.skipif(kernels() is None, reason="no kernels")
+def test_kernels_are_compared_with_none_in_turns(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["bench.kernels", "--bundle", str(bundle), "--rounds", "1", "--threads", "1"])
+    compared.main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(found) == {"chunks", "single tokens", "16 streams"}
+    assert all(set(forms) == {"portable", "fused"} and min(forms.values()) > 0 for forms in found.values())
 
 
 @pytest.mark.usefixtures("portable")
