@@ -13,10 +13,10 @@ SOURCES := $(shell find titans_core export runtime tools/titans_bench tools/tita
 TEST_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: setup kernels demo bench test fuzz cover lint format docs wheel wheel-check extras-check help clean
+.PHONY: setup kernels demo bench test fuzz cover lint format docs wheel wheel-anywhere wheel-check extras-check help clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(DEV)  ## make .venv with everything a developer needs
 
@@ -52,6 +52,10 @@ docs: $(DEV)  ## regenerate the parts of docs/ that come from code
 	$(BIN)/python tools/docs/generate_cli.py docs/cli.md
 
 wheel: $(WHEEL)  ## build the wheel into dist/
+
+wheel-anywhere: $(DEV)  ## the same without fused kernels, for machines of any kind
+	rm -rf dist
+	TITANS_KERNELS=off $(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null
 
 wheel-check: $(DEV) $(WHEEL)  ## install the wheel in an empty venv without torch and run a bundle there
 	bash .ci/wheel_check.sh
