@@ -19,6 +19,7 @@ Activation = Literal["gelu", "silu"]
 StepSize = Literal["token", "constant", "off"]
 GateScope = Literal["token", "chunk"]
 FeedForward = Literal["swiglu", "gelu"]
+ForgetTo = Literal["start", "zero"]
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
@@ -34,6 +35,9 @@ class MemoryConfig:
     residual_norm: bool = False  # M(x) = x + gain * LayerNorm(mlp(x)); the gain is learned at test time too
     momentum: bool = True  # eta, past surprise; off means eta = 0
     forget: bool = True  # alpha, forgetting; off means alpha = 0
+    # What forgetting leaves: the learned start (only what was written fades), or zero (the paper's letter). From zero a
+    # memory of two matrices or more does not come back: the gradient of each contains the others.
+    forget_to: ForgetTo = "start"
     step_size: StepSize = "token"  # theta per token, one learned value per head, or no writes at all
     gate_scope: GateScope = "token"  # "chunk": the gates of a chunk's first token hold for the whole chunk
     max_step_size: float = 1.0  # theta = max_step_size * sigmoid(.)
@@ -49,6 +53,7 @@ class MemoryConfig:
     def __post_init__(self) -> None:
         _finite(self, "memory.")
         _choice("memory.activation", self.activation, get_args(Activation))
+        _choice("memory.forget_to", self.forget_to, get_args(ForgetTo))
         _choice("memory.step_size", self.step_size, get_args(StepSize))
         _choice("memory.gate_scope", self.gate_scope, get_args(GateScope))
         _at_least("memory.heads", self.heads, 1)

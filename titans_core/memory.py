@@ -6,7 +6,8 @@ Three forms of one recurrence (arXiv 2501.00663 equations [12]-[18]; the dual fo
     extend  some tokens at any place inside a chunk (one token is the step); appends rows, writes no big tensor
     commit  folds a full chunk's rows into the memory
 
-Between commits the memory a token reads is `b W + f S - sum g_i a_i^T delta_i` over the chunk's rows `i`.
+Between commits the memory a token reads is `b W + (1 - b) W_start + f S - sum g_i a_i^T delta_i` over the chunk's rows
+`i`; a memory that forgets towards zero has no term with its start.
 Knows nothing about what is done with the answer (`blocks`) nor where the state is kept.
 """
 
@@ -59,6 +60,7 @@ class Chunk:
         coefs: of its tokens.
         first: `b q | f q | -G * (q k^T)`, `[B, H, C, 2 d + C]` (`d + C` without momentum): times the first matrix, its
             momentum and its errors one above the other, it is the first layer of every token's own memory.
+        start: `(1 - b) q W_start`, `[B, H, C, w]`, which is added to that; None where forgetting goes towards zero.
         last: the coefficients of its last token, by which the chunk is folded into the memory.
     """
 
@@ -67,15 +69,28 @@ class Chunk:
     queries: Tensor
     coefs: Coefficients
     first: Tensor
+    start: Tensor | None
     last: Coefficients
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Fast weights, or their momentum: `depth` matrices `[B, H, d_in, d_out]` and the norm's gain `[B, H, d]`."""
+    """Fast weights, their momentum or their start: `depth` matrices `[B, H, d_in, d_out]`, the norm's gain `[B, H, d]`.
+
+    The start is one for all streams and has no axis B.
+    """
 
     matrices: list[Tensor]
     gain: Tensor | None
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a chunk's tokens see besides the chunk's own writes: the memory at the last commit, and where it forgets to."""
+
+    weights: Weights
+    momentum: Weights | None
+    start: Weights | None
 
 
 class NeuralMemory(nn.Module):
@@ -132,6 +147,11 @@ class NeuralMemory(nn.Module):
             # And from the queries' projection, so that what is asked for is found where it was written.
             self.to_write.weight[:, : self.dim] = self.to_query.weight
 
+    @property
+    def forgets_to_start(self) -> bool:
+        """Whether forgetting leaves the learned start; else it leaves zero, or there is no forgetting."""
+        return self.options.forget and self.options.forget_to == "start"
+
     # ---------------------------------------------------------------- state
 
     def state_specs(self) -> list[StateSpec]:
@@ -183,6 +203,17 @@ class NeuralMemory(nn.Module):
             [state[f"momentum_{layer}"] for layer in range(self.network.depth)],
             state["momentum_gain"] if self.options.residual_norm else None,
         )
+
+    def _base(self, state: State) -> Base:
+        weights = self._weights(state)
+        return Base(weights, self._momentum(state), self._start(weights.matrices[0].dtype))
+
+    def _start(self, dtype: torch.dtype) -> Weights | None:
+        """What the memory forgets towards, if that is not zero."""
+        if not self.forgets_to_start:
+            return None
+        gain = self.initial_gain.to(dtype) if self.options.residual_norm else None
+        return Weights([matrix.to(dtype) for matrix in self.initial], gain)
 
     def fresh_chunk(self, state: State) -> State:
         """The coefficient entries of a stream at a chunk boundary: nothing written since the last commit."""
@@ -317,8 +348,12 @@ class NeuralMemory(nn.Module):
         if coefs.momentum is not None:
             parts.append(coefs.momentum.scale[..., None] * q)
         first = torch.cat([*parts, -coefs.writes * (q @ k.transpose(-1, -2))], dim=-1)
-        columns = zip(_each(k), _each(v), _each(q), _each_of(coefs), _each(first), strict=True)
-        return [Chunk(key, value, query, own, left, last=_at(own, None)) for key, value, query, own, left in columns]
+        starts: list[Tensor | None] = [None] * q.shape[2]
+        start = self._start(q.dtype)
+        if start is not None:
+            starts = list(_each(((1 - coefs.scale)[..., None] * q) @ start.matrices[0][:, None]))
+        columns = zip(_each(k), _each(v), _each(q), _each_of(coefs), _each(first), starts, strict=True)
+        return [Chunk(*parts, last=_at(parts[3], None)) for parts in columns]
 
     def read_and_write_chunk(self, chunk: Chunk, state: State) -> tuple[Tensor, State, Tensor]:
         """Read and write exactly one chunk from a chunk boundary, commit included.
@@ -330,13 +365,16 @@ class NeuralMemory(nn.Module):
         Returns:
             Answers `[B, H, C, d]`, the new memory and momentum entries, and the surprise `[B, H, C]`.
         """
-        weights, momentum = self._weights(state), self._momentum(state)
+        base = self._base(state)
+        weights, momentum = base.weights, base.momentum
         writes = self.network.write(weights.matrices, weights.gain, chunk.keys, chunk.values)
-        deeper, gain = _effective(weights, momentum, chunk.coefs, [(chunk.coefs.writes, writes)])
+        deeper, gain = _effective(base, chunk.coefs, [(chunk.coefs.writes, writes)])
         pasts = [weights.matrices[0], *([] if momentum is None else momentum.matrices[:1]), writes.errors[0]]
         first = chunk.first @ torch.cat(pasts, dim=-2)
+        if chunk.start is not None:
+            first = first + chunk.start
         answers = self.network.read(chunk.queries, lambda layer, x: deeper(layer, x) if layer else first, gain)
-        return answers, _fold(weights, momentum, chunk.last, writes), writes.surprise
+        return answers, _fold(base, chunk.last, writes), writes.surprise
 
     def extend(
         self, inputs: MemoryInputs, state: State, place: Tensor, length: Tensor | None
@@ -353,11 +391,11 @@ class NeuralMemory(nn.Module):
             Answers `[B, H, T, d]`, the entries that change (coefficients, and T new rows per rows entry),
             and the surprise `[B, H, T]`.
         """
-        weights, momentum = self._weights(state), self._momentum(state)
-        new, old = self.network.write(weights.matrices, weights.gain, inputs.keys, inputs.values), self._stored(state)
+        base, old = self._base(state), self._stored(state)
+        new = self.network.write(base.weights.matrices, base.weights.gain, inputs.keys, inputs.values)
         among = coefficients(inputs.gates)  # of the new tokens among themselves
         since = _continued(among, self._stored_coefficients(state))  # of everything since the last commit
-        matrix, gain = _effective(weights, momentum, since, [(among.writes, new), (since.writes, old)])
+        matrix, gain = _effective(base, since, [(among.writes, new), (since.writes, old)])
         answers = self.network.read(inputs.queries, matrix, gain)
 
         changed = self._coefficient_entries(_at(_placed(since, among, place), length))
@@ -370,7 +408,7 @@ class NeuralMemory(nn.Module):
 
     def commit(self, state: State) -> State:
         """Fold a full chunk's rows into the memory; returns the entries that change."""
-        new = _fold(self._weights(state), self._momentum(state), self._stored_coefficients(state), self._stored(state))
+        new = _fold(self._base(state), self._stored_coefficients(state), self._stored(state))
         return new | self.fresh_chunk(state)
 
     def _stored_coefficients(self, state: State) -> Coefficients:
@@ -414,18 +452,26 @@ def _logit(share: float) -> float:
     return math.log(share / (1 - share))
 
 
-def _fold(weights: Weights, momentum: Weights | None, coefs: Coefficients, writes: Writes) -> State:
-    """`W <- b W + f S - A^T (g Delta)` and `S <- m S - A^T (n Delta)`, the next memory and momentum entries.
+def _fold(base: Base, coefs: Coefficients, writes: Writes) -> State:
+    """The next memory and momentum entries.
+
+        W <- b W + (1 - b) W_start + f S - A^T (g Delta)        S <- m S - A^T (n Delta)
 
     Args:
-        weights, momentum: the memory at the last commit.
+        base: the memory at the last commit.
         coefs: those of the chunk's last token, `[B, H]` and `[B, H, n]`.
         writes: the chunk's n writes.
     """
     new: State = {}
+    weights, momentum, start = base.weights, base.momentum, base.start
+    b = coefs.scale[..., None, None]
 
-    def fold(weight: Tensor, past: Tensor | None, a: Tensor, delta: Tensor) -> tuple[Tensor, Tensor | None]:
-        updated = coefs.scale[..., None, None] * weight - a @ (coefs.writes[..., None] * delta)
+    def fold(
+        weight: Tensor, past: Tensor | None, begun: Tensor | None, a: Tensor, delta: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        updated = b * weight - a @ (coefs.writes[..., None] * delta)
+        if begun is not None:
+            updated = updated + (1 - b) * begun
         if past is None or coefs.momentum is None:
             return updated, None
         updated = updated + coefs.momentum.scale[..., None, None] * past
@@ -433,14 +479,16 @@ def _fold(weights: Weights, momentum: Weights | None, coefs: Coefficients, write
 
     for layer, weight in enumerate(weights.matrices):
         past = None if momentum is None else momentum.matrices[layer]
-        updated, pushed = fold(weight, past, writes.inputs[layer].transpose(-1, -2), writes.errors[layer])
+        begun = None if start is None else start.matrices[layer]
+        updated, pushed = fold(weight, past, begun, writes.inputs[layer].transpose(-1, -2), writes.errors[layer])
         new[f"memory_{layer}"] = updated
         if pushed is not None:
             new[f"momentum_{layer}"] = pushed
     if weights.gain is not None and writes.gain_errors is not None:
         past = None if momentum is None or momentum.gain is None else momentum.gain[..., None, :]
+        begun = None if start is None or start.gain is None else start.gain[..., None, :]
         ones = torch.ones_like(writes.gain_errors[..., :1]).transpose(-1, -2)  # a gain is a matrix fed with ones
-        updated, pushed = fold(weights.gain[..., None, :], past, ones, writes.gain_errors)
+        updated, pushed = fold(weights.gain[..., None, :], past, begun, ones, writes.gain_errors)
         new["memory_gain"] = updated.squeeze(-2)
         if pushed is not None:
             new["momentum_gain"] = pushed.squeeze(-2)
@@ -512,23 +560,28 @@ def _at(coefs: Coefficients, length: Tensor | None) -> Coefficients:
 
 
 def _effective(
-    weights: Weights, momentum: Weights | None, coefs: Coefficients, writes: list[tuple[Tensor, Writes]]
+    base: Base, coefs: Coefficients, writes: list[tuple[Tensor, Writes]]
 ) -> tuple[Callable[[int, Tensor], Tensor], Tensor | None]:
-    """The memory every token sees: `X W_t = b (X W) + f (X S) - sum (G * (X A^T)) Delta`, without forming `W_t`.
+    """The memory every token sees, without forming `W_t`:
+
+        X W_t = b (X W) + (1 - b) (X W_start) + f (X S) - sum (G * (X A^T)) Delta
 
     Args:
-        weights, momentum: the memory at the last commit.
-        coefs: of the tokens over that memory and momentum.
+        base: the memory at the last commit.
+        coefs: of the tokens over it.
         writes: pairs of G `[B, H, T, n]` and the n writes it weighs.
 
     Returns:
         A function applying matrix `l` to `[B, H, T, d_in]`, and the gain per token `[B, H, T, d]` or None.
     """
+    weights, momentum, start = base.weights, base.momentum, base.start
     b = coefs.scale[..., None]
     f = None if coefs.momentum is None else coefs.momentum.scale[..., None]
 
     def matrix(layer: int, x: Tensor) -> Tensor:
         out = b * (x @ weights.matrices[layer])
+        if start is not None:
+            out = out + (1 - b) * (x @ start.matrices[layer])
         if momentum is not None and f is not None:
             out = out + f * (x @ momentum.matrices[layer])
         for weight, rows in writes:
@@ -538,6 +591,8 @@ def _effective(
     if weights.gain is None:
         return matrix, None
     gain = b * weights.gain[..., None, :]
+    if start is not None and start.gain is not None:
+        gain = gain + (1 - b) * start.gain[..., None, :]
     if momentum is not None and momentum.gain is not None and f is not None:
         gain = gain + f * momentum.gain[..., None, :]
     for weight, rows in writes:

@@ -46,6 +46,7 @@ def reference_memory(layer: NeuralMemory, x: Tensor) -> ReferenceResult:
             if options.residual_norm:
                 memory.append(layer.initial_gain[head])
             momentum = [torch.zeros_like(weight) for weight in memory]
+            goal = memory if options.forget_to == "start" else momentum
             base, outputs = memory, []
             for t in range(stream.shape[0]):
                 if t % layer.chunk == 0:
@@ -54,7 +55,9 @@ def reference_memory(layer: NeuralMemory, x: Tensor) -> ReferenceResult:
                 alpha, eta, theta = (gates[name][row, head] for name in ("forget", "momentum", "step_size"))
                 gradient = _gradient(layer, base, k[t], v[t])
                 momentum = [eta * s - theta * g for s, g in zip(momentum, gradient, strict=True)]  # [14]
-                memory = [(1 - alpha) * m + s for m, s in zip(memory, momentum, strict=True)]  # [13]
+                memory = [
+                    (1 - alpha) * m + alpha * w + s for m, w, s in zip(memory, goal, momentum, strict=True)
+                ]  # [13], and where forgetting goes to
                 outputs.append(_apply(layer, memory, q[t]))  # [15]
             per_head.append(torch.stack(outputs))
             memory_heads.append(memory)

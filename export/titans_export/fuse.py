@@ -100,6 +100,10 @@ class _Memory:
         kinds = ["memory", *(["momentum"] if self.memory.options.momentum else []), *rows]
         return [f"{kind}_{layer}" for layer in range(self.memory.network.depth) for kind in kinds]
 
+    def starts(self) -> list[Tensor]:
+        """Per matrix what the memory forgets towards, for all streams; none where that is zero."""
+        return list(self.memory.initial) if self.memory.forgets_to_start else []
+
     def attributes(self, fold: bool = False, padded: bool = False) -> dict[str, Any]:
         """Of every operator alike."""
         memory = self.memory
@@ -119,6 +123,7 @@ class _Memory:
             "step": gates.index("step_size"),
             "fold": int(fold),
             "padded": int(padded),
+            "start": int(self.memory.forgets_to_start),
         }
 
 
@@ -136,7 +141,8 @@ class _FusedMemory:
         read = [*coefficients, *self.parts.matrices(*ROWS)]
         written = [*coefficients, *matrices]
         sizes: list[Sizes] = [tuple(state[name].shape) for name in written]
-        new = fused_operator("MemoryCommit", self.parts.attributes(fold=True), [state[name] for name in read], sizes)
+        inputs = [*(state[name] for name in read), *self.parts.starts()]
+        new = fused_operator("MemoryCommit", self.parts.attributes(fold=True), inputs, sizes)
         return dict(zip(written, new, strict=True))
 
 
@@ -153,14 +159,14 @@ class _FusedReader:
         if x.shape[1] != self.memory.chunk:
             raise ValueError(f"a fused memory takes one chunk at a time, not {x.shape[1]} tokens")
         matrices = self.parts.matrices()
-        inputs = [*self._projections(x, state), *(state[name] for name in matrices)]
+        inputs = [*self._projections(x, state), *(state[name] for name in matrices), *self.parts.starts()]
         return self._call(x, state, inputs, [*self.parts.coefficients(), *matrices], fold=True)
 
     def extend(self, x: Tensor, state: State, call: Extension) -> tuple[Tensor, State, Tensor]:
         """Some tokens inside a chunk."""
         coefficients = self.parts.coefficients()
         inputs = self._projections(x, state)
-        inputs += [state[name] for name in (*coefficients, *self.parts.matrices(*ROWS))]
+        inputs += [*(state[name] for name in (*coefficients, *self.parts.matrices(*ROWS))), *self.parts.starts()]
         inputs += [call.position] if call.length is None else [call.position, call.length]
         rows = [f"{kind}_{layer}" for layer in range(self.memory.network.depth) for kind in ROWS]
         return self._call(x, state, inputs, [*coefficients, *rows], padded=call.length is not None)

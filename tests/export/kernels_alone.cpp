@@ -52,6 +52,7 @@ MemoryCall a_call(long tokens, bool silu, bool fold, bool momentum, float bound,
     call.impulse[l] = numbers(B * H * in * out, 0.1f);
     call.inputs[l] = numbers(C * B * H * in);
     call.errors[l] = numbers(C * B * H * out);
+    if (depth > 1) call.start[l] = numbers(H * in * out, 0.3f);
     call.new_memory[l] = numbers(B * H * in * out);
     call.new_impulse[l] = numbers(B * H * in * out);
     call.new_inputs[l] = numbers(tokens * B * H * in);

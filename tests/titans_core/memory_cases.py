@@ -21,6 +21,7 @@ memory_configs = st.builds(
     residual_norm=st.booleans(),
     momentum=st.booleans(),
     forget=st.booleans(),
+    forget_to=st.sampled_from(["start", "zero"]),
     step_size=st.sampled_from(["token", "token", "constant", "off"]),
     gate_scope=st.sampled_from(["token", "chunk"]),
     max_step_size=st.sampled_from([0.1, 1.0]),

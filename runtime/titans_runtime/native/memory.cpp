@@ -88,7 +88,7 @@ float largest(float a, float b) { return a > b || a != a ? a : b; }  // NaN is p
 
 // What T tokens weigh in the memory that each of them reads, and what the last real one leaves.
 struct Coefficients {
-  float *rows, *scale, *momentum_scale;  // [T, stride], [T], [T]
+  float *rows, *scale, *momentum_scale, *start_scale;  // [T, stride], and [T] each
   float *writes, *momentum_writes;       // [n], as after the last real token
   Index stride;
   float last_scale, last_momentum_scale, last_momentum_decay;
@@ -130,6 +130,7 @@ void work_out(const MemoryCall& call, Index b, Index h, Index before, Index real
     }
     std::memcpy(to.rows + t * to.stride, w, to.stride * sizeof(float));
     to.scale[t] = keeps;
+    to.start_scale[t] = 1 - keeps;
     to.momentum_scale[t] = f;
     if (t == real - 1) {
       std::memcpy(to.writes, w, to.stride * sizeof(float));
@@ -235,10 +236,12 @@ void subtract_writes(const MemoryCall& call, Index lane, Index l, Index before, 
   }
 }
 
-// W <- b W + f S - A^T (g Delta), S <- m S - A^T (n Delta) for one matrix and T rows, which are a_row and e_row apart.
+// W <- b W + (1 - b) W_start + f S - A^T (g Delta), S <- m S - A^T (n Delta) for one matrix and T rows, which are a_row
+// and e_row apart.
 void fold(const MemoryCall& call, Index lane, Index l, const Coefficients& g, Index T, const float* a, Index a_row,
           const float* e, Index e_row, float* weighed) {
   const MemoryShape& s = call.shape;
+  const float b = g.last_scale;
   const Index in = s.widths[l], out = s.widths[l + 1], place = lane * in * out;
   const float *w = call.memory[l] + place, *p = s.momentum < 0 ? nullptr : call.impulse[l] + place;
   const auto add = [&](const float* weights, float* to) {
@@ -249,7 +252,7 @@ void fold(const MemoryCall& call, Index lane, Index l, const Coefficients& g, In
   float* new_w = call.new_memory[l] + place;
   if (p) {
     float* new_p = call.new_impulse[l] + place;
-    const float b = g.last_scale, f = g.last_momentum_scale, m = g.last_momentum_decay;
+    const float f = g.last_momentum_scale, m = g.last_momentum_decay;
     for (Index i = 0; i < in * out; i += kLanes) {  // both at once: either is read once
       const Index some = in * out - i < kLanes ? in * out - i : kLanes;
       const Vec weight = get(w + i, some), push = get(p + i, some);
@@ -258,7 +261,11 @@ void fold(const MemoryCall& call, Index lane, Index l, const Coefficients& g, In
     }
     add(g.momentum_writes, new_p);
   } else {
-    map(in * out, new_w, [&](Vec x) { return x * g.last_scale; }, w);
+    map(in * out, new_w, [&](Vec x) { return x * b; }, w);
+  }
+  if (call.start[l]) {
+    const float* start = call.start[l] + lane % s.heads * in * out;
+    map(in * out, new_w, [&](Vec x, Vec begun) { return x + (1 - b) * begun; }, new_w, start);
   }
   add(g.writes, new_w);
 }
@@ -277,7 +284,7 @@ void memory(const MemoryCall& call, Index b, Index h) {
     rows += s.widths[l] + 16;
   }
   const Index largest_matrix = widest * (widest > stride ? widest : stride);
-  scratch().need(3 * T * s.width + 4 * T * rows + 2 * T * stride + 4 * stride + 2 * T + 3 * largest_matrix +
+  scratch().need(3 * T * s.width + 4 * T * rows + 2 * T * stride + 4 * stride + 3 * T + 3 * largest_matrix +
                2 * T * widest + 1024);
 
   float* part[3];
@@ -297,6 +304,7 @@ void memory(const MemoryCall& call, Index b, Index h) {
   g.rows = scratch().take(T * stride);
   g.scale = scratch().take(T);
   g.momentum_scale = scratch().take(T);
+  g.start_scale = scratch().take(T);
   g.writes = scratch().take(stride);
   g.momentum_writes = scratch().take(stride);
   work_out(call, b, h, before, real, g);
@@ -320,6 +328,7 @@ void memory(const MemoryCall& call, Index b, Index h) {
     product(T, out, in, {x, in, 1}, call.memory[l] + lane * in * out, out, to, to_row, g.scale, false);
     if (s.momentum >= 0)
       product(T, out, in, {x, in, 1}, call.impulse[l] + lane * in * out, out, to, to_row, g.momentum_scale, true);
+    if (call.start[l]) product(T, out, in, {x, in, 1}, call.start[l] + h * in * out, out, to, to_row, g.start_scale, true);
     subtract_writes(call, lane, l, before, g, x, a[l], e[l], to, to_row, turned, scores);
     if (!last) activate(T * out, s.silu, to, to);
     x = to;

@@ -33,6 +33,7 @@ struct MemoryCall {
   const float* momentum_writes;     // [B, H, C]
   const float* memory[kMaxDepth];   // [B, H, w[l], w[l + 1]]
   const float* impulse[kMaxDepth];  // the momentum, likewise
+  const float* start[kMaxDepth];    // [H, w[l], w[l + 1]] what forgetting leaves, for all streams; null for zero
   const float* inputs[kMaxDepth];   // [C, B, H, w[l]] stored rows
   const float* errors[kMaxDepth];   // [C, B, H, w[l + 1]]
   float* answers;                   // [B, T, D]

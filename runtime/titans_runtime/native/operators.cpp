@@ -206,7 +206,7 @@ class Arguments {
 struct Kernel {
   const Interface* ort;
   MemoryShape shape;
-  bool fold, padded;
+  bool fold, padded, start;
 };
 
 // B and T, from the projected queries `[B, T, D]` that come next.
@@ -254,6 +254,11 @@ void take_matrices(Arguments& args, MemoryCall& call, bool stored) {
   }
 }
 
+void take_starts(Arguments& args, MemoryCall& call) {
+  const MemoryShape& s = call.shape;
+  for (std::ptrdiff_t l = 0; l < s.depth; ++l) call.start[l] = args.next({s.heads, s.widths[l], s.widths[l + 1]});
+}
+
 void make_coefficients(Arguments& args, MemoryCall& call) {
   const MemoryShape& s = call.shape;
   const std::int64_t B = s.batch, H = s.heads, C = s.chunk;
@@ -289,6 +294,7 @@ Status* compute_memory(void* self, Context* context) {
   for (int gate = 0; gate < s.gates; ++gate) call.bias[gate] = args.next({H});
   if (!call.fold) take_coefficients(args, call);
   take_matrices(args, call, !call.fold);
+  if (kernel.start) take_starts(args, call);
   if (!call.fold) call.position = args.next<std::int64_t>({B});
   if (kernel.padded) call.length = args.next<std::int64_t>({B});
   if (args.ok() && !call.fold)  // what a wrong position would write to lies outside the tensors
@@ -334,6 +340,7 @@ Status* compute_commit(void* self, Context* context) {
   s.batch = sizes[0];
   take_coefficients(args, call);
   take_matrices(args, call, true);
+  if (kernel.start) take_starts(args, call);
   make_coefficients(args, call);
   make_matrices(args, call);
   const std::ptrdiff_t H = s.heads;
@@ -509,8 +516,14 @@ class Making {
   std::int64_t number(const char* name) {
     std::int64_t value = 0;
     attribute(name, &value);
-    if (value < -1 || value > kLargest) refuse("a fused operator has an attribute out of all bounds");
-    return value;
+    return within(value);
+  }
+  // The same of an attribute that a node may leave out.
+  std::int64_t number(const char* name, std::int64_t otherwise) {
+    std::int64_t value = otherwise;
+    Status* absent = failed_ ? nullptr : ort_->attribute(info_, name, &value);
+    if (absent) ort_->release(absent);
+    return absent ? otherwise : within(value);
   }
   void refuse(const char* why) { if (!failed_) failed_ = ort_->status(kInvalidArgument, why); }
   bool ok() const { return !failed_; }
@@ -521,6 +534,10 @@ class Making {
   Kernel* kernel;
 
  private:
+  std::int64_t within(std::int64_t value) {
+    if (value < -1 || value > kLargest) refuse("a fused operator has an attribute out of all bounds");
+    return value;
+  }
   const Interface* ort_;
   const Info* info_;
   Status* failed_ = nullptr;
@@ -542,6 +559,7 @@ Status* create_memory(const Operator*, const Interface* ort, const Info* info, v
   s.step = static_cast<int>(making.number("step"));
   making.kernel->fold = making.number("fold") != 0;
   making.kernel->padded = making.number("padded") != 0;
+  making.kernel->start = making.number("start", 0) != 0;  // graphs from before there was a choice do not have it
   making.attribute("bound", &s.bound);
   making.attribute("max_step", &s.max_step);
   if (making.kernel->fold && making.kernel->padded) making.refuse("a whole chunk has no padding");
