@@ -22,6 +22,7 @@ FeedForward = Literal["swiglu", "gelu"]
 ForgetTo = Literal["start", "zero"]
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
+BEFORE_THE_CHOICE: dict[str, object] = {"forget_to": "zero"}  # memory options that older weights do not name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class MemoryConfig:
     # add up, and an untrained model's keys are all similar: beyond 2 * chunk * theta = 2 they overshoot, and rounding
     # errors grow from token to token until training has told the tokens apart. 0.01 leaves room up to chunk 64.
     initial_step_size: float = 0.01  # theta
-    initial_forget: float = 0.02  # alpha: a memory of about fifty tokens, longer where it learns to be
+    initial_forget: float = 0.005  # alpha: writes last for about two hundred tokens, longer where training wants it
     initial_momentum: float = 0.12  # eta
     surprise_bound: float | None = 1.0  # norm bound on every error row; None is the paper's plain form
     conv_kernel: int = 4  # taps of the depthwise causal convolution on q, k and v; 1 switches it off
@@ -200,6 +201,16 @@ class TitansConfig:
         if isinstance(values.get("memory_layers"), list):
             values["memory_layers"] = tuple(values["memory_layers"])
         return cls(**values)
+
+    @classmethod
+    def from_stored(cls, values: object) -> TitansConfig:
+        """As `from_dict`, of a configuration that stands beside weights, in a checkpoint or a bundle.
+
+        An option that it does not name is younger than the weights. It means what models did before there was a choice.
+        """
+        if isinstance(values, dict) and isinstance(values.get("memory"), dict):
+            values = values | {"memory": BEFORE_THE_CHOICE | values["memory"]}
+        return cls.from_dict(values)
 
     @classmethod
     def from_json(cls, text: str) -> TitansConfig:

@@ -1,7 +1,7 @@
 """What a memory has to be compared with: the same model without writes, and attention alone at equal size.
 
     writes-off      the step size is 0 for every token (theta = 0); every other weight stays, trained or not. The memory
-                    is then its learned start, and all that tokens can do to it is to let it fade
+                    is then its learned start, which fades where forgetting goes towards zero
     attention-only  no layer has a memory; the feed-forward is widened until the model has at least as many parameters
 
 Knows configurations and weights. Does not know how either is trained.
@@ -25,6 +25,11 @@ def writes_off(config: TitansConfig) -> TitansConfig:
     return replace(config, memory=replace(config.memory, step_size="off"))
 
 
+def writes_something(config: TitansConfig) -> bool:
+    """Whether any memory of the model is ever written."""
+    return config.memory.step_size != "off" and any(config.has_memory(layer) for layer in range(config.layers))
+
+
 def without_writes(config: TitansConfig, tensors: Mapping[str, Tensor]) -> tuple[TitansConfig, dict[str, Tensor]]:
     """A trained model with its writes switched off.
 
@@ -38,7 +43,7 @@ def without_writes(config: TitansConfig, tensors: Mapping[str, Tensor]) -> tuple
     Raises:
         ConfigError: the model has no writes to switch off.
     """
-    if config.memory.step_size == "off" or not any(config.has_memory(layer) for layer in range(config.layers)):
+    if not writes_something(config):
         raise ConfigError("this model never writes to a memory, so there is nothing to switch off; export it as it is")
     kept = {name: value for name, value in tensors.items() if not name.endswith(".gate_bias.step_size")}
     if config.memory.step_size == "token":

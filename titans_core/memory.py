@@ -14,7 +14,7 @@ Knows nothing about what is done with the answer (`blocks`) nor where the state 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -86,7 +86,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Base:
-    """What a chunk's tokens see besides the chunk's own writes: the memory at the last commit, and where it forgets to."""
+    """What a chunk's tokens see besides its own writes: the memory at the last commit, and where forgetting leads."""
 
     weights: Weights
     momentum: Weights | None
@@ -343,17 +343,20 @@ class NeuralMemory(nn.Module):
             self.on_gates(gates)
         forget, momentum = (None if x is None else self._cut(x) for x in (gates.forget, gates.momentum))
         coefs = coefficients(Gates(forget, momentum, self._cut(gates.step_size)))
+        whole, goal = q.shape, self._start(q.dtype)
         q, k, v = (self._cut(x) for x in (q, k, v))
         parts = [coefs.scale[..., None] * q]
         if coefs.momentum is not None:
             parts.append(coefs.momentum.scale[..., None] * q)
         first = torch.cat([*parts, -coefs.writes * (q @ k.transpose(-1, -2))], dim=-1)
-        starts: list[Tensor | None] = [None] * q.shape[2]
-        start = self._start(q.dtype)
-        if start is not None:
-            starts = list(_each(((1 - coefs.scale)[..., None] * q) @ start.matrices[0][:, None]))
-        columns = zip(_each(k), _each(v), _each(q), _each_of(coefs), _each(first), starts, strict=True)
-        return [Chunk(*parts, last=_at(parts[3], None)) for parts in columns]
+        starts: Sequence[Tensor | None] = [None] * q.shape[2]
+        if goal is not None:
+            faded = (1 - coefs.scale)[..., None] * q
+            starts = _each(self._cut(faded.reshape(whole) @ goal.matrices[0]))
+        own = _each_of(coefs)
+        lasts = [_at(each, None) for each in own]
+        columns = zip(_each(k), _each(v), _each(q), own, _each(first), starts, lasts, strict=True)
+        return [Chunk(*column) for column in columns]
 
     def read_and_write_chunk(self, chunk: Chunk, state: State) -> tuple[Tensor, State, Tensor]:
         """Read and write exactly one chunk from a chunk boundary, commit included.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from titans_core.config import TitansConfig
 from titans_core.controls import without_writes
 from titans_core.errors import ConfigError
 from titans_core.model import TitansModel
@@ -39,6 +40,14 @@ def load_original(checkpoint: Path, *, writes: bool) -> tuple[TitansModel, Check
     return model, loaded
 
 
+def made_from(manifest: Manifest, model: TitansModel) -> bool:
+    """Whether a bundle's model is configured as this one, as far as it says."""
+    try:
+        return TitansConfig.from_stored(manifest.model.config) == model.config
+    except ConfigError:
+        return False
+
+
 def original_of(bundle: Path, manifest: Manifest, checkpoint: Path) -> TitansModel:
     """The model that a bundle was made from, out of its checkpoint; a control is the control again.
 
@@ -49,7 +58,7 @@ def original_of(bundle: Path, manifest: Manifest, checkpoint: Path) -> TitansMod
     writes = manifest.provenance.get(CONTROL) != WRITES_OFF
     with contextlib.suppress(ConfigError):  # nothing to switch off, so this checkpoint is not the one
         model, _ = load_original(checkpoint, writes=writes)
-        if manifest.model.config == model.config.to_dict():
+        if made_from(manifest, model):
             return model
     raise ExportError(
         f"{bundle} was not made from {checkpoint}: their configurations differ; name the checkpoint it was exported"

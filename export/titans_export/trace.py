@@ -2,7 +2,8 @@
 
 The function runs twice, with batch sizes 2 and 3, under a `TorchFunctionMode` that records every torch call on a
 tensor that depends on an input or a large parameter. Whatever does not (masks, tables, slices of small weights) is
-simply computed, which is constant folding for free. Integers that differ between the two runs are the ones that
+simply computed, which is constant folding for free. A parameter in another shape stays a parameter, so that it keeps
+its name and its place in the weight file. Integers that differ between the two runs are the ones that
 depend on the batch; they come back as `BatchSize`, and everything else must agree, or the function is refused.
 
 Why not `torch.onnx.export`: it spends minutes of symbolic shape arithmetic on these graphs (about 14 s for two
@@ -150,10 +151,19 @@ class _Recorder(TorchFunctionMode):
         learned = any(id(item) in self.learned for item in used)
         if not results or any(result is item for item in used):  # `.to` of the same dtype, `.contiguous`
             return result
-        if live or (learned and max(item.numel() for item in results) > FOLD_LIMIT):
+        kept = learned and (_reshaped(results, used) or max(item.numel() for item in results) > FOLD_LIMIT)
+        if live or kept:
             self.run.calls.append(_RawCall(name, args, kwargs, results, self.scopes[-1] if self.scopes else ""))
             (self.live if live else self.learned).update(id(item) for item in results)
         return result
+
+
+def _reshaped(results: list[Tensor], used: list[Tensor]) -> bool:
+    """Whether a call only looks at one tensor in another shape."""
+    if len(results) != 1 or len(used) != 1:
+        return False
+    view, whole = results[0], used[0]
+    return view.numel() == whole.numel() and view.data_ptr() == whole.data_ptr() and view.is_contiguous()
 
 
 def _zeros(func: Any, args: tuple[Any, ...]) -> Tensor:

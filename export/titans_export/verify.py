@@ -34,9 +34,10 @@ from torch import Tensor
 from titans_core.model import TitansModel
 from titans_export.eager import EagerStream
 from titans_export.errors import ExportError
-from titans_export.original import original_of
+from titans_export.original import made_from, original_of
 from titans_export.precision import StoredStates, precision, reference
 from titans_export.quantise import values_name
+from titans_export.steppable import initial_state
 from titans_export.titans_model import TitansSteppable
 from titans_runtime.arrays import Array
 from titans_runtime.backends import select
@@ -44,6 +45,7 @@ from titans_runtime.backends.base import LoadOptions
 from titans_runtime.bundle import open_bundle, read_manifest_of
 from titans_runtime.driver import DirectFeeder, Driver
 from titans_runtime.manifest import ContinuousInputs
+from titans_runtime.memories import dead_memories, dead_warning, learned_names
 from titans_runtime.native import kernels
 from titans_runtime.plan import FASTEST, STEPS_ONLY, Policy
 
@@ -80,6 +82,7 @@ class VerificationReport:
         worst_at: position after the first piece with an output or state outside its tolerance, or None.
         resynchronised: how often both sides had to continue from one state, because the model amplifies rounding.
         amplifies_from: position from which it does, or None.
+        dead_memories: memories that had faded to nothing at the end of the stream and could not learn any more.
         forms: what of the bundle was driven: its portable graphs, and the fused ones where this machine has kernels.
     """
 
@@ -94,6 +97,7 @@ class VerificationReport:
     worst_at: int | None = None
     resynchronised: int = 0
     amplifies_from: int | None = None
+    dead_memories: tuple[str, ...] = ()
     forms: tuple[str, ...] = ("portable",)
 
     @property
@@ -122,10 +126,15 @@ class VerificationReport:
             "first_failure_at": self.worst_at,
             "resynchronised": self.resynchronised,
             "amplifies_rounding_from": self.amplifies_from,
+            "dead_memories": list(self.dead_memories),
         }
 
     def explain(self) -> str:
-        """One sentence for a person: what disagreed, where, and what it means."""
+        """For a person: what disagreed, where, and what it means; and what to be warned of."""
+        warning = f"\nwarning: {dead_warning(self.dead_memories)}" if self.dead_memories else ""
+        return f"{self._verdict()}{warning}"
+
+    def _verdict(self) -> str:
         if self.ok:
             agreed = f"agreed over {self.tokens:,} tokens, largest error {self.max_abs_error:.1e}"
             if not self.resynchronised:
@@ -179,7 +188,7 @@ def compare(
     """`verify_bundle` with the model in hand."""
     opened = open_bundle(bundle)
     manifest = opened.manifest
-    if manifest.model.config != model.config.to_dict():
+    if not made_from(manifest, model):
         raise ExportError(f"{bundle} was not made from this model: their configurations differ; export the model again")
     model.eval().requires_grad_(False)
     wanted = precision(manifest.dtype)
@@ -280,6 +289,9 @@ def _drive(
             exact.state = {name: value.to(exact.state[name].dtype, copy=True) for name, value in eager.state.items()}
         if progress is not None:
             progress(position, tokens)
+    start = initial_state(model, batch=1)
+    learned = {name: start[name].numpy() for name in learned_names(manifest)}
+    report.dead_memories = tuple(dead_memories(learned, next(iter(drivers.values())).state()))
     return report
 
 

@@ -9,19 +9,22 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from titans_runtime.arrays import Array
-from titans_runtime.errors import BundleError
+from titans_runtime.errors import BundleError, InputError
 from titans_runtime.jsonread import parse
 from titans_runtime.manifest import MANIFEST_FILE, DataFile, Manifest, StateSpec
 from titans_runtime.seal import check_seal
 from titans_runtime.tensorfile import MappedTensor, map_tensors
 
 _BLOCK_BYTES = 1 << 20  # hashing in pieces of 1 MiB keeps a large weight file out of this process's memory
+# The weight that says how large a memory's steps are, by the end of its name, and what makes every one of them zero.
+_STEP_SIZE = ".gate_bias.step_size"
+_NO_STEP = -1e4  # the sigmoid of this is 0 in float32, whatever a token adds to it
 _COPY_AGAIN = "copy the bundle again, or export it again"
 
 
@@ -32,12 +35,14 @@ class Bundle:
     weights: the weight file's tensors by ONNX initializer name, mapped once for every graph; empty where engines hold
         them and the file was left out.
     initial: the first value of each state tensor, shaped without the batch axis; zeros are not stored.
+    replaced: the weights that are not the file's.
     """
 
     path: Path
     manifest: Manifest
     weights: Mapping[str, MappedTensor]
     initial: Mapping[str, Array]
+    replaced: tuple[str, ...] = ()
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
@@ -52,6 +57,25 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         _check_file(folder, file)
     weights = {} if manifest.weights.file in manifest.omitted else map_tensors(folder / manifest.weights.file)
     return Bundle(folder, manifest, weights, _initial_state(folder, manifest))
+
+
+def without_writes(bundle: Bundle) -> Bundle:
+    """The bundle with every step size of its memories at zero: what they learned in training stays, nothing is added.
+
+    Raises:
+        InputError: the bundle has no such switch: it has no memory that is written, or was imported.
+    """
+    biases = [name for name in bundle.weights if name.endswith(_STEP_SIZE)]
+    if not biases:
+        raise InputError(
+            f"{bundle.path} has no step sizes that could be switched off; use a model of titans train whose memory is"
+            " written"
+        )
+    off = {}
+    for name in biases:
+        tensor = bundle.weights[name]
+        off[name] = replace(tensor, array=np.full_like(tensor.array, _NO_STEP))
+    return replace(bundle, weights={**bundle.weights, **off}, replaced=tuple(biases))
 
 
 def read_manifest_of(folder: Path) -> Manifest:

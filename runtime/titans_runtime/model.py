@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from titans_runtime import statefile
 from titans_runtime.backends import select
 from titans_runtime.backends.base import Backend, LoadOptions
-from titans_runtime.bundle import Bundle, open_bundle
+from titans_runtime.bundle import Bundle, open_bundle, without_writes
 from titans_runtime.describe import Description, describe
 from titans_runtime.driver import DirectFeeder, Driver
 from titans_runtime.errors import InputError, TextError
@@ -44,14 +44,21 @@ def load(path: str | os.PathLike[str], provider: str = "auto", threads: int | No
     options = LoadOptions(threads=_threads(threads))
     bundle = open_bundle(path)
     selected = select(bundle, provider, options)
-    return Model(bundle, selected.backend, selected.passed_over)
+    return Model(bundle, selected.backend, selected.passed_over, options)
 
 
 class Model:
     """The weights and graphs of one bundle at one provider. Made by `load`; safe to share between threads."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, passed_over: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        passed_over: Mapping[str, str] | None = None,
+        options: LoadOptions | None = None,
+    ) -> None:
         self._bundle = bundle
+        self._options = options or LoadOptions()
         self._passed_over = dict(passed_over or {})
         self._backend = backend
         self._shared = Shared(DirectFeeder(bundle.manifest, backend), lambda: self.tokenizer)
@@ -146,6 +153,18 @@ class Model:
     def driver(self, batch: int = 1) -> Driver:
         """`batch` streams in lockstep without a session's checks and comforts, as verification and benchmarks need."""
         return Driver(self._shared.feeder, batch)
+
+    def without_writes(self) -> Model:
+        """The same model whose memories are never written: the control that shows what writing is worth.
+
+        The weights are shared. It runs on the CPU where this model runs as engines, which hold weights of their own.
+
+        Raises:
+            InputError: no memory of the model is written, or it was imported.
+        """
+        off = without_writes(self._bundle)
+        provider = "cpu" if "tensorrt" in self.provider else self.provider
+        return Model(off, select(off, provider, self._options).backend, options=self._options)
 
     def describe(self) -> Description:
         """What this bundle is, as data."""

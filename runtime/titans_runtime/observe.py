@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TypeAlias
 
+from titans_runtime.memories import MemoryDistance
+
 logger = logging.getLogger("titans_runtime")
 
 
@@ -44,6 +46,8 @@ class SessionStats:
     fed_tokens, seconds: what this session object has consumed, rewound or not, and how long that took.
     state_bytes: size of the stream's state.
     state_norms: Euclidean norm of each state tensor; a memory that grows without end shows here first.
+    memories: of each tensor that starts from a learned value, how far it is from there and from zero.
+    dead_memories: those that have faded so far that they cannot learn any more.
     surprise_mean, surprise_deviation, surprise_highest: per token, over the whole stream.
     """
 
@@ -54,6 +58,8 @@ class SessionStats:
     seconds: float
     state_bytes: int
     state_norms: dict[str, float]
+    memories: dict[str, MemoryDistance]
+    dead_memories: tuple[str, ...]
     surprise_mean: float
     surprise_deviation: float
     surprise_highest: float

@@ -30,6 +30,7 @@ from titans_runtime.errors import InputError, NonFiniteError, SessionPoisonedErr
 from titans_runtime.guard import Guard
 from titans_runtime.inputs import Inputs, checked_inputs, checked_tokens
 from titans_runtime.manifest import Manifest, TokenInputs
+from titans_runtime.memories import dead_memories, learned_names, memory_distances
 from titans_runtime.moment import KEPT, Mark, Moment
 from titans_runtime.observe import FeedEvent, Observer, SessionStats, record
 from titans_runtime.sampling import Sampler, SamplingOptions
@@ -96,8 +97,10 @@ class Session:
     def stats(self) -> SessionStats:
         """Figures of this session. Reads the whole state, for its norms."""
         with self._guard:
-            now = self._now
-            state = self._shared.feeder.backend.read(self._home(now.state))
+            now, backend = self._now, self._shared.feeder.backend
+            state = backend.read(self._home(now.state))
+        beginning = backend.read(backend.initial(1))
+        start = {name: beginning[name] for name in learned_names(self._manifest)}
         return SessionStats(
             session=self.name,
             position=now.position,
@@ -106,6 +109,8 @@ class Session:
             seconds=self._seconds,
             state_bytes=self._manifest.stream_bytes,
             state_norms={name: float(np.linalg.norm(value)) for name, value in state.items()},
+            memories=memory_distances(start, state),
+            dead_memories=tuple(dead_memories(start, state)),
             surprise_mean=now.totals.mean,
             surprise_deviation=now.totals.deviation,
             surprise_highest=now.totals.highest,

@@ -61,19 +61,22 @@ def test_the_control_is_the_model_with_a_step_size_of_zero(variant: Variant, ste
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_without_writes_a_stream_can_only_shrink_the_learned_memory(variant: Variant) -> None:
-    model = trained(config(variant))
+@pytest.mark.parametrize("forget_to", ["start", "zero"])
+def test_without_writes_a_stream_keeps_the_learned_memory_or_shrinks_it(variant: Variant, forget_to: str) -> None:
+    model = trained(config(variant, forget_to=forget_to))
     shape, tensors = without_writes(model.config, model.state_dict())
     control = TitansModel(shape).double()
     control.load_state_dict(tensors)
 
-    def shrunk(net: TitansModel) -> bool:
+    def scaled(net: TitansModel) -> bool:
         start, end = net.initial_state(2), net(ids(2, 4 * CHUNK))[1]
         ratio = end["0.memory_0"] / start["0.memory_0"]  # [B, H, d, d]
+        if forget_to == "start":
+            return bool(((ratio - 1).abs() < 1e-12).all())
         return bool((ratio.std((-1, -2)) < 1e-9).all()) and bool((ratio > 0).all()) and bool((ratio < 1).all())
 
-    assert shrunk(control)
-    assert not shrunk(model)
+    assert scaled(control)
+    assert not scaled(model)
 
 
 @pytest.mark.parametrize("variant", ["mal", "mag", "mac"])

@@ -60,7 +60,9 @@ def test_text_reports_bits_by_position_in_every_mode(tiny_bundle: Path, tmp_path
     text.write_text("def double(x):\n    return 2 * x\n\n" * 300)
     picture = tmp_path / "text.svg"
     document = titans("eval", tiny_bundle, "--task", "text", "--data", text, *READ, "--plot", picture)
-    assert set(document) == {"task", "model", "wish", "documents", "bytes", "bits_per_byte", "positions"}
+    keys = {"task", "model", "wish", "documents", "bytes", "bits_per_byte", "positions", "dead_memories"}
+    assert set(document) == keys
+    assert set(json.loads(json.dumps(document["bits_per_byte"]))) == {"kept", "reset", "frozen", "writes_off"}
     assert document["bytes"] == 600
     positions = document["positions"]
     assert isinstance(positions, list)
@@ -81,6 +83,20 @@ def test_memory_kept_is_what_one_session_says(tiny_bundle: Path, tmp_path: Path)
     chances /= chances.sum(-1, keepdims=True)
     bits = -np.log2(chances[np.arange(299), held_out[1:]]).mean()
     assert document["bits_per_byte"]["kept"] == pytest.approx(bits, rel=1e-5)  # type: ignore[index]
+
+
+def test_writes_off_is_what_the_exported_control_says(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.py"
+    text.write_bytes(bytes(range(32, 127)) * 40)
+    titans(
+        "export", tiny_checkpoint, "--control", "writes-off", "--out", tmp_path / "off.titans", "--verify-tokens", "0"
+    )
+    ask = ("--task", "text", "--data", text, *READ)
+    with_switch, control = (
+        titans("eval", path, *ask)["bits_per_byte"] for path in (tiny_bundle, tmp_path / "off.titans")
+    )
+    assert with_switch["writes_off"] == pytest.approx(control["kept"], rel=1e-6)  # type: ignore[index]
+    assert "writes_off" not in control  # type: ignore[operator]
 
 
 # -- series ------------------------------------------------------------------------------------------------------------

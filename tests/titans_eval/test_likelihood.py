@@ -46,7 +46,7 @@ def test_a_uniform_model_needs_eight_bits_per_byte_everywhere() -> None:
     tokens: Ids = np.arange(1000) % VOCABULARY
     bits = {mode: [document_bits(Known(uniform=True), tokens, mode, window=64, frozen_after=200)] for mode in MODES}
     for bucket in by_position(bits):
-        assert (bucket.kept, bucket.reset, bucket.frozen) == pytest.approx((8.0, 8.0, 8.0))
+        assert (bucket.kept, bucket.reset, bucket.frozen, bucket.writes_off) == pytest.approx((8.0, 8.0, 8.0, 8.0))
 
 
 def test_each_mode_has_read_what_it_says() -> None:

@@ -132,9 +132,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     step = _newest(path)
     manifest = _verified_manifest(step)
     try:
-        config = TitansConfig.from_json((step / _CONFIG).read_text(encoding="utf-8"))
+        config = TitansConfig.from_stored(json.loads((step / _CONFIG).read_text(encoding="utf-8")))
     except ConfigError as error:
         raise CheckpointError(f"{step / _CONFIG}: {error}") from error
+    except ValueError as error:
+        raise _damaged(step, f"{_CONFIG}: {error}") from error
     tokenizer = (step / _TOKENIZER).read_text(encoding="utf-8") if _TOKENIZER in manifest.files else None
     return Checkpoint(config, _tensors(step / _WEIGHTS), tokenizer, manifest.provenance)
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from titans_core.config import TitansConfig
+from titans_core.controls import without_writes, writes_something
 from titans_core.errors import CheckpointError, ConfigError, TitansCoreError
 from titans_core.model import TitansModel
 from titans_core.state import State
@@ -259,15 +260,29 @@ class _Run:
         """Held-out metrics, on the first process only; the others wait for it at the next step."""
         if not self.workers.first:
             return
-        self.metrics = self.task.metrics(self._totals(keep=True))
+        self.metrics = self.task.metrics(self._totals(self.objective, keep=True))
         if final and self.task.carries:
-            name, value = next(iter(self.task.metrics(self._totals(keep=False)).items()))
-            self.metrics[f"{name}_memory_reset"] = value
+            self._compare("memory_reset", self._totals(self.objective, keep=False))
+            if writes_something(self.config):
+                self._compare("writes_off", self._totals(self._without_writes(), keep=True))
         for observer in watching:
             observer.on_evaluation(self.step, self.metrics)
 
+    def _compare(self, control: str, totals: Totals) -> None:
+        """Add the first of the metrics under a control."""
+        name, value = next(iter(self.task.metrics(totals).items()))
+        self.metrics[f"{name}_{control}"] = value
+
+    def _without_writes(self) -> Objective:
+        """The model as it is now, with its writes switched off."""
+        config, tensors = without_writes(self.config, self.model.state_dict())
+        with torch.random.fork_rng(devices=[]):  # what a fresh model draws is not this run's
+            model = TitansModel(config).to(self.workers.device)
+        model.load_state_dict(tensors)
+        return Objective(model)
+
     @torch.no_grad()
-    def _totals(self, *, keep: bool) -> Totals:
+    def _totals(self, objective: Objective, *, keep: bool) -> Totals:
         """The held-out data with the memory kept, or reset at every slice."""
         loss, correct, count = 0.0, 0, 0
         state: State | None = None
@@ -275,7 +290,7 @@ class _Run:
             piece = Slice.of(batch, self.workers.device)
             reset = piece.reset if keep else None
             with torch.autocast(self.workers.device.type, torch.bfloat16, enabled=self.bf16):
-                sums = self.objective(piece.inputs, piece.targets, piece.mask, reset, state)
+                sums = objective(piece.inputs, piece.targets, piece.mask, reset, state)
             loss, correct, count = loss + float(sums[0]), correct + int(sums[1]), count + int(np.sum(batch.mask))
             state = sums[2]
         return Totals(loss, correct, count)

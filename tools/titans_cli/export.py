@@ -92,3 +92,8 @@ def export(
     else:
         largest = f"{report['max_abs_error']:.1e}"
         click.echo(f"verified over {report['tokens']:,} tokens, largest error {largest}", err=True)
+        dead = report.get("dead_memories")
+        if isinstance(dead, list) and dead:
+            from titans_runtime.memories import dead_warning
+
+            click.echo(f"warning: {dead_warning([str(name) for name in dead])}", err=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -34,13 +35,16 @@ def inspect(bundle: Path, as_json: bool) -> None:
     is checked before anything is shown.
     """
     from titans_runtime.bundle import open_bundle
+    from titans_runtime.memories import learned_names
 
-    manifest = open_bundle(bundle).manifest
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    norms = {name: float(np.linalg.norm(opened.initial[name].astype(np.float64))) for name in learned_names(manifest)}
     sizes = {file.file: (bundle / file.file).stat().st_size for file in manifest.files()}
     if as_json:
-        print_json({"bundle": str(bundle), **_document(manifest, sizes)})
+        print_json({"bundle": str(bundle), **_document(manifest, sizes), "start_norms": norms})
     else:
-        _show(manifest, sizes)
+        _show(manifest, sizes, norms)
 
 
 def _document(manifest: Manifest, sizes: dict[str, int]) -> dict[str, object]:
@@ -54,8 +58,8 @@ def _document(manifest: Manifest, sizes: dict[str, int]) -> dict[str, object]:
     }
 
 
-def _show(manifest: Manifest, sizes: dict[str, int]) -> None:
-    """The same for people, on stdout."""
+def _show(manifest: Manifest, sizes: dict[str, int], norms: dict[str, float]) -> None:
+    """The same for people, on stdout; `norms` are those of the learned starts."""
     console = Console(highlight=False)
     model = manifest.model
     click.echo(f"{model.name}: {model.parameters:,} parameters, {manifest.dtype} weights, opset {manifest.opset}")
@@ -66,6 +70,11 @@ def _show(manifest: Manifest, sizes: dict[str, int]) -> None:
     made = [f"{name} {value}" for name, value in manifest.provenance.items() if "." not in name]  # a.b: settings
     click.echo(f"made with {', '.join(made)}")
     click.echo(_verdict(manifest))
+    memory = model.config.get("memory")
+    if isinstance(memory, dict) and memory.get("forget"):
+        # A configuration from before there was a choice does not name it.
+        goal = "its learned start" if memory.get("forget_to") == "start" else "zero"
+        click.echo(f"memory of {memory.get('depth')} matrices a head, which forgets towards {goal}")
 
     table = Table(title=f"State of one stream: {_bytes(manifest.stream_bytes)}", title_justify="left")
     for column in ("tensor", "kind", "type", "shape", "starts as"):
@@ -73,7 +82,8 @@ def _show(manifest: Manifest, sizes: dict[str, int]) -> None:
     table.add_column("size", justify="right")
     for state in manifest.states:
         shape = " × ".join(map(str, state.shape))
-        table.add_row(state.name, state.kind, state.dtype, shape, state.initial.kind, _bytes(state.stream_bytes))
+        start = f"learned, norm {norms[state.name]:.3g}" if state.name in norms else state.initial.kind
+        table.add_row(state.name, state.kind, state.dtype, shape, start, _bytes(state.stream_bytes))
     console.print(table)
 
     uses = {graph.file: f"graph {graph.name}, {_span(graph.tokens)}" for graph in manifest.graphs}

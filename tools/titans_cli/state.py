@@ -17,6 +17,7 @@ from titans_cli.options import json_option, print_json
 
 if TYPE_CHECKING:
     from titans_runtime.arrays import Array
+    from titans_runtime.memories import MemoryDistance
     from titans_runtime.statefile import Header
 
 
@@ -33,16 +34,24 @@ def state() -> None:
 @state.command(
     epilog="""\b
 Example:
-  titans state inspect me.state --json"""
+  titans state inspect me.state --json
+  titans state inspect me.state --bundle model.titans"""
 )
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path),
+    help="Its model; adds how far memories are from their start.",
+)
 @json_option
-def inspect(file: Path, as_json: bool) -> None:
+def inspect(file: Path, bundle: Path | None, as_json: bool) -> None:
     """Show what is in a saved session: position, surprise, and the size and norm of every tensor.
 
-    The checksum of the file is checked first.
+    The norm is the distance from zero. With --bundle the distance of every memory from its learned start stands beside
+    it, and memories that have faded to nothing are named. The checksum of the file is checked first.
     """
     header, tensors = _read(file)
+    memories, dead = ({}, []) if bundle is None else _memories(file, header, tensors, bundle)
     document = {
         "file": str(file),
         "file_bytes": file.stat().st_size,
@@ -53,9 +62,11 @@ def inspect(file: Path, as_json: bool) -> None:
                 "shape": list(array.shape),
                 "bytes": array.nbytes,
                 "norm": _norm(array),
+                **({"distance_from_start": memories[name].from_start} if name in memories else {}),
             }
             for name, array in tensors.items()
         },
+        **({} if bundle is None else {"dead_memories": dead}),
     }
     if as_json:
         print_json(document)
@@ -69,9 +80,17 @@ def inspect(file: Path, as_json: bool) -> None:
     table = Table("tensor", "type", "shape")
     table.columns[0].overflow = "fold"
     table.add_column("norm", justify="right")
+    if bundle is not None:
+        table.add_column("from its start", justify="right")
     for name, array in tensors.items():
-        table.add_row(name, str(array.dtype), " × ".join(map(str, array.shape)), f"{_norm(array):.4g}")
+        row = [name, str(array.dtype), " × ".join(map(str, array.shape)), f"{_norm(array):.4g}"]
+        far = [f"{memories[name].from_start:.4g}" if name in memories else "–"]
+        table.add_row(*row, *(far if bundle is not None else []))
     console.print(table)
+    if dead:
+        from titans_runtime.memories import dead_warning
+
+        click.echo(f"warning: {dead_warning(dead)}", err=True)
 
 
 @state.command(
@@ -118,6 +137,21 @@ def _read(file: Path) -> tuple[Header, dict[str, Array]]:
     data = read_file(file)
     header = read_header(data, str(file))
     return header, read_tensors(data, header, str(file))
+
+
+def _memories(
+    file: Path, header: Header, tensors: dict[str, Array], bundle: Path
+) -> tuple[dict[str, MemoryDistance], list[str]]:
+    """How far the memories of a state are from where they started in `bundle`, and which are dead."""
+    from titans_runtime import StateError
+    from titans_runtime.bundle import open_bundle
+    from titans_runtime.memories import dead_memories, learned_names, memory_distances
+
+    opened = open_bundle(bundle)
+    if opened.manifest.state_identity != header.identity:
+        raise StateError(f"{file} belongs to another model than {bundle}; give the bundle that it was saved with")
+    start = {name: opened.initial[name] for name in learned_names(opened.manifest)}
+    return memory_distances(start, tensors), dead_memories(start, tensors)
 
 
 def _facts(header: Header) -> dict[str, object]:

@@ -1,8 +1,9 @@
-"""Bits per token along documents, with the memory kept, reset or frozen.
+"""Bits per token along documents, with the memory kept, reset, frozen or never written.
 
 kept: the document is read from its start to its end. reset: it is read in windows, each by a stream that starts afresh.
 frozen: each window is read by a stream that stands where it stood after the first tokens of the document, so it has
-what it had learned by then and nothing since. The three predict the same tokens.
+what it had learned by then and nothing since. writes off: as kept, by a model whose step sizes are zero. All of them
+predict the same tokens.
 
 Knows token models. Does not know what the tokens mean, nor where documents come from.
 """
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from titans_eval.streams import PIECE, Stream
 from titans_runtime.arrays import FloatArray
 
-Mode = Literal["kept", "reset", "frozen"]
+Mode = Literal["kept", "reset", "frozen", "writes_off"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 FIRST_BUCKET = 256  # tokens; every later bucket of positions ends twice as far out
 
@@ -37,10 +38,11 @@ class Bucket:
     kept: float
     reset: float
     frozen: float
+    writes_off: float | None = None  # None for a model whose writes cannot be switched off
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain data."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def surprisal(outputs: FloatArray, targets: Ids) -> Bits:
@@ -91,7 +93,7 @@ def document_bits(
 
 def _pieces(length: int, mode: Mode, window: int, frozen_after: int) -> Iterator[tuple[int, int, bool]]:
     """Where feeds start and stop, and whether a window begins there."""
-    first = {"kept": length, "reset": 0, "frozen": min(frozen_after, length)}[mode]
+    first = {"kept": length, "reset": 0, "frozen": min(frozen_after, length), "writes_off": length}[mode]
     for start in range(0, first, PIECE):
         yield start, min(start + PIECE, first), False
     for start in range(first, length, window):
@@ -101,14 +103,14 @@ def _pieces(length: int, mode: Mode, window: int, frozen_after: int) -> Iterator
 def by_position(bits: dict[Mode, Sequence[Bits]]) -> tuple[Bucket, ...]:
     """Means over buckets of positions, of documents `[T - 1]` of any lengths; the first prediction has position 1."""
     longest = max(map(len, bits["kept"]))
-    found, start = [], 1
+    buckets, start = [], 1
     while start <= longest:
         stop = FIRST_BUCKET if start == 1 else 2 * start
-        parts = {mode: np.concatenate([one[start - 1 : stop - 1] for one in bits[mode]]) for mode in MODES}
+        parts = {mode: np.concatenate([one[start - 1 : stop - 1] for one in found]) for mode, found in bits.items()}
         means = {mode: float(part.mean()) for mode, part in parts.items()}
-        found.append(Bucket(start=start, stop=min(stop, longest + 1), tokens=len(parts["kept"]), **means))
+        buckets.append(Bucket(start=start, stop=min(stop, longest + 1), tokens=len(parts["kept"]), **means))
         start = stop
-    return tuple(found)
+    return tuple(buckets)
 
 
 def marked_bits(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from titans_eval import dna, reading, series
-from titans_eval.likelihood import MODES, Bucket, Mode
+from titans_eval.likelihood import Bucket, Mode
 from titans_eval.plots import picture
 
 
@@ -15,9 +15,10 @@ def draw_reading(report: reading.Report, path: Path) -> None:
         "kept": "memory kept",
         "reset": f"reset every {report.sizes.window}",
         "frozen": f"frozen after {report.sizes.frozen_after:,}",
+        "writes_off": "never written",
     }
     with picture(path) as axes:
-        for mode in MODES:
+        for mode in report.bits:
             bits = [getattr(bucket, mode) for bucket in report.positions]
             axes.semilogx([middle(bucket) for bucket in report.positions], bits, "o-", label=words[mode])
         axes.set(xlabel="position in the document, tokens", ylabel=f"bits per {report.unit}")

@@ -1,4 +1,4 @@
-"""Long documents read by a bundle: bits per byte, or per base, by position, with the memory kept, reset and frozen.
+"""Long documents read by a bundle: bits per byte, or per base, by position, with the memory and without parts of it.
 
 Knows documents and their tokens. Does not know where they come from (`text`, `dna`) nor how bits are counted
 (`likelihood`).
@@ -16,7 +16,8 @@ from titans_core.training.documents import Document
 from titans_eval.errors import EvalError
 from titans_eval.likelihood import MODES, Bits, Bucket, Ids, Mode, by_position, document_bits
 from titans_eval.report import Progress, Subject
-from titans_runtime import Model
+from titans_runtime import Driver, InputError, Model
+from titans_runtime.memories import dead_memories, dead_warning, learned_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class Report:
     unit: what the bits are counted per, `byte` or `base`.
     bits: the mean over all bytes but the first of each document, in each mode.
     positions: the same by position in the document, in tokens.
+    dead_memories: those that could not learn any more at the end of a document, with the memory kept.
     """
 
     task: str
@@ -60,6 +62,7 @@ class Report:
     documents: tuple[tuple[str, int], ...]  # names and the bytes that were read
     bits: dict[Mode, float]
     positions: tuple[Bucket, ...]
+    dead_memories: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -71,6 +74,7 @@ class Report:
             f"{self.unit}s": sum(size for _, size in self.documents),
             f"bits_per_{self.unit}": dict(self.bits),
             "positions": [bucket.as_json() for bucket in self.positions],
+            "dead_memories": list(self.dead_memories),
         }
 
     def lines(self) -> Sequence[str]:
@@ -84,13 +88,17 @@ class Report:
             "kept": "memory kept",
             "reset": f"memory reset every {self.sizes.window} tokens",
             "frozen": f"memory frozen after {self.sizes.frozen_after:,} tokens",
+            "writes_off": "memory never written",
         }
-        found += [f"  {words[mode]}: {self.bits[mode]:.3f} bits/{self.unit}" for mode in MODES]
+        found += [f"  {words[mode]}: {self.bits[mode]:.3f} bits/{self.unit}" for mode in MODES if mode in self.bits]
         for bucket in self.positions:
+            off = "" if bucket.writes_off is None else f", never written {bucket.writes_off:.3f}"
             found.append(
                 f"  tokens {bucket.start:,} to {bucket.stop - 1:,}: kept {bucket.kept:.3f},"
-                f" reset {bucket.reset:.3f}, frozen {bucket.frozen:.3f}"
+                f" reset {bucket.reset:.3f}, frozen {bucket.frozen:.3f}{off}"
             )
+        if self.dead_memories:
+            found.append(f"  warning: {dead_warning(self.dead_memories)}")
         return found
 
 
@@ -125,7 +133,12 @@ def read_documents(
     data: tuple[str, ...],
 ) -> Report:
     """Read `documents`, whose ids are `tokens`, in all modes. Raises `ExecutionError` if a graph failed."""
-    done, total = 0, len(MODES) * sum(len(ids) - 1 for ids in tokens)
+    models: dict[Mode, Model] = dict.fromkeys(MODES, model)
+    try:
+        models["writes_off"] = model.without_writes()
+    except InputError:
+        del models["writes_off"]
+    done, total = 0, len(models) * sum(len(ids) - 1 for ids in tokens)
 
     def told(count: int) -> None:
         nonlocal done
@@ -135,8 +148,14 @@ def read_documents(
     windows = {"window": sizes.window, "frozen_after": sizes.frozen_after}
     per_unit = [(len(ids) - 1) / (len(d.data) - 1) for d, ids in zip(documents, tokens, strict=True)]
     bits: dict[Mode, Sequence[Bits]] = {}
-    for mode in MODES:
-        read = [document_bits(model.driver(), ids, mode, **windows, told=told) for ids in tokens]
+    dead: dict[str, None] = {}  # in the order in which they are met
+    for mode, reader in models.items():
+        read = []
+        for ids in tokens:
+            driver = reader.driver()
+            read.append(document_bits(driver, ids, mode, **windows, told=told))
+            if mode == "kept":
+                dead |= dict.fromkeys(_dead(driver))
         bits[mode] = [share * one for share, one in zip(per_unit, read, strict=True)]
     return Report(
         task=task,
@@ -145,6 +164,15 @@ def read_documents(
         sizes=sizes,
         data=data,
         documents=tuple((document.name, len(document.data)) for document in documents),
-        bits={mode: float(np.concatenate(bits[mode]).mean()) for mode in MODES},
+        bits={mode: float(np.concatenate(found).mean()) for mode, found in bits.items()},
         positions=by_position(bits),
+        dead_memories=tuple(dead),
     )
+
+
+def _dead(driver: Driver) -> list[str]:
+    """The memories of a stream that cannot learn any more."""
+    state = driver.state()
+    driver.reset()
+    beginning = driver.state()
+    return dead_memories({name: beginning[name] for name in learned_names(driver.manifest)}, state)

@@ -177,6 +177,7 @@ class CpuBackend:
         options.add_session_config_entry("session.intra_op.spin_duration_us", "1000")
         for name, value in self._weights.items():  # names that a graph does not use are ignored
             options.add_initializer(name, value)
+        replace_weights(options, self._bundle, self._weights)
         return options
 
 
@@ -189,6 +190,12 @@ def wrap_weights(module: ModuleType, bundle: Bundle) -> dict[str, ort.OrtValue]:
         else wrap.ortvalue_from_numpy(tensor.array)
         for name, tensor in bundle.weights.items()
     }
+
+
+def replace_weights(options: ort.SessionOptions, bundle: Bundle, weights: Mapping[str, ort.OrtValue]) -> None:
+    """Let the replaced weights count from the beginning: constants are folded before initializers are added."""
+    if bundle.replaced:
+        options.add_external_initializers(list(bundle.replaced), [weights[name] for name in bundle.replaced])
 
 
 def _float32(tensor: MappedTensor) -> FloatArray:

@@ -16,7 +16,7 @@ import numpy as np
 
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.backends.device import Buffer, Traffic
-from titans_runtime.backends.onnx_cpu import first_line, wrap_weights
+from titans_runtime.backends.onnx_cpu import first_line, replace_weights, wrap_weights
 from titans_runtime.backends.onnx_writer import Node, Value, model
 from titans_runtime.backends.ort_moves import Moves, OrtBuffer
 from titans_runtime.backends.ort_replay import Replay, Replays, Staged, with_replays
@@ -240,6 +240,7 @@ class OrtDevice(OrtMemory):
             options = self._options(graph, size, replayed)
             for name, value in self._weights.items():  # names that a graph does not use are ignored
                 options.add_initializer(name, value)
+            replace_weights(options, self._bundle, self._weights)
             return self._ort.InferenceSession(str(path), options, disabled_optimizers=fusions)
 
         try:

@@ -54,6 +54,17 @@ def test_everything_comes_back_as_it_was(tmp_path: Path) -> None:
         assert torch.equal(again.tensors["random/cpu"], progress.tensors["random/cpu"])
 
 
+def test_a_configuration_from_before_there_was_a_choice_forgets_towards_zero(saved: Path) -> None:
+    assert load_checkpoint(saved).config.memory.forget_to == "start"
+    values = CONFIG.to_dict()
+    del values["memory"]["forget_to"]
+    assert TitansConfig.from_stored(values).memory.forget_to == "zero"
+    assert TitansConfig.from_dict(values).memory.forget_to == "start"  # what somebody writes today
+    older = Checkpoint(TitansConfig.from_stored(values), TitansModel(CONFIG).state_dict(), None, {})
+    save_checkpoint(saved, older, Progress(4, {}))
+    assert load_checkpoint(saved).config.memory.forget_to == "zero"
+
+
 def test_the_last_two_steps_are_kept_and_the_newest_counts(saved: Path) -> None:
     for step in (4, 10, 11):
         save_checkpoint(saved, small_checkpoint(), Progress(step, {}))

@@ -170,7 +170,9 @@ def test_the_loss_falls_and_the_model_loads(tmp_path: Path) -> None:
     result = train(CONFIG, text_task(), replace(OPTIONS, steps=40), tmp_path)
     curve = losses(tmp_path)
     assert np.mean(curve[-5:]) < np.mean(curve[:5]) - 0.5
-    assert set(result.metrics) == {"bits_per_byte", "loss", "accuracy", "bits_per_byte_memory_reset"}
+    controls = {"bits_per_byte_memory_reset", "bits_per_byte_writes_off"}
+    assert set(result.metrics) == {"bits_per_byte", "loss", "accuracy"} | controls
+    assert len({result.metrics[name] for name in ("bits_per_byte", *controls)}) == 3
     model, checkpoint = load_model(tmp_path)
     assert model.num_parameters() == result.parameters == checkpoint.provenance["parameters"]
     assert checkpoint.provenance["held_out.bits_per_byte"] == result.metrics["bits_per_byte"]
