@@ -63,19 +63,29 @@ def without_writes(bundle: Bundle) -> Bundle:
     """The bundle with every step size of its memories at zero: what they learned in training stays, nothing is added.
 
     Raises:
-        InputError: the bundle has no such switch: it has no memory that is written, or was imported.
+        InputError: the bundle has no such switch: no memory is written, each head has one step size for all tokens, the
+            model was imported, or an older version folded the step sizes into the graphs.
     """
     biases = [name for name in bundle.weights if name.endswith(_STEP_SIZE)]
-    if not biases:
+    graphs = [bundle.path / graph.file for graph in bundle.manifest.graphs if graph.kind != "commit"]
+    if not biases or not all(mentions(graph, name) for graph in graphs for name in biases):
         raise InputError(
-            f"{bundle.path} has no step sizes that could be switched off; use a model of titans train whose memory is"
-            " written"
+            f"{bundle.path} has no step sizes that could be switched off; export its checkpoint with"
+            " --control writes-off instead"
         )
     off = {}
     for name in biases:
         tensor = bundle.weights[name]
         off[name] = replace(tensor, array=np.full_like(tensor.array, _NO_STEP))
     return replace(bundle, weights={**bundle.weights, **off}, replaced=tuple(biases))
+
+
+def mentions(graph: Path, name: str) -> bool:
+    """Whether a graph uses the weight of that name. Raises `BundleError`."""
+    try:
+        return name.encode() in graph.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{graph} cannot be read ({error.strerror}); {_COPY_AGAIN}") from error
 
 
 def read_manifest_of(folder: Path) -> Manifest:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import safetensors.numpy
@@ -124,13 +126,18 @@ def test_an_unknown_precision_is_refused_by_name(tmp_path: Path) -> None:
         export_model(build("lmm-tokens"), tmp_path / "model.titans", dtype="fp12")
 
 
-def test_the_learned_start_is_stored_apart_from_the_weights(exported: Exported) -> None:
+def test_the_learned_start_is_a_state_and_where_forgetting_leads_a_weight(exported: Exported, tmp_path: Path) -> None:
     start = safetensors.numpy.load_file(exported.path / "initial_state.safetensors")
     weights = safetensors.numpy.load_file(exported.path / "weights.safetensors")
-    assert "0.memory_0" in start
-    assert not any(".initial" in name for name in weights)
-    total = sum(tensor.nbytes for tensor in (*start.values(), *weights.values()))
-    assert total <= 4 * exported.model.num_parameters()
+    (goal,) = (name for name in weights if name.startswith("blocks.0.") and name.endswith("initial.0"))
+    np.testing.assert_array_equal(weights[goal], start["0.memory_0"])
+    total = sum(tensor.nbytes for tensor in weights.values())
+    assert total <= 4 * exported.model.num_parameters()  # nothing else is stored twice
+    memory = replace(exported.model.config.memory, forget_to="zero")
+    export_model(TitansModel(replace(exported.model.config, memory=memory)), tmp_path / "z.titans", verify_tokens=0)
+    assert not any(
+        ".initial" in name for name in safetensors.numpy.load_file(tmp_path / "z.titans/weights.safetensors")
+    )
 
 
 def test_tied_embeddings_export(tmp_path: Path) -> None:

@@ -40,9 +40,8 @@ def test_writes_are_switched_off_in_every_graph(exported: Exported) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "int8"])
-@pytest.mark.parametrize("step_size", ["token", "constant"])
-def test_writes_are_switched_off_at_every_precision(dtype: str, step_size: str, tmp_path: Path) -> None:
-    shape = {"dim": 32, "heads": 2, "chunk": 8, "ffn_hidden": 48, "memory": {"heads": 2, "step_size": step_size}}
+def test_writes_are_switched_off_at_every_precision(dtype: str, tmp_path: Path) -> None:
+    shape = {"dim": 32, "heads": 2, "chunk": 8, "ffn_hidden": 48, "memory": {"heads": 2}}
     model = moved(TitansModel(TitansConfig.from_dict(shape)))
     export_model(model, tmp_path / "m.titans", dtype=dtype, verify_tokens=0)
     export_model(control(model), tmp_path / "control.titans", dtype=dtype, verify_tokens=0)

@@ -26,7 +26,7 @@ from titans_runtime.backends.base import Executor, Lanes, LoadOptions, State
 from titans_runtime.backends.cpu_lanes import CpuLanes
 from titans_runtime.backends.cpu_state import CpuExecutor, HostState, Layout
 from titans_runtime.backends.denormals import denormals_as_zero
-from titans_runtime.bundle import Bundle
+from titans_runtime.bundle import Bundle, mentions
 from titans_runtime.errors import BundleError, ProviderError
 from titans_runtime.manifest import GraphSpec
 from titans_runtime.native import Kernels, kernels
@@ -137,6 +137,7 @@ class CpuBackend:
             except Exception as error:  # as below
                 record(logging.WARNING, "kernels.refused", path=str(library.path), reason=first_line(error))
         path = self._bundle.path / file
+        replace_weights(options, self._bundle, path, self._weights)
         if self._options.profiles is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(self._options.profiles / graph.name)
@@ -177,7 +178,6 @@ class CpuBackend:
         options.add_session_config_entry("session.intra_op.spin_duration_us", "1000")
         for name, value in self._weights.items():  # names that a graph does not use are ignored
             options.add_initializer(name, value)
-        replace_weights(options, self._bundle, self._weights)
         return options
 
 
@@ -192,10 +192,13 @@ def wrap_weights(module: ModuleType, bundle: Bundle) -> dict[str, ort.OrtValue]:
     }
 
 
-def replace_weights(options: ort.SessionOptions, bundle: Bundle, weights: Mapping[str, ort.OrtValue]) -> None:
-    """Let the replaced weights count from the beginning: constants are folded before initializers are added."""
-    if bundle.replaced:
-        options.add_external_initializers(list(bundle.replaced), [weights[name] for name in bundle.replaced])
+def replace_weights(
+    options: ort.SessionOptions, bundle: Bundle, graph: Path, weights: Mapping[str, ort.OrtValue]
+) -> None:
+    """Let replaced weights count in a graph from the beginning: constants are folded before initializers are added."""
+    used = [name for name in bundle.replaced if mentions(graph, name)]
+    if used:
+        options.add_external_initializers(used, [weights[name] for name in used])
 
 
 def _float32(tensor: MappedTensor) -> FloatArray:

@@ -240,7 +240,7 @@ class OrtDevice(OrtMemory):
             options = self._options(graph, size, replayed)
             for name, value in self._weights.items():  # names that a graph does not use are ignored
                 options.add_initializer(name, value)
-            replace_weights(options, self._bundle, self._weights)
+            replace_weights(options, self._bundle, path, self._weights)
             return self._ort.InferenceSession(str(path), options, disabled_optimizers=fusions)
 
         try:
