@@ -1,6 +1,8 @@
 """A bundle directory, opened: its manifest read, every file present and exactly the one that was exported.
 
-Knows files, sizes and hashes; maps the weights and reads the initial state. Does not know how a graph is run.
+Knows files, sizes and hashes. Each file is opened once, and the bytes that were hashed are the bytes that run: graphs
+and the tokenizer are kept in memory, weights are mapped from the file that was hashed. So a bundle that is replaced
+while it is loaded changes nothing for whoever loaded it. Does not know how a graph is run.
 Nothing in a bundle is unpickled or executed here.
 """
 
@@ -8,21 +10,42 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 
+from titans_runtime import files, memory
 from titans_runtime.arrays import Array
-from titans_runtime.errors import BundleError
+from titans_runtime.errors import BundleError, os_remedy
+from titans_runtime.graph_check import CheckedGraph, Interface, check_graph
 from titans_runtime.jsonread import parse
-from titans_runtime.manifest import MANIFEST_FILE, DataFile, Manifest, StateSpec
+from titans_runtime.manifest import ITEM_BYTES, MANIFEST_FILE, DataFile, GraphSpec, Manifest, StateSpec
+from titans_runtime.manifest_reader import read_manifest
 from titans_runtime.seal import check_seal
-from titans_runtime.tensorfile import MappedTensor, map_tensors
+from titans_runtime.tensorfile import MAX_HEADER_BYTES, MappedTensor, map_file, read_tensors
 
-_BLOCK_BYTES = 1 << 20  # hashing in pieces of 1 MiB keeps a large weight file out of this process's memory
+Form: TypeAlias = Literal["file", "cpu", "fused"]  # which of the files of one graph
+
+# More is damage or an attack. The largest that we export: 0.3, 4 and 10 MiB.
+MAX_MANIFEST_BYTES = 4 * files.MIB
+MAX_GRAPH_BYTES = 32 * files.MIB
+MAX_TOKENIZER_BYTES = 64 * files.MIB
 _COPY_AGAIN = "copy the bundle again, or export it again"
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """The weight file as it was hashed.
+
+    data: its bytes, mapped: the file lives as long as they do, even where another one has taken its name.
+    identity: what the system calls the file; None where it was left out.
+    """
+
+    data: Array = field(default_factory=lambda: np.zeros(0, np.uint8))
+    identity: os.stat_result | None = None
 
 
 @dataclass(frozen=True)
@@ -32,12 +55,71 @@ class Bundle:
     weights: the weight file's tensors by ONNX initializer name, mapped once for every graph; empty where engines hold
         them and the file was left out.
     initial: the first value of each state tensor, shaped without the batch axis; zeros are not stored.
+    contents: the other files' bytes by name, as they were hashed.
     """
 
     path: Path
     manifest: Manifest
     weights: Mapping[str, MappedTensor]
     initial: Mapping[str, Array]
+    contents: Mapping[str, bytes]
+    weight_file: WeightFile
+    _checked: dict[str, CheckedGraph] = field(default_factory=dict, repr=False, compare=False)
+
+    def graph(self, graph: GraphSpec, form: Form = "file") -> CheckedGraph:
+        """One of a graph's files, held against the manifest and the weights when it is first asked for.
+
+        Raises:
+            BundleError: it was left out of this bundle, or is not what the manifest says.
+        """
+        name = file_of(graph, form)
+        if name not in self._checked:
+            if name not in self.contents:
+                raise BundleError(
+                    f"{self.path / name} was left out of this bundle by `titans slim`; use the bundle it was made from"
+                )
+            wanted = Interface(
+                str(self.path / name), graph.inputs, graph.outputs, self.weights, self.manifest.weights.file, form == "cpu"
+            )
+            self._checked[name] = check_graph(self.contents[name], wanted)
+        return self._checked[name]
+
+    def check_graphs(self) -> None:
+        """Hold every graph that is here against the manifest and the weights. Raises `BundleError`."""
+        for graph in self.manifest.graphs:
+            for form in _forms(graph):
+                if file_of(graph, form) in self.contents:
+                    self.graph(graph, form)
+
+    def weights_in_place(self) -> bool:
+        """Whether the weight file still has its name, so that others may open it by that.
+
+        Raises:
+            BundleError: its bytes were changed since they were hashed.
+        """
+        known = self.weight_file.identity
+        if known is None:
+            return False
+        path = self.path / self.manifest.weights.file
+        try:
+            now = path.stat()
+        except OSError:
+            return False
+        if (now.st_dev, now.st_ino) != (known.st_dev, known.st_ino):
+            return False
+        if (now.st_size, now.st_mtime_ns) != (known.st_size, known.st_mtime_ns):
+            raise BundleError(f"{path} was changed while it was loaded; load the bundle again")
+        return True
+
+
+def file_of(graph: GraphSpec, form: Form) -> str:
+    """The name of one of a graph's files. Raises `ValueError` for a form that it does not have."""
+    if form == "file":
+        return graph.file
+    twin = graph.cpu if form == "cpu" else graph.fused
+    if twin is None:
+        raise ValueError(f"graph {graph.name!r} has no {form} form")
+    return twin.file
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
@@ -48,43 +130,130 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """
     folder = Path(path)
     manifest = read_manifest_of(folder)
+    kept = {manifest.weights.file: None, **_limits(manifest)}
+    contents: dict[str, bytes] = {}
+    weights = WeightFile()
     for file in manifest.files():
-        _check_file(folder, file)
-    weights = {} if manifest.weights.file in manifest.omitted else map_tensors(folder / manifest.weights.file)
-    return Bundle(folder, manifest, weights, _initial_state(folder, manifest))
+        limit = kept[file.file]
+        if limit is None:
+            weights = _map(folder, file)
+        else:
+            contents[file.file] = _read(folder, file, limit)
+    tensors = {} if weights.identity is None else read_tensors(weights.data, manifest.weights.file)
+    initial = _initial_state(manifest, contents)
+    return Bundle(folder, manifest, tensors, initial, contents, weights)
 
 
 def read_manifest_of(folder: Path) -> Manifest:
     """The manifest of a bundle directory, without looking at the other files. Raises `BundleError`."""
     file = folder / MANIFEST_FILE
     try:
-        text = file.read_text(encoding="utf-8")
+        text = files.read_regular(file, MAX_MANIFEST_BYTES).decode("utf-8")
     except (FileNotFoundError, NotADirectoryError):
         what = f"{folder} has no {MANIFEST_FILE}" if folder.is_dir() else f"{folder} is not a bundle directory"
         raise BundleError(f"{what}; give the directory that `titans export` wrote") from None
     except UnicodeDecodeError as error:
         raise BundleError(f"{file} is not UTF-8 (byte {error.start}); {_COPY_AGAIN}") from None
     except OSError as error:
-        raise BundleError(f"{file} cannot be read ({error.strerror}); check its permissions") from None
+        raise BundleError(f"{files.shown(file, error)}; {os_remedy(error)}") from None
     try:
-        manifest = Manifest.from_json(text)  # first, because what it says of a damaged file is more to the point
+        root = parse(text, MANIFEST_FILE)
+        manifest = read_manifest(root)  # first, because what it says of a damaged file is more to the point
+        check_seal(root)
     except BundleError as error:
         raise BundleError(f"{folder}{os.sep}{error}") from error  # it begins with the file's name
-    check_seal(parse(text, str(file)))
     return manifest
 
 
-def _check_file(folder: Path, file: DataFile) -> None:
+def check_memory(manifest: Manifest, streams: int = 1) -> None:
+    """Raise `BundleError` if the memory there is does not do for the state and the outputs of so many streams."""
+    largest = max((graph_bytes(graph) for graph in manifest.graphs), default=0)
+    if lack := memory.shortage(streams * (manifest.stream_bytes + largest)):
+        of = "a stream" if streams == 1 else f"{streams:,} streams"
+        raise BundleError(f"{lack} for the state of {of} of {manifest.model.name!r}; free some memory, or use less of it")
+
+
+def graph_bytes(graph: GraphSpec) -> int:
+    """Bytes of what one call of a graph takes and returns for one stream, besides its state."""
+    state = graph.inputs + graph.outputs
+    return sum(_tensor_bytes(tensor.shape, ITEM_BYTES[tensor.dtype]) for tensor in state if len(tensor.shape) > 1)
+
+
+def _forms(graph: GraphSpec) -> Iterable[Form]:
+    yield "file"
+    if graph.cpu is not None:
+        yield "cpu"
+    if graph.fused is not None:
+        yield "fused"
+
+
+def _limits(manifest: Manifest) -> dict[str, int | None]:
+    """How large each file but the weights may be."""
+    limits: dict[str, int | None] = {
+        file_of(graph, form): MAX_GRAPH_BYTES for graph in manifest.graphs for form in _forms(graph)
+    }
+    if manifest.initial_state is not None:
+        limits[manifest.initial_state.file] = manifest.stream_bytes + MAX_HEADER_BYTES
+    if manifest.tokenizer is not None and manifest.tokenizer.file is not None:
+        limits[manifest.tokenizer.file.file] = MAX_TOKENIZER_BYTES
+    return limits
+
+
+def _tensor_bytes(shape: tuple[int | str, ...], item: int) -> int:
+    count = item
+    for size in shape:
+        count *= size if isinstance(size, int) else 1
+    return count
+
+
+def _map(folder: Path, file: DataFile) -> WeightFile:
+    """The weights, hashed and then mapped from one and the same open file."""
     path = folder / file.file
+    handle = _open(path)
     try:
-        size = path.stat().st_size
-        if file.bytes is not None and size != file.bytes:
-            raise BundleError(f"{path} has {size} bytes, the manifest says {file.bytes}; {_COPY_AGAIN}")
-        digest = _sha256(path)
+        identity = os.fstat(handle)
+        _check_size(path, file, identity.st_size)
+        digest = hashlib.sha256()
+        for block in files.blocks(handle):
+            digest.update(block)
+        _check_digest(path, file, digest.hexdigest())
+        return WeightFile(map_file(handle, str(path)), identity)
+    except OSError as error:
+        raise BundleError(f"{files.shown(path, error)}; {os_remedy(error)}") from None
+    finally:
+        os.close(handle)
+
+
+def _read(folder: Path, file: DataFile, limit: int) -> bytes:
+    """A file's bytes, checked."""
+    path = folder / file.file
+    handle = _open(path)
+    try:
+        _check_size(path, file, os.fstat(handle).st_size)
+        data = files.read_all(handle, limit)
+    except OSError as error:
+        raise BundleError(f"{files.shown(path, error)}; {os_remedy(error)}") from None
+    finally:
+        os.close(handle)
+    _check_digest(path, file, hashlib.sha256(data).hexdigest())
+    return data
+
+
+def _open(path: Path) -> int:
+    try:
+        return files.open_regular(path)
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(f"{path} is missing; {_COPY_AGAIN}") from None
     except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
+        raise BundleError(f"{files.shown(path, error)}; {os_remedy(error)}") from None
+
+
+def _check_size(path: Path, file: DataFile, size: int) -> None:
+    if file.bytes is not None and size != file.bytes:
+        raise BundleError(f"{path} has {size} bytes, the manifest says {file.bytes}; {_COPY_AGAIN}")
+
+
+def _check_digest(path: Path, file: DataFile, digest: str) -> None:
     if digest != file.sha256:
         raise BundleError(
             f"{path} is not the file that was exported (sha256 {digest[:12]}..., expected {file.sha256[:12]}...);"
@@ -92,24 +261,21 @@ def _check_file(folder: Path, file: DataFile) -> None:
         )
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _initial_state(folder: Path, manifest: Manifest) -> dict[str, Array]:
+def _initial_state(manifest: Manifest, contents: Mapping[str, bytes]) -> dict[str, Array]:
     """The starting values that are not zero, `{state name: array without batch axis}`."""
-    learned = {} if manifest.initial_state is None else map_tensors(folder / manifest.initial_state.file)
+    learned: Mapping[str, MappedTensor] = {}
+    if manifest.initial_state is not None:
+        if manifest.initial_state.file not in contents:
+            raise BundleError(f"{manifest.initial_state.file} was left out, and every session starts from it; {_COPY_AGAIN}")
+        data = np.frombuffer(contents[manifest.initial_state.file], np.uint8)
+        learned = read_tensors(data, manifest.initial_state.file)
     return {state.name: _initial_value(state, learned) for state in manifest.states if state.initial.kind != "zeros"}
 
 
 def _initial_value(state: StateSpec, learned: Mapping[str, MappedTensor]) -> Array:
     shape = tuple(size for size in state.shape if isinstance(size, int))
     if state.initial.tensor is None:
-        return np.full(shape, state.initial.value, dtype=state.dtype)
+        return np.broadcast_to(np.asarray(state.initial.value).astype(state.dtype), shape)
     if state.initial.tensor not in learned:
         raise BundleError(
             f"the initial state file has no tensor {state.initial.tensor!r} for state {state.name!r}; {_COPY_AGAIN}"

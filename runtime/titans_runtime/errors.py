@@ -19,11 +19,20 @@ _OS_REMEDIES = {
     errno.ENOTDIR: "check the path: a part of it is a file",
     errno.EISDIR: "name a file, not a directory",
     errno.EEXIST: "choose another place or remove what is there",
+    errno.ELOOP: "check the path: its links lead round in a circle",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.EMFILE: "close files that this process holds open, or raise its limit with `ulimit -n`",
+    errno.ENFILE: "close programs that hold many files open: the whole machine is at its limit",
+    errno.ENOMEM: "free some memory",
+    errno.EIO: "the disk or the network gave an error: check them, and copy the file again",
 }
 
 
 def os_remedy(error: OSError) -> str:
     """What to do about a file that the system refuses."""
+    own: object = getattr(error, "remedy", None)  # of `files.RefusedFileError`
+    if isinstance(own, str):
+        return own
     return _OS_REMEDIES.get(error.errno or 0, "check the path and try again")
 
 

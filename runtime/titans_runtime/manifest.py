@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Literal, TypeAlias, cast, get_args
 
-from titans_runtime.jsonread import JsonObject, JsonValue
+from titans_runtime.jsonread import JsonObject, JsonValue, parse
 from titans_runtime.seal import seal
 
 FORMAT = "titans-bundle"
@@ -230,7 +230,7 @@ class Manifest:
         """Read and check a manifest. Raises `BundleError` for anything that is not a sound version-1 manifest."""
         from titans_runtime.manifest_reader import read_manifest  # imports this module
 
-        return read_manifest(text)
+        return read_manifest(parse(text, MANIFEST_FILE))
 
     def to_json(self) -> str:
         """The manifest as JSON text with its own checksum; `from_json` gives back an equal manifest."""

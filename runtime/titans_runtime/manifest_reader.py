@@ -11,7 +11,7 @@ from typing import Literal, cast
 
 from titans_runtime.contract import check_contract
 from titans_runtime.errors import BundleError
-from titans_runtime.jsonread import JsonObject, Node, parse
+from titans_runtime.jsonread import JsonObject, Node
 from titans_runtime.manifest import (
     BATCH,
     DTYPES,
@@ -44,13 +44,12 @@ _UNSAFE_CHARACTERS = ("\\", ":", "\0")
 _MAX_DIMENSION = 2**30
 
 
-def read_manifest(text: str) -> Manifest:
+def read_manifest(root: Node) -> Manifest:
     """Read a version-1 manifest.
 
     Raises:
-        BundleError: not JSON, not a bundle's manifest, a newer format, or a field that is missing or wrong.
+        BundleError: not a bundle's manifest, a newer format, or a field that is missing or wrong.
     """
-    root = parse(text, MANIFEST_FILE)
     _check_format(root)
     manifest = Manifest(
         model=_model(root.field("model")),
