@@ -18,6 +18,7 @@ from titans_export.tensorrt_engines import ENGINES
 from titans_export.tensorrt_options import MODULES
 from titans_runtime.backends import PROVIDERS
 from titans_runtime.bundle import open_bundle
+from titans_runtime.files import MIB, read_regular
 from titans_runtime.manifest import Manifest
 
 
@@ -100,7 +101,7 @@ def _engines(bundle: Path, target: str, wanted: str | None) -> Path:
 def _sidecar(path: Path) -> dict[str, object]:
     """What a sidecar says. Raises `ExportError` if it is not one."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_regular(path, MIB))
     except (OSError, ValueError) as error:
         raise ExportError(f"{path} is not an engine's sidecar ({error}); build the engines again") from error
     return found if isinstance(found, dict) else {}

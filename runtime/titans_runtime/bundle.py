@@ -19,7 +19,7 @@ import numpy as np
 
 from titans_runtime import files, memory
 from titans_runtime.arrays import Array
-from titans_runtime.errors import BundleError, os_remedy
+from titans_runtime.errors import BundleError, InputError, os_remedy
 from titans_runtime.graph_check import CheckedGraph, Interface, check_graph
 from titans_runtime.jsonread import parse
 from titans_runtime.manifest import ITEM_BYTES, MANIFEST_FILE, DataFile, GraphSpec, Manifest, StateSpec
@@ -29,10 +29,10 @@ from titans_runtime.tensorfile import MAX_HEADER_BYTES, MappedTensor, map_file, 
 
 Form: TypeAlias = Literal["file", "cpu", "fused"]  # which of the files of one graph
 
-# More is damage or an attack. The largest that we export: 0.3, 4 and 10 MiB.
+# More is damage or an attack. The largest that we export: 0.3 and 4 MiB; the largest tokenizers have 40.
 MAX_MANIFEST_BYTES = 4 * files.MIB
 MAX_GRAPH_BYTES = 32 * files.MIB
-MAX_TOKENIZER_BYTES = 64 * files.MIB
+MAX_TOKENIZER_BYTES = 128 * files.MIB
 _COPY_AGAIN = "copy the bundle again, or export it again"
 
 
@@ -79,17 +79,21 @@ class Bundle:
                     f"{self.path / name} was left out of this bundle by `titans slim`; use the bundle it was made from"
                 )
             wanted = Interface(
-                str(self.path / name), graph.inputs, graph.outputs, self.weights, self.manifest.weights.file, form == "cpu"
+                str(self.path / name),
+                graph.inputs,
+                graph.outputs,
+                self.weights,
+                self.manifest.weights.file,
+                form == "cpu",
             )
             self._checked[name] = check_graph(self.contents[name], wanted)
         return self._checked[name]
 
-    def check_graphs(self) -> None:
-        """Hold every graph that is here against the manifest and the weights. Raises `BundleError`."""
-        for graph in self.manifest.graphs:
-            for form in _forms(graph):
-                if file_of(graph, form) in self.contents:
-                    self.graph(graph, form)
+    def check_tokenizer(self) -> None:
+        """Raise `BundleError` unless the tokenizer's file, opened when first needed, is the one that was hashed."""
+        info = self.manifest.tokenizer
+        if info is not None and info.file is not None:
+            _read(self.path, info.file, MAX_TOKENIZER_BYTES)
 
     def weights_in_place(self) -> bool:
         """Whether the weight file still has its name, so that others may open it by that.
@@ -166,11 +170,19 @@ def read_manifest_of(folder: Path) -> Manifest:
 
 
 def check_memory(manifest: Manifest, streams: int = 1) -> None:
-    """Raise `BundleError` if the memory there is does not do for the state and the outputs of so many streams."""
+    """Whether the memory there is does for the state and the outputs of so many streams.
+
+    Raises:
+        BundleError: not even one stream fits.
+        InputError: one does, and so many do not.
+    """
     largest = max((graph_bytes(graph) for graph in manifest.graphs), default=0)
     if lack := memory.shortage(streams * (manifest.stream_bytes + largest)):
         of = "a stream" if streams == 1 else f"{streams:,} streams"
-        raise BundleError(f"{lack} for the state of {of} of {manifest.model.name!r}; free some memory, or use less of it")
+        what = f"{lack} for the state of {of} of {manifest.model.name!r}"
+        if streams > 1:
+            raise InputError(f"{what}; use fewer streams, or free some memory")
+        raise BundleError(f"{what}; free some memory, or use a larger machine")
 
 
 def graph_bytes(graph: GraphSpec) -> int:
@@ -266,7 +278,9 @@ def _initial_state(manifest: Manifest, contents: Mapping[str, bytes]) -> dict[st
     learned: Mapping[str, MappedTensor] = {}
     if manifest.initial_state is not None:
         if manifest.initial_state.file not in contents:
-            raise BundleError(f"{manifest.initial_state.file} was left out, and every session starts from it; {_COPY_AGAIN}")
+            raise BundleError(
+                f"{manifest.initial_state.file} was left out, and every session starts from it; {_COPY_AGAIN}"
+            )
         data = np.frombuffer(contents[manifest.initial_state.file], np.uint8)
         learned = read_tensors(data, manifest.initial_state.file)
     return {state.name: _initial_value(state, learned) for state in manifest.states if state.initial.kind != "zeros"}
@@ -275,7 +289,13 @@ def _initial_state(manifest: Manifest, contents: Mapping[str, bytes]) -> dict[st
 def _initial_value(state: StateSpec, learned: Mapping[str, MappedTensor]) -> Array:
     shape = tuple(size for size in state.shape if isinstance(size, int))
     if state.initial.tensor is None:
-        return np.broadcast_to(np.asarray(state.initial.value).astype(state.dtype), shape)
+        with np.errstate(all="ignore"):
+            start = np.asarray(state.initial.value).astype(state.dtype)
+        if not np.isclose(float(start), state.initial.value, rtol=0.01):
+            raise BundleError(
+                f"state {state.name!r} starts from {state.initial.value}, which is no {state.dtype}; {_COPY_AGAIN}"
+            )
+        return np.broadcast_to(start, shape)
     if state.initial.tensor not in learned:
         raise BundleError(
             f"the initial state file has no tensor {state.initial.tensor!r} for state {state.name!r}; {_COPY_AGAIN}"

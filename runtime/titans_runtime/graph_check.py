@@ -161,7 +161,9 @@ class _Check:
         if not name or name in self.types:
             self.fail(f"has initializer {name!r} twice, or under the name of an input")
         if tensor.dtype not in ELEMENT_BYTES or len(tensor.dims) > MOST_AXES:
-            self.fail(f"has initializer {name!r} of type {tensor.dtype} with {len(tensor.dims)} axes, which no weight is")
+            self.fail(
+                f"has initializer {name!r} of type {tensor.dtype} with {len(tensor.dims)} axes, which no weight is"
+            )
         self.types[name] = tensor.dtype
         if tensor.external is not None:
             self._weight(tensor, tensor.external)
@@ -245,9 +247,7 @@ class _Check:
             return tensor.numbers
         size, (start, end) = ELEMENT_BYTES[tensor.dtype], tensor.raw
         signed = tensor.dtype != ELEMENT_TYPES["uint8"]
-        return [
-            int.from_bytes(self.content[at : at + size], "little", signed=signed) for at in range(start, end, size)
-        ]
+        return [int.from_bytes(self.content[at : at + size], "little", signed=signed) for at in range(start, end, size)]
 
 
 def _size_fits(found: int | str | None, wanted: int | str) -> bool:

@@ -39,11 +39,8 @@ _PLAIN = (
 )
 _BY_HAND = ("Squeeze",)  # our exporter says Reshape; who writes a bundle by hand needs the twin of Unsqueeze
 _COMPARISONS = "And Equal Greater GreaterOrEqual Less LessOrEqual Not Or"
-_MEMORY = {
-    name: int
-    for name in "heads width chunk taps depth silu gates forget momentum step fold padded".split()
-} | {"bound": float, "max_step": float}  # fmt: skip
-_ATTENTION = {name: int for name in ("heads", "chunk", "past", "window", "persistent")}
+_MEMORY = dict.fromkeys(["heads", "width", "chunk", "taps", "depth", "silu", "gates", "forget", "momentum", "step", "fold", "padded"], int) | {"bound": float, "max_step": float}  # fmt: skip
+_ATTENTION = dict.fromkeys(("heads", "chunk", "past", "window", "persistent"), int)
 _KEEP, _AXIS = {"keepdims": int}, {"axis": int}
 
 OPERATORS: Mapping[tuple[str, str], Operator] = {
@@ -66,7 +63,7 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
     (FUSED, "MemoryRead"): Operator("float32", _MEMORY),
     (FUSED, "TokenAttention"): Operator("float32", _ATTENTION),
     (CONTRIBUTED, "MatMulNBits"): Operator(
-        "float32", {name: int for name in ("K", "N", "bits", "block_size", "accuracy_level")}
+        "float32", dict.fromkeys(("K", "N", "bits", "block_size", "accuracy_level"), int)
     ),
 }
 

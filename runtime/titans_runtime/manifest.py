@@ -19,6 +19,7 @@ from titans_runtime.seal import seal
 FORMAT = "titans-bundle"
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+LAST = "last_output"  # what saved sessions call the outputs after the last token
 BATCH = "batch"  # the one symbolic dimension: independent streams
 
 DType = Literal["float32", "float16", "float64", "int64", "int32", "int8", "uint8", "bool"]

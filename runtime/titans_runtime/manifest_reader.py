@@ -6,7 +6,6 @@ Knows the JSON form of version 1. Leaves the question whether graphs, states and
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
 from typing import Literal, cast
 
 from titans_runtime.contract import check_contract
@@ -37,9 +36,9 @@ from titans_runtime.manifest import (
     TokenInputs,
     TokenizerInfo,
 )
+from titans_runtime.names import INSIDE, PLAIN, is_plain, stays_inside
+from titans_runtime.tensorfile import MOST_AXES
 
-# A file name is joined to the bundle's directory; these would leave it, or mean something else elsewhere.
-_UNSAFE_CHARACTERS = ("\\", ":", "\0")
 # A dimension beyond this is damage: one float32 row of it would be 4 GiB.
 _MAX_DIMENSION = 2**30
 
@@ -138,9 +137,16 @@ def _inputs(node: Node) -> TokenInputs | ContinuousInputs:
 def _path(node: Node) -> str:
     """A file name that stays inside the bundle, with `/` between folders."""
     name = node.text()
-    parts = PurePosixPath(name).parts
-    if any(c in name for c in _UNSAFE_CHARACTERS) or name.startswith("/") or ".." in parts or not parts:
-        node.fail("a relative path that stays inside the bundle")
+    if not stays_inside(name):
+        node.fail(INSIDE)
+    return name
+
+
+def _name(node: Node) -> str:
+    """A graph's name: its engines and profiles are files of that name."""
+    name = node.text()
+    if not is_plain(name):
+        node.fail(PLAIN)
     return name
 
 
@@ -172,6 +178,8 @@ def _dimension(node: Node) -> int:
 
 
 def _shape(node: Node) -> Shape:
+    if len(node.items()) > MOST_AXES:
+        node.fail(f"a shape of at most {MOST_AXES} dimensions")
     return tuple(BATCH if item.value == BATCH else _dimension(item) for item in node.items())
 
 
@@ -211,7 +219,7 @@ def _tensor(node: Node) -> TensorSpec:
 
 def _graph(node: Node) -> GraphSpec:
     return GraphSpec(
-        name=node.field("name").text(),
+        name=_name(node.field("name")),
         kind=cast(GraphKind, node.field("kind").choice(GRAPH_KINDS)),
         file=_path(node.field("file")),
         sha256=node.field("sha256").sha256(),

@@ -356,7 +356,9 @@ def test_a_strangers_engine_never_reaches_tensorrt_unless_it_is_trusted(
         assert load(bundle).provider == "tensorrt-rtx"
 
 
-def test_the_key_is_this_users_alone(machine: Machine, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_this_users_alone(
+    machine: Machine, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "mine"))
     write_engines(bundle)
     key = tmp_path / "mine" / "titans-deploy" / "engine.key"

@@ -23,7 +23,7 @@ from titans_runtime.backends.arena import Group, RowsGroup, RowsSlot, Slot, scra
 from titans_runtime.backends.base import Feed, Outputs, State
 from titans_runtime.backends.denormals import denormals_as_zero
 from titans_runtime.backends.pool import by_length, by_writers
-from titans_runtime.bundle import Bundle
+from titans_runtime.bundle import Bundle, check_memory
 from titans_runtime.contract import data_name, head_name
 from titans_runtime.errors import ExecutionError, InputError, NonFiniteError
 from titans_runtime.manifest import GraphSpec, Manifest
@@ -54,6 +54,7 @@ class Layout:
     """
 
     def __init__(self, bundle: Bundle, batch: int) -> None:
+        check_memory(bundle.manifest, batch)
         self.batch = batch
         self.manifest = bundle.manifest
         self._readers: list[CpuExecutor] = []

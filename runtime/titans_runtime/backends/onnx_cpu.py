@@ -266,8 +266,8 @@ def _float32(tensor: MappedTensor) -> FloatArray:
 def import_onnxruntime() -> ModuleType:
     """The onnxruntime module, imported when first needed (0.07 s).
 
-    From version 1.29 on it writes a device id and a database of events into the user's cache, and starts a thread, unless
-    it is told before its import not to. It is told, unless the user says otherwise in the environment.
+    From version 1.29 on it writes a device id and a database of events into the user's cache, and starts a thread,
+    unless it is told before its import not to. It is told, unless the user says otherwise in the environment.
 
     Raises:
         ProviderError: it is not installed.
