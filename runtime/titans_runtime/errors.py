@@ -82,8 +82,8 @@ class NonFiniteError(ExecutionError):
         where = f"first in state {state!r}" if state is not None else "in the outputs only, in no layer's state"
         super().__init__(
             f"graph {graph!r} returned numbers that are not finite at token {token}, {where}; go back with reset(),"
-            " rewind() or a saved state; if it recurs train with memory.surprise_bound set, and if a new session's first"
-            " token does it, the weights are not finite: export the bundle again"
+            " rewind() or a saved state; if it recurs train with memory.surprise_bound set, and if a new session's"
+            " first token does it, the weights are not finite: export the bundle again"
         )
         self.graph, self.token, self.state = graph, token, state
 

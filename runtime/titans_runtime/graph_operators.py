@@ -1,4 +1,4 @@
-"""The operators that a bundle's graphs are made of: which there are, their attributes, and the type of what they return.
+"""The operators that a bundle's graphs are made of: their attributes, and the element type of what they return.
 
 These are the operators that our exporter writes (`titans_export.lower`, `quantise`, `fuse`, `left`, `widen`); a test
 holds the two against each other. None of them has a graph inside or runs anything more than once, so a graph takes a
@@ -39,7 +39,11 @@ _PLAIN = (
 )
 _BY_HAND = ("Squeeze",)  # our exporter says Reshape; who writes a bundle by hand needs the twin of Unsqueeze
 _COMPARISONS = "And Equal Greater GreaterOrEqual Less LessOrEqual Not Or"
-_MEMORY = dict.fromkeys(["heads", "width", "chunk", "taps", "depth", "silu", "gates", "forget", "momentum", "step", "fold", "padded"], int) | {"bound": float, "max_step": float}  # fmt: skip
+_MEMORY: Mapping[str, type] = {
+    **dict.fromkeys(("heads", "width", "chunk", "taps", "depth", "silu", "gates", "forget"), int),
+    **dict.fromkeys(("momentum", "step", "fold", "padded"), int),
+    **dict.fromkeys(("bound", "max_step"), float),
+}
 _ATTENTION = dict.fromkeys(("heads", "chunk", "past", "window", "persistent"), int)
 _KEEP, _AXIS = {"keepdims": int}, {"axis": int}
 

@@ -1,9 +1,9 @@
 """An ONNX model as plain data, read without the onnx package and without trust.
 
 Knows the messages of `onnx.proto` as far as our exporter writes them, by field number and wire type. Every other field
-is refused, so nothing that this reader does not know can reach ONNX Runtime: no functions, sparse tensors, nested graphs
-or training information, and no field twice of which ONNX Runtime would take another one than we did. Does not know
-bundles, nor what a graph may say (`graph_check`).
+is refused, so nothing that this reader does not know can reach ONNX Runtime: no functions, sparse tensors, nested
+graphs or training information, and no field twice of which ONNX Runtime would take another one than we did. Does not
+know bundles, nor what a graph may say (`graph_check`).
 """
 
 from __future__ import annotations

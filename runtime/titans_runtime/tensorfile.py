@@ -1,9 +1,9 @@
 """A safetensors file in memory: names to arrays that are windows onto its bytes.
 
 Knows the file's layout (8 bytes of header length, a JSON header, raw little-endian data) and distrusts it: what the
-safetensors library refuses is refused here too, such as tensors that overlap, leave holes or appear twice. Does not know
-what the tensors are for. Nothing is copied: of a file that is mapped, a page is read when something touches it, and
-every user of the mapping shares that page.
+safetensors library refuses is refused here too, such as tensors that overlap, leave holes or appear twice. Does not
+know what the tensors are for. Nothing is copied: of a file that is mapped, a page is read when something touches it,
+and every user of the mapping shares that page.
 """
 
 from __future__ import annotations
