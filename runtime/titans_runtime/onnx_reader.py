@@ -266,10 +266,10 @@ class _Onnx(Reader):
             if tag == 10:
                 value.name = self.text(begin, stop)
             elif tag == 18:
-                ((kind, begin, stop),) = self.fields(begin, stop) or [(0, 0, 0)]
-                if kind != 10:
+                kinds = self.fields(begin, stop)
+                if [kind for kind, _, _ in kinds] != [10]:
                     raise WireError(f"value {value.name!r} is not a tensor")
-                self._tensor_type(value, begin, stop)
+                self._tensor_type(value, *kinds[0][1:])
             else:
                 raise _unknown("value", tag)
         return value
