@@ -37,7 +37,7 @@ _PLAIN = (
     "Abs Add Clip Cos Div Erf Exp Expand Identity Log MatMul Max Min Mod Mul Neg Pow Reciprocal Relu Reshape"
     " Sigmoid Sin Slice Softplus Sqrt Sub Tanh Unsqueeze"
 )
-_BY_HAND = ("Squeeze",)  # our exporter says Reshape; who writes a bundle by hand needs the twin of Unsqueeze
+BY_HAND = ("Squeeze",)  # our exporter says Reshape; who writes a bundle by hand needs the twin of Unsqueeze
 _COMPARISONS = "And Equal Greater GreaterOrEqual Less LessOrEqual Not Or"
 _MEMORY: Mapping[str, type] = {
     **dict.fromkeys(("heads", "width", "chunk", "taps", "depth", "silu", "gates", "forget"), int),
@@ -48,7 +48,7 @@ _ATTENTION = dict.fromkeys(("heads", "chunk", "past", "window", "persistent"), i
 _KEEP, _AXIS = {"keepdims": int}, {"axis": int}
 
 OPERATORS: Mapping[tuple[str, str], Operator] = {
-    **{(STANDARD, name): Operator() for name in (*_PLAIN.split(), *_BY_HAND)},
+    **{(STANDARD, name): Operator() for name in (*_PLAIN.split(), *BY_HAND)},
     **{(STANDARD, name): Operator("bool") for name in _COMPARISONS.split()},
     **{(STANDARD, name): Operator(0, _KEEP) for name in ("ReduceL2", "ReduceMax", "ReduceMean", "ReduceSum")},
     **{(STANDARD, name): Operator(0, _AXIS) for name in ("Concat", "Gather", "Softmax", "Split")},
