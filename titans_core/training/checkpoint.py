@@ -167,12 +167,14 @@ def _check_model(path: Path, checkpoint: Checkpoint) -> None:
     config, stored = checkpoint.config, checkpoint.tensors
     remedy = "train it again, or restore the files"
     if max(config.layers, config.memory.depth) > len(stored):
-        raise CheckpointError(f"the weights in {path} are of fewer layers than its configuration has; {remedy}")
+        raise CheckpointError(f"the weights in {path} do not fit its configuration, which has more layers; {remedy}")
     try:
         with torch.device("meta"):  # shapes without memory
             model = TitansModel(config)
-    except (RuntimeError, ValueError, OverflowError, MemoryError) as error:
-        raise CheckpointError(f"the configuration in {path} cannot be built ({error}); {remedy}") from error
+    except (RuntimeError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise CheckpointError(
+            f"the configuration in {path} cannot be built ({_first_line(error)}); {remedy}"
+        ) from error
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     for name in sorted(set(wanted) | set(stored)):
         found = tuple(stored[name].shape) if name in stored else None
@@ -187,6 +189,10 @@ def _check_model(path: Path, checkpoint: Checkpoint) -> None:
             f"the configuration in {path} asks for {besides:,} bytes besides its weights, which no model of ours"
             f" needs; {remedy}"
         )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _shown(shape: tuple[int, ...] | None) -> str:
