@@ -47,7 +47,8 @@ def slim(bundle: Path, out: Path, *, target: str, engines: str | None = None, ov
         BundleError: the bundle is damaged.
         ExportError: the bundle is not for this target, has no engines for it or several, or `out` cannot be written.
     """
-    manifest = open_bundle(bundle).manifest
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
     if target not in PROVIDERS:
         raise ExportError(f"unknown target {target!r}; use one of {', '.join(PROVIDERS)}")
     if manifest.providers is not None and target not in manifest.providers:
@@ -61,10 +62,12 @@ def slim(bundle: Path, out: Path, *, target: str, engines: str | None = None, ov
     omitted = tuple(sorted({*manifest.omitted, *_not_needed(manifest, target, whole_engines=whole)}))
     smaller = replace(manifest, providers=(target,), omitted=omitted)
     with staged(out, overwrite) as stage:
-        for file in smaller.files():
-            shutil.copyfile(bundle / file.file, stage / file.file)
+        for file in smaller.files():  # the bytes that were hashed, whatever is under that name by now
+            content = opened.contents.get(file.file)
+            (stage / file.file).parent.mkdir(parents=True, exist_ok=True)
+            (stage / file.file).write_bytes(opened.weight_file.data.data if content is None else content)
         if folder is not None:
-            shutil.copytree(folder, stage / ENGINES / folder.name)
+            shutil.copytree(folder, stage / ENGINES / folder.name, symlinks=True)
         write_manifest(stage, smaller)
         after = size(stage)
     return Slimmed(target, size(bundle), after, omitted, None if folder is None else folder.name)

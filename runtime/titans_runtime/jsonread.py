@@ -119,7 +119,7 @@ class Node:
 def parse(text: str, file: str) -> Node:
     """Parse one JSON document; `file` is the name that errors give it."""
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
+        value = json.loads(text, object_pairs_hook=_object)
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
         return Node(value, file)
@@ -139,10 +139,6 @@ def _object(pairs: list[tuple[str, JsonValue]]) -> JsonObject:
         again = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise ValueError(f"{_clipped(repr(again))} appears twice")
     return found
-
-
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a number")
 
 
 def _shown(value: JsonValue) -> str:

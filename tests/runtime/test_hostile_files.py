@@ -120,7 +120,7 @@ def _multiply(document: dict[str, Any]) -> None:
         (lambda d: d["states"][0].update(name="last_output"), "the name of something else"),
         (lambda d: d["states"][0].update(name="__metadata__"), "the name of something else"),
         (lambda d: d["states"][0].update(name="\ud800"), "UTF-8 cannot express"),
-        (lambda d: d["model"].update(config={"x": float("nan")}), "NaN is not a number"),
+        (lambda d: d["model"].update(config={"x": float("nan")}), "numbers that are not finite"),
         (lambda d: d.update(graphs=d["graphs"] * (MOST_GRAPHS + 1)), "graphs, more than"),
         (lambda d: d["states"][1]["initial"].update(value=1e300), "which is no float32"),
     ],

@@ -115,7 +115,7 @@ def _run_graph(victim: Victim, name: str, content: bytes, signed: bool) -> Verdi
 
 def _written_alike(content: bytes, sound: bytes) -> bool:
     """Whether a graph is a sound one as the onnx library writes it."""
-    return content == onnx.load_from_string(sound).SerializeToString()
+    return content == bytes(onnx.load_from_string(sound).SerializeToString())
 
 
 @contextmanager

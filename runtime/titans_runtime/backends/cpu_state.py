@@ -217,11 +217,13 @@ class BoundGraph:
             with denormals_as_zero():
                 self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
-            from titans_runtime.backends.onnx_cpu import first_line
+            from titans_runtime.backends.onnx_cpu import first_line, out_of_memory
 
+            remedy = "try again, and if it fails again check the bundle with `titans verify`"
+            if out_of_memory(error):
+                remedy = "free some memory, and try again"
             raise ExecutionError(
-                f"graph {self._graph.name!r} failed on the CPU ({first_line(error)}); nothing has changed: try again,"
-                " and if it fails again check the bundle with `titans verify`"
+                f"graph {self._graph.name!r} failed on the CPU ({first_line(error)}); nothing has changed: {remedy}"
             ) from error
 
     def finite(self, written: Iterable[Slot]) -> bool:
