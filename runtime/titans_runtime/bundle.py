@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -132,20 +134,65 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     Raises:
         BundleError: no bundle there, or a file missing, truncated, altered, malformed or of a newer format.
     """
+    with opening(path) as bundle:
+        return bundle
+
+
+@contextmanager
+def opening(path: str | os.PathLike[str]) -> Iterator[Bundle]:
+    """A bundle whose weights are hashed while the block runs, which nothing may leave before its end.
+
+    Raises:
+        BundleError: as `open_bundle`; at the end of the block, if the weights are not the ones that were exported.
+    """
     folder = Path(path)
     manifest = read_manifest_of(folder)
-    kept = {manifest.weights.file: None, **_limits(manifest)}
+    limits = _limits(manifest)
     contents: dict[str, bytes] = {}
-    weights = WeightFile()
-    for file in manifest.files():
-        limit = kept[file.file]
-        if limit is None:
-            weights = _map(folder, file)
-        else:
-            contents[file.file] = _read(folder, file, limit)
-    tensors = {} if weights.identity is None else read_tensors(weights.data, manifest.weights.file)
-    initial = _initial_state(manifest, contents)
-    return Bundle(folder, manifest, tensors, initial, contents, weights)
+    weights, hashing = WeightFile(), None
+    try:
+        for file in manifest.files():
+            if file.file in limits:
+                contents[file.file] = _read(folder, file, limits[file.file])
+            else:
+                weights, hashing = _map(folder, file)
+        tensors = {} if weights.identity is None else read_tensors(weights.data, manifest.weights.file)
+        yield Bundle(folder, manifest, tensors, _initial_state(manifest, contents), contents, weights)
+    finally:  # what the hash says of a damaged file is more to the point than what else is wrong with it
+        if hashing is not None:
+            hashing.check()
+
+
+class _Hashing:
+    """The hash of an open file, taken by a thread; the file is closed afterwards."""
+
+    def __init__(self, handle: int, path: Path, file: DataFile) -> None:
+        self._handle, self._path, self._file = handle, path, file
+        self._digest = hashlib.sha256()
+        self._error: OSError | None = None
+        self._thread: threading.Thread | None = threading.Thread(target=self._run, daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # no more threads
+            self._thread = None
+            self._run()
+
+    def check(self) -> None:
+        """Wait for the hash. Raises `BundleError` if it is not the file's."""
+        if self._thread is not None:
+            self._thread.join()
+        if self._error is not None:
+            raise BundleError(f"{files.shown(self._path, self._error)}; {os_remedy(self._error)}")
+        _check_digest(self._path, self._file, self._digest.hexdigest())
+
+    def _run(self) -> None:
+        try:
+            for block in files.blocks(self._handle):
+                self._digest.update(block)
+        except OSError as error:
+            self._error = error
+        finally:
+            os.close(self._handle)
 
 
 def read_manifest_of(folder: Path) -> Manifest:
@@ -199,11 +246,9 @@ def _forms(graph: GraphSpec) -> Iterable[Form]:
         yield "fused"
 
 
-def _limits(manifest: Manifest) -> dict[str, int | None]:
+def _limits(manifest: Manifest) -> dict[str, int]:
     """How large each file but the weights may be."""
-    limits: dict[str, int | None] = {
-        file_of(graph, form): MAX_GRAPH_BYTES for graph in manifest.graphs for form in _forms(graph)
-    }
+    limits = {file_of(graph, form): MAX_GRAPH_BYTES for graph in manifest.graphs for form in _forms(graph)}
     if manifest.initial_state is not None:
         limits[manifest.initial_state.file] = manifest.stream_bytes + MAX_HEADER_BYTES
     if manifest.tokenizer is not None and manifest.tokenizer.file is not None:
@@ -218,22 +263,18 @@ def _tensor_bytes(shape: tuple[int | str, ...], item: int) -> int:
     return count
 
 
-def _map(folder: Path, file: DataFile) -> WeightFile:
-    """The weights, hashed and then mapped from one and the same open file."""
+def _map(folder: Path, file: DataFile) -> tuple[WeightFile, _Hashing]:
+    """The weights, mapped and hashed from one and the same open file."""
     path = folder / file.file
     handle = _open(path)
     try:
         identity = os.fstat(handle)
         _check_size(path, file, identity.st_size)
-        digest = hashlib.sha256()
-        for block in files.blocks(handle):
-            digest.update(block)
-        _check_digest(path, file, digest.hexdigest())
-        return WeightFile(map_file(handle, str(path)), identity)
-    except OSError as error:
-        raise BundleError(f"{files.shown(path, error)}; {os_remedy(error)}") from None
-    finally:
+        weights = WeightFile(map_file(handle, str(path)), identity)
+    except BaseException:
         os.close(handle)
+        raise
+    return weights, _Hashing(handle, path, file)
 
 
 def _read(folder: Path, file: DataFile, limit: int) -> bytes:

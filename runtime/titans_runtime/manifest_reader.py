@@ -178,9 +178,10 @@ def _dimension(node: Node) -> int:
 
 
 def _shape(node: Node) -> Shape:
-    if len(node.items()) > MOST_AXES:
+    sizes = node.items()
+    if len(sizes) > MOST_AXES:
         node.fail(f"a shape of at most {MOST_AXES} dimensions")
-    return tuple(BATCH if item.value == BATCH else _dimension(item) for item in node.items())
+    return tuple(BATCH if item.value == BATCH else _dimension(item) for item in sizes)
 
 
 def _dtype(node: Node) -> DType:

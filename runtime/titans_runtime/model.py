@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from titans_runtime import statefile
 from titans_runtime.backends import select
 from titans_runtime.backends.base import Backend, LoadOptions
-from titans_runtime.bundle import Bundle, check_memory, open_bundle
+from titans_runtime.bundle import Bundle, check_memory, opening
 from titans_runtime.describe import Description, describe
 from titans_runtime.driver import DirectFeeder, Driver
 from titans_runtime.errors import InputError, TextError
@@ -42,9 +42,9 @@ def load(path: str | os.PathLike[str], provider: str = "auto", threads: int | No
         InputError: `threads` is not a positive number.
     """
     options = LoadOptions(threads=_threads(threads))
-    bundle = open_bundle(path)
-    check_memory(bundle.manifest)
-    selected = select(bundle, provider, options)
+    with opening(path) as bundle:
+        check_memory(bundle.manifest)
+        selected = select(bundle, provider, options)
     return Model(bundle, selected.backend, selected.passed_over)
 
 

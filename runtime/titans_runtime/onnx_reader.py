@@ -104,7 +104,12 @@ _TENSOR_INT64, _TENSOR_INT64S, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 56, 58, 106,
 
 
 class _Onnx(Reader):
-    """The messages, one method each."""
+    """The messages, one method each. Attributes and types repeat, so each spelling of them is read once."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._attributes: dict[bytes, tuple[str, Attribute]] = {}
+        self._types: dict[bytes, tuple[int, tuple[Size, ...] | None]] = {}
 
     def model(self) -> Model:
         model = Model()
@@ -168,7 +173,11 @@ class _Onnx(Reader):
                 elif tag == _NODE_OUTPUT:
                     outputs.append(data[at:stop].decode())
                 elif tag == _NODE_ATTRIBUTE:
-                    name, value = self._attribute(at, stop)
+                    spelt = data[at:stop]
+                    known = self._attributes.get(spelt)
+                    if known is None:
+                        known = self._attributes[spelt] = self._attribute(at, stop)
+                    name, value = known
                     if name in attributes:
                         raise WireError(f"a node has attribute {name!r} twice")
                     attributes[name] = value
@@ -269,7 +278,11 @@ class _Onnx(Reader):
                 kinds = self.fields(begin, stop)
                 if [kind for kind, _, _ in kinds] != [10]:
                     raise WireError(f"value {value.name!r} is not a tensor")
-                self._tensor_type(value, *kinds[0][1:])
+                _, begin, stop = kinds[0]
+                spelt = self.data[begin:stop]
+                if spelt not in self._types:
+                    self._types[spelt] = self._tensor_type(begin, stop)
+                value.dtype, value.shape = self._types[spelt]
             else:
                 raise _unknown("value", tag)
         return value
@@ -283,16 +296,18 @@ class _Onnx(Reader):
             elif tag != 10:
                 raise _unknown("value", tag)
 
-    def _tensor_type(self, value: Value, start: int, end: int) -> None:
+    def _tensor_type(self, start: int, end: int) -> tuple[int, tuple[Size, ...] | None]:
+        dtype, shape = 0, None
         seen: set[int] = set()
         for tag, begin, stop in self.fields(start, end):
             self._once(seen, tag, "type")
             if tag == 8:
-                value.dtype = begin
+                dtype = begin
             elif tag == 18:
-                value.shape = tuple(self._size(*place) for place in self.fields(begin, stop))
+                shape = tuple(self._size(*place) for place in self.fields(begin, stop))
             else:
                 raise _unknown("type", tag)
+        return dtype, shape
 
     def _size(self, tag: int, start: int, end: int) -> Size:
         if tag != 10:

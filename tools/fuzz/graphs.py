@@ -57,7 +57,7 @@ def cases(files: list[str]) -> dict[str, st.SearchStrategy[Case]]:
         st.tuples(st.just("input"), _place, _place),
         st.tuples(st.just("output"), _place, _place),
         st.tuples(st.just("constant"), _place, _value),
-        st.tuples(st.just("dims"), _place, st.lists(st.integers(0, 64), max_size=5)),
+        st.tuples(st.just("dims"), _place, st.lists(st.integers(0, 17), max_size=4)),
         st.tuples(st.just("size"), _place, _value),
         st.tuples(st.just("drop"), _place, _place),
         st.tuples(st.just("swap"), _place, _place),
