@@ -50,6 +50,14 @@ def train(folder: Path, *arguments: str | Path) -> Path:
     return folder / "model"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for settings of the tests' own: the key that signs engines is made there, not in the user's."""
+    folder = tmp_path_factory.mktemp("settings")
+    os.environ["XDG_CONFIG_HOME"] = str(folder)
+    return folder
+
+
 @pytest.fixture
 def portable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run what is loaded from here on without fused kernels, whose rounding differs from the portable graphs'."""

@@ -215,10 +215,19 @@ class TitansConfig:
     @classmethod
     def from_json(cls, text: str) -> TitansConfig:
         """The inverse of `to_json`; raises `ConfigError` as `from_dict` does."""
-        try:
-            return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"the configuration is not JSON ({error}); export it again from the model") from error
+        return cls.from_dict(_parsed(text))
+
+    @classmethod
+    def from_stored_json(cls, text: str) -> TitansConfig:
+        """As `from_json`, of a configuration that stands beside weights."""
+        return cls.from_stored(_parsed(text))
+
+
+def _parsed(text: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"the configuration is not JSON ({error}); export it again from the model") from error
 
 
 _PLAIN_TYPES: dict[str, tuple[type, ...]] = {

@@ -34,7 +34,7 @@ from titans_runtime.manifest import (
     due_object,
 )
 
-OPSET = 20  # the first with Gelu; TensorRT 10 and ONNX Runtime 1.23 take it
+OPSET = 20  # the first with Gelu; TensorRT 10 and ONNX Runtime 1.24 take it
 IR_VERSION = 10
 
 DTYPES: dict[torch.dtype, DType] = {

@@ -18,6 +18,7 @@ from titans_export.tensorrt_engines import ENGINES
 from titans_export.tensorrt_options import MODULES
 from titans_runtime.backends import PROVIDERS
 from titans_runtime.bundle import open_bundle
+from titans_runtime.files import MIB, read_regular
 from titans_runtime.manifest import Manifest
 
 
@@ -46,7 +47,8 @@ def slim(bundle: Path, out: Path, *, target: str, engines: str | None = None, ov
         BundleError: the bundle is damaged.
         ExportError: the bundle is not for this target, has no engines for it or several, or `out` cannot be written.
     """
-    manifest = open_bundle(bundle).manifest
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
     if target not in PROVIDERS:
         raise ExportError(f"unknown target {target!r}; use one of {', '.join(PROVIDERS)}")
     if manifest.providers is not None and target not in manifest.providers:
@@ -60,10 +62,12 @@ def slim(bundle: Path, out: Path, *, target: str, engines: str | None = None, ov
     omitted = tuple(sorted({*manifest.omitted, *_not_needed(manifest, target, whole_engines=whole)}))
     smaller = replace(manifest, providers=(target,), omitted=omitted)
     with staged(out, overwrite) as stage:
-        for file in smaller.files():
-            shutil.copyfile(bundle / file.file, stage / file.file)
+        for file in smaller.files():  # the bytes that were hashed, whatever is under that name by now
+            content = opened.contents.get(file.file)
+            (stage / file.file).parent.mkdir(parents=True, exist_ok=True)
+            (stage / file.file).write_bytes(opened.weight_file.data.data if content is None else content)
         if folder is not None:
-            shutil.copytree(folder, stage / ENGINES / folder.name)
+            shutil.copytree(folder, stage / ENGINES / folder.name, symlinks=True)
         write_manifest(stage, smaller)
         after = size(stage)
     return Slimmed(target, size(bundle), after, omitted, None if folder is None else folder.name)
@@ -100,7 +104,7 @@ def _engines(bundle: Path, target: str, wanted: str | None) -> Path:
 def _sidecar(path: Path) -> dict[str, object]:
     """What a sidecar says. Raises `ExportError` if it is not one."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_regular(path, MIB))
     except (OSError, ValueError) as error:
         raise ExportError(f"{path} is not an engine's sidecar ({error}); build the engines again") from error
     return found if isinstance(found, dict) else {}

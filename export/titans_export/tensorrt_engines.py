@@ -30,6 +30,7 @@ from titans_export.tensorrt_options import (
 )
 from titans_runtime.backends import nvidia, tensorrt_modules
 from titans_runtime.backends.chooser import chooser
+from titans_runtime.backends.engine_key import signed
 from titans_runtime.bundle import open_bundle
 from titans_runtime.errors import ProviderError
 from titans_runtime.manifest import GraphSpec, Manifest
@@ -100,7 +101,8 @@ def build_engines(
     """
     options = options or BuildOptions()
     module = import_module(backend)
-    manifest = open_bundle(bundle).manifest
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
     if manifest.providers is not None and backend not in manifest.providers:
         raise ExportError(
             f"{bundle} is a {manifest.dtype} bundle for {', '.join(manifest.providers)} only; export the checkpoint"
@@ -111,8 +113,9 @@ def build_engines(
         raise ExportError(
             f"{bundle} was slimmed to its engines and has no {missing[0]}; build in the bundle that it was made from"
         )
+    contents = [opened.graph(graph).content for graph in manifest.graphs]
     if not ignore_memory:
-        check_memory([bundle / graph.file for graph in manifest.graphs])
+        check_memory(contents)
     directory = f"{ENGINES}/{_target(backend, options)}"
     built = []
     for number, graph in enumerate(manifest.graphs):
@@ -121,7 +124,9 @@ def build_engines(
             if progress is not None:
                 progress(int((number + share) * STEPS), len(manifest.graphs) * STEPS)
 
-        engine, data = _Build(module, backend, options, tell).build(bundle, manifest, graph, directory)
+        engine, data = _Build(module, backend, options, tell).build(
+            bundle, manifest, graph, directory, contents[number]
+        )
         _write_engine(bundle, engine, data)
         built.append(engine)
         tell(1.0)
@@ -135,9 +140,9 @@ def build_engines(
 
 
 def _write_engine(bundle: Path, engine: Engine, data: bytes) -> None:
-    """An engine and its sidecar."""
+    """An engine and its sidecar, which this user signs."""
     _write(bundle / engine.file, data)
-    sidecar = json.dumps(SIDECAR_FORMAT | asdict(engine), indent=1) + "\n"
+    sidecar = json.dumps(signed(json.loads(json.dumps(SIDECAR_FORMAT | asdict(engine)))), indent=1) + "\n"
     _write((bundle / engine.file).with_suffix(".json"), sidecar.encode())
 
 
@@ -159,9 +164,9 @@ class _Build:
     tell: Callable[[float], None]
 
     def build(
-        self, bundle: Path, manifest: Manifest, graph: GraphSpec, directory: str, content: bytes | None = None
+        self, bundle: Path, manifest: Manifest, graph: GraphSpec, directory: str, content: bytes
     ) -> tuple[Engine, bytes]:
-        """An engine and its bytes; `content` is the graph where it is no file of the bundle's."""
+        """An engine and its bytes; `content` is the graph."""
         module, started = self.module, time.perf_counter()
         log = Log(module)
         builder = module.Builder(log.logger)

@@ -19,10 +19,10 @@ BASE_BYTES = 600 * 2**20
 TIMES_WEIGHTS = 7.0
 
 
-def estimate(graph: Path) -> int:
-    """Bytes that building an engine for an ONNX file will take at its peak."""
+def estimate(graph: bytes) -> int:
+    """Bytes that building an engine for an ONNX model will take at its peak."""
     weights = 0
-    for tensor in onnx.load(str(graph), load_external_data=False).graph.initializer:
+    for tensor in onnx.load_from_string(graph).graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
             weights += math.prod(tensor.dims) * _item_bytes(tensor.data_type)
     return BASE_BYTES + int(TIMES_WEIGHTS * weights)
@@ -39,7 +39,7 @@ def available() -> int | None:
     return min(found, default=None)
 
 
-def check_memory(graphs: list[Path]) -> None:
+def check_memory(graphs: list[bytes]) -> None:
     """Raise `ExportError` if the largest of the graphs will hardly fit."""
     needed, there = max(map(estimate, graphs), default=0), available()
     if there is not None and needed > there:

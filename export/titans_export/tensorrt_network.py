@@ -60,16 +60,15 @@ class Log:
         self.logger = Logger()
 
 
-def parse(module: Any, backend: str, builder: Any, logger: Any, path: Path, content: bytes | None = None) -> Any:
-    """The strongly typed network of an ONNX file. Raises `ExportError` with the node, operator and place at fault.
+def parse(module: Any, backend: str, builder: Any, logger: Any, path: Path, content: bytes) -> Any:
+    """The strongly typed network of an ONNX model. Raises `ExportError` with the node, operator and place at fault.
 
-    content: the model, where it is no file; `path` is only what errors call it then.
+    path: its file, beside which its weights are, and what errors call it.
     """
     flag = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # since 11 there is no other kind
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = module.OnnxParser(network, logger)
-    changed = with_sums_as_products(path) if content is None else content
-    if not (parser.parse_from_file(str(path)) if changed is None else parser.parse(changed, str(path))):
+    if not parser.parse(with_sums_as_products(content, path.name) or content, str(path)):
         raise ExportError(f"{path.name}: {backend} {module.__version__} refuses {_refusals(parser)}")
     return network
 

@@ -10,7 +10,6 @@ normalisation and only the parser is given the product. Knows ONNX's protobuf. K
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -21,8 +20,8 @@ from titans_export.errors import ExportError
 _ONES = "normalisation/ones"
 
 
-def with_sums_as_products(path: Path) -> bytes | None:
-    """The ONNX file with every L1 normalisation over one of the two last axes as `x / (|x| @ ones)`.
+def with_sums_as_products(content: bytes, file: str) -> bytes | None:
+    """The ONNX model with every L1 normalisation over one of the two last axes as `x / (|x| @ ones)`.
 
     Returns:
         The model's bytes, its weights still external; None where there is nothing to say differently.
@@ -30,7 +29,7 @@ def with_sums_as_products(path: Path) -> bytes | None:
     Raises:
         ExportError: the size of a normalised axis is unknown.
     """
-    model = onnx.load(str(path), load_external_data=False)
+    model = onnx.load_from_string(content)
     if not any(_is_sum(node) for node in model.graph.node):
         return None
     values = (*model.graph.value_info, *model.graph.input, *model.graph.output)
@@ -46,7 +45,7 @@ def with_sums_as_products(path: Path) -> bytes | None:
         axis -= len(kind.shape.dim) if axis >= 0 else 0
         size = kind.shape.dim[axis].dim_value
         if axis not in (-1, -2) or size <= 0:
-            raise ExportError(f"{path.name}: {node.name} normalises axis {axis}, of size {size}; report this")
+            raise ExportError(f"{file}: {node.name} normalises axis {axis}, of size {size}; report this")
         if (kind.elem_type, size) not in ones:
             ones[kind.elem_type, size] = name = f"{_ONES}_{size}_{kind.elem_type}"
             filled = np.ones((size, size), helper.tensor_dtype_to_np_dtype(kind.elem_type))

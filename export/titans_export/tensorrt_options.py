@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from titans_export.errors import ExportError
+from titans_runtime.errors import os_remedy
+from titans_runtime.files import MIB, read_regular, shown
+
+_MOST_TIMINGS = 256 * MIB
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 
@@ -118,9 +122,9 @@ def load_timing_cache(config: Any, path: Path | None) -> None:
     if path is None:
         return
     try:
-        data = path.read_bytes() if path.exists() else b""
+        data = read_regular(path, _MOST_TIMINGS) if path.exists() else b""
     except OSError as error:
-        raise ExportError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from error
+        raise ExportError(f"{shown(path, error)}; {os_remedy(error)}") from error
     if not config.set_timing_cache(config.create_timing_cache(data), False):
         raise ExportError(f"{path} was made by another TensorRT or on another GPU; name another file, or remove it")
 

@@ -1,33 +1,44 @@
 """The contract between graphs, state table and schedule: what a manifest must hold together.
 
 Knows which data inputs and outputs each kind of graph may have, and with which shapes. Does not open the
-graphs: that the ONNX files agree with the manifest is the exporter's verification and the hashes' business.
+graphs: that the ONNX files agree with the manifest is `graph_check`'s business.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NoReturn
 
 from titans_runtime.errors import BundleError
 from titans_runtime.manifest import (
     BATCH,
+    LAST,
     MANIFEST_FILE,
+    GraphKind,
     GraphSpec,
     Manifest,
     StateSpec,
     TensorSpec,
     TokenInputs,
 )
+from titans_runtime.tensorfile import METADATA
+
+# More is damage or an attack. The largest that we export: 8 graphs, 300 state tensors, 0.1 GiB of them.
+MOST_GRAPHS, MOST_STATES = 256, 16_384
+MOST_BYTES = 2**36  # of a stream's state, or of the outputs of a call
+# What saved sessions call other things; a state of that name could not be restored.
+_TAKEN = frozenset({METADATA, LAST})
 
 
 def check_contract(manifest: Manifest) -> None:
-    """Check that names are unique, graphs fit the state table, and the schedule can be followed.
+    """Check that names are unique, sizes bounded, graphs fit the state table, and the schedule can be followed.
 
     Raises:
         BundleError: naming the graph, state or entry that does not fit.
     """
+    _check_sizes(manifest)
     _unique("state name", (state.name for state in manifest.states))
     _unique("state tensor", (name for state in manifest.states for name in (state.input, state.output)))
     _unique("graph name", (graph.name for graph in manifest.graphs))
@@ -37,8 +48,12 @@ def check_contract(manifest: Manifest) -> None:
     layers = {t.shape[-1] for g in manifest.graphs for t in g.outputs if t.name == "surprise" and t.shape}
     if len(layers) > 1:
         _fail("graphs report surprise for different numbers of memory layers")
+    allowed: dict[tuple[GraphKind, int], _Allowed] = {}
     for graph in manifest.graphs:
-        _check_graph(manifest, graph)
+        key = (graph.kind, graph.tokens)
+        if key not in allowed:
+            allowed[key] = _Allowed(_allowed_inputs(manifest, graph), _allowed_outputs(manifest, graph))
+        _check_graph(manifest, graph, allowed[key])
     _check_schedule(manifest)
     _check_initial(manifest)
     _check_tokenizer(manifest)
@@ -64,7 +79,32 @@ def _unique(what: str, names: Iterable[str]) -> None:
         _fail(f"{what} {repeated[0]!r} appears more than once")
 
 
-def _check_graph(manifest: Manifest, graph: GraphSpec) -> None:
+def _check_sizes(manifest: Manifest) -> None:
+    for what, count, most in (
+        ("graphs", len(manifest.graphs), MOST_GRAPHS),
+        ("state tensors", len(manifest.states), MOST_STATES),
+    ):
+        if count > most:
+            _fail(f"there are {count:,} {what}, more than {most:,}")
+    if manifest.stream_bytes > MOST_BYTES:
+        _fail(f"the state of a stream has {manifest.stream_bytes:,} bytes, more than {MOST_BYTES:,}")
+    for graph in manifest.graphs:
+        if (size := 4 * graph.tokens * manifest.inputs.outputs) > MOST_BYTES:
+            _fail(f"graph {graph.name!r} returns {size:,} bytes for a stream, more than {MOST_BYTES:,}")
+    for state in manifest.states:
+        if state.name in _TAKEN:
+            _fail(f"a state is called {state.name!r}, which is the name of something else in saved sessions")
+
+
+@dataclass(frozen=True)
+class _Allowed:
+    """The inputs and outputs that a graph may have, worked out once for all of one kind."""
+
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+
+
+def _check_graph(manifest: Manifest, graph: GraphSpec, allowed: _Allowed) -> None:
     tokens_ok = {
         "prefill": graph.tokens == manifest.chunk,
         "extend": 1 <= graph.tokens <= manifest.chunk,
@@ -73,8 +113,8 @@ def _check_graph(manifest: Manifest, graph: GraphSpec) -> None:
     }
     if not tokens_ok[graph.kind]:
         _fail(f"graph {graph.name!r} of kind {graph.kind} holds {graph.tokens} tokens, with chunk {manifest.chunk}")
-    _check_tensors(graph, "input", graph.inputs, _allowed_inputs(manifest, graph))
-    _check_tensors(graph, "output", graph.outputs, _allowed_outputs(manifest, graph))
+    _check_tensors(graph, "input", graph.inputs, allowed.inputs)
+    _check_tensors(graph, "output", graph.outputs, allowed.outputs)
     inputs, outputs = {t.name for t in graph.inputs}, {t.name for t in graph.outputs}
     required = {data_name(manifest)} if graph.tokens else set()
     for name in sorted(required - inputs):

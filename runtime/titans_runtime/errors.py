@@ -19,11 +19,20 @@ _OS_REMEDIES = {
     errno.ENOTDIR: "check the path: a part of it is a file",
     errno.EISDIR: "name a file, not a directory",
     errno.EEXIST: "choose another place or remove what is there",
+    errno.ELOOP: "check the path: its links lead round in a circle",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.EMFILE: "close files that this process holds open, or raise its limit with `ulimit -n`",
+    errno.ENFILE: "close programs that hold many files open: the whole machine is at its limit",
+    errno.ENOMEM: "free some memory",
+    errno.EIO: "the disk or the network gave an error: check them, and copy the file again",
 }
 
 
 def os_remedy(error: OSError) -> str:
     """What to do about a file that the system refuses."""
+    own: object = getattr(error, "remedy", None)  # of `files.RefusedFileError`
+    if isinstance(own, str):
+        return own
     return _OS_REMEDIES.get(error.errno or 0, "check the path and try again")
 
 
@@ -73,7 +82,8 @@ class NonFiniteError(ExecutionError):
         where = f"first in state {state!r}" if state is not None else "in the outputs only, in no layer's state"
         super().__init__(
             f"graph {graph!r} returned numbers that are not finite at token {token}, {where}; go back with reset(),"
-            " rewind() or a saved state, and if it recurs train with memory.surprise_bound set"
+            " rewind() or a saved state; if it recurs train with memory.surprise_bound set, and if a new session's"
+            " first token does it, the weights are not finite: export the bundle again"
         )
         self.graph, self.token, self.state = graph, token, state
 

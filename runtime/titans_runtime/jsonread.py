@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import NoReturn, TypeAlias
 
@@ -18,6 +19,8 @@ JsonObject: TypeAlias = dict[str, JsonValue]
 
 # Anything counted in a manifest (dimensions, bytes, parameters, tokens) fits; larger is damage, not data.
 MAX_INTEGER = 2**62
+# A surrogate as JSON writes it: alone, it is no character.
+_SURROGATE = re.compile(r"\\u[dD][89abcdefABCDEF]")
 
 
 @dataclass(frozen=True)
@@ -116,11 +119,26 @@ class Node:
 def parse(text: str, file: str) -> Node:
     """Parse one JSON document; `file` is the name that errors give it."""
     try:
-        return Node(json.loads(text), file)
+        value = json.loads(text, object_pairs_hook=_object)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        return Node(value, file)
+    except UnicodeEncodeError:
+        raise BundleError(f"{file} has text that UTF-8 cannot express; export the bundle again") from None
     except RecursionError:
         raise BundleError(f"{file} is nested too deeply to be a manifest; export the bundle again") from None
     except ValueError as error:
         raise BundleError(f"{file} is not valid JSON ({error}); it may be truncated: copy the bundle again") from None
+
+
+def _object(pairs: list[tuple[str, JsonValue]]) -> JsonObject:
+    """An object whose names are different: readers do not agree on which of two equal ones counts."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        again = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"{_clipped(repr(again))} appears twice")
+    return found
 
 
 def _shown(value: JsonValue) -> str:

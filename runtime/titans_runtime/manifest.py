@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Literal, TypeAlias, cast, get_args
 
-from titans_runtime.jsonread import JsonObject, JsonValue
+from titans_runtime.jsonread import JsonObject, JsonValue, parse
 from titans_runtime.seal import seal
 
 FORMAT = "titans-bundle"
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+LAST = "last_output"  # what saved sessions call the outputs after the last token
 BATCH = "batch"  # the one symbolic dimension: independent streams
 
 DType = Literal["float32", "float16", "float64", "int64", "int32", "int8", "uint8", "bool"]
@@ -230,7 +231,7 @@ class Manifest:
         """Read and check a manifest. Raises `BundleError` for anything that is not a sound version-1 manifest."""
         from titans_runtime.manifest_reader import read_manifest  # imports this module
 
-        return read_manifest(text)
+        return read_manifest(parse(text, MANIFEST_FILE))
 
     def to_json(self) -> str:
         """The manifest as JSON text with its own checksum; `from_json` gives back an equal manifest."""

@@ -6,12 +6,11 @@ Knows the JSON form of version 1. Leaves the question whether graphs, states and
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
 from typing import Literal, cast
 
 from titans_runtime.contract import check_contract
 from titans_runtime.errors import BundleError
-from titans_runtime.jsonread import JsonObject, Node, parse
+from titans_runtime.jsonread import JsonObject, Node
 from titans_runtime.manifest import (
     BATCH,
     DTYPES,
@@ -37,20 +36,19 @@ from titans_runtime.manifest import (
     TokenInputs,
     TokenizerInfo,
 )
+from titans_runtime.names import INSIDE, PLAIN, is_plain, stays_inside
+from titans_runtime.tensorfile import MOST_AXES
 
-# A file name is joined to the bundle's directory; these would leave it, or mean something else elsewhere.
-_UNSAFE_CHARACTERS = ("\\", ":", "\0")
 # A dimension beyond this is damage: one float32 row of it would be 4 GiB.
 _MAX_DIMENSION = 2**30
 
 
-def read_manifest(text: str) -> Manifest:
+def read_manifest(root: Node) -> Manifest:
     """Read a version-1 manifest.
 
     Raises:
-        BundleError: not JSON, not a bundle's manifest, a newer format, or a field that is missing or wrong.
+        BundleError: not a bundle's manifest, a newer format, or a field that is missing or wrong.
     """
-    root = parse(text, MANIFEST_FILE)
     _check_format(root)
     manifest = Manifest(
         model=_model(root.field("model")),
@@ -139,9 +137,16 @@ def _inputs(node: Node) -> TokenInputs | ContinuousInputs:
 def _path(node: Node) -> str:
     """A file name that stays inside the bundle, with `/` between folders."""
     name = node.text()
-    parts = PurePosixPath(name).parts
-    if any(c in name for c in _UNSAFE_CHARACTERS) or name.startswith("/") or ".." in parts or not parts:
-        node.fail("a relative path that stays inside the bundle")
+    if not stays_inside(name):
+        node.fail(INSIDE)
+    return name
+
+
+def _name(node: Node) -> str:
+    """A graph's name: its engines and profiles are files of that name."""
+    name = node.text()
+    if not is_plain(name):
+        node.fail(PLAIN)
     return name
 
 
@@ -173,7 +178,10 @@ def _dimension(node: Node) -> int:
 
 
 def _shape(node: Node) -> Shape:
-    return tuple(BATCH if item.value == BATCH else _dimension(item) for item in node.items())
+    sizes = node.items()
+    if len(sizes) > MOST_AXES:
+        node.fail(f"a shape of at most {MOST_AXES} dimensions")
+    return tuple(BATCH if item.value == BATCH else _dimension(item) for item in sizes)
 
 
 def _dtype(node: Node) -> DType:
@@ -212,7 +220,7 @@ def _tensor(node: Node) -> TensorSpec:
 
 def _graph(node: Node) -> GraphSpec:
     return GraphSpec(
-        name=node.field("name").text(),
+        name=_name(node.field("name")),
         kind=cast(GraphKind, node.field("kind").choice(GRAPH_KINDS)),
         file=_path(node.field("file")),
         sha256=node.field("sha256").sha256(),

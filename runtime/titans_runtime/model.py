@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from titans_runtime import statefile
 from titans_runtime.backends import select
 from titans_runtime.backends.base import Backend, LoadOptions
-from titans_runtime.bundle import Bundle, open_bundle, without_writes
+from titans_runtime.bundle import Bundle, check_memory, opening, without_writes
 from titans_runtime.describe import Description, describe
 from titans_runtime.driver import DirectFeeder, Driver
 from titans_runtime.errors import InputError, TextError
@@ -42,8 +42,9 @@ def load(path: str | os.PathLike[str], provider: str = "auto", threads: int | No
         InputError: `threads` is not a positive number.
     """
     options = LoadOptions(threads=_threads(threads))
-    bundle = open_bundle(path)
-    selected = select(bundle, provider, options)
+    with opening(path) as bundle:
+        check_memory(bundle.manifest)
+        selected = select(bundle, provider, options)
     return Model(bundle, selected.backend, selected.passed_over, options)
 
 
@@ -92,7 +93,9 @@ class Model:
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
         """The bundle's tokenizer, opened when first needed; None for a model without one."""
-        return open_tokenizer(self._bundle.path, self.manifest)
+        opened = open_tokenizer(self._bundle.path, self.manifest)
+        self._bundle.check_tokenizer()  # after it: what was opened is what was hashed
+        return opened
 
     def encode(self, text: str | bytes) -> list[int]:
         """The token ids of a text. Raises `TextError` without a tokenizer, or for text that is not UTF-8."""

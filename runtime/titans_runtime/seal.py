@@ -24,7 +24,11 @@ def seal(fields: JsonObject) -> JsonObject:
 def check_seal(root: Node) -> None:
     """Raises `BundleError` unless the object is as it was when it was sealed."""
     written = root.field(FIELD).sha256()
-    if written != _digest({key: value for key, value in root.fields().items() if key != FIELD}):
+    try:
+        found = _digest({key: value for key, value in root.fields().items() if key != FIELD})
+    except ValueError:
+        raise BundleError(f"{root.file} has numbers that are not finite; export the bundle again") from None
+    if written != found:
         raise BundleError(
             f"{root.file} was changed after it was written: its checksum does not match; copy the bundle again, or"
             " export it again"
@@ -32,5 +36,5 @@ def check_seal(root: Node) -> None:
 
 
 def _digest(content: JsonObject) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

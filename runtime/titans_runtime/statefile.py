@@ -21,18 +21,20 @@ from pathlib import Path
 
 import numpy as np
 
+from titans_runtime import files, memory
 from titans_runtime.arrays import Array, FloatArray
-from titans_runtime.errors import BundleError, StateError
+from titans_runtime.errors import BundleError, StateError, os_remedy
 from titans_runtime.jsonread import Node, parse
-from titans_runtime.manifest import DTYPES, Manifest, StateSpec
+from titans_runtime.manifest import DTYPES, LAST, Manifest, StateSpec
 from titans_runtime.moment import KEPT, Moment, SurpriseTotals
+from titans_runtime.tensorfile import MOST_AXES
 
 FORMAT = "titans-state"
 FORMAT_VERSION = 1
 _NO_DIGEST = "0" * 64
-LAST = "last_output"
 _HEADER_BYTES = 16 * 2**20  # far above any state table's header; a longer one is not ours
 _LARGEST = 2**34  # elements of a tensor; more is damage or an attack
+_COPIES = 3  # of a state that are in memory while it is read: the file, its tensors, and one that is put in order
 _ZLIB_LEVEL = 1  # measured on a trained memory: level 6 saves under 1 % more and takes three times as long
 _SAVE_AGAIN = "restore another copy, or start a new session"
 
@@ -147,6 +149,9 @@ def read_tensors(data: bytes, header: Header, source: str) -> dict[str, Array]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
+    sizes = [np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in header.tensors.values()]
+    if lack := memory.shortage(_COPIES * max(sum(sizes), len(data))):
+        raise StateError(f"{source} is too large for this machine: {lack}; free some memory, or use another machine")
     try:
         stored: dict[str, Array] = load(data)
     except (SafetensorError, ValueError, KeyError) as error:
@@ -190,7 +195,7 @@ def read_file(path: str | os.PathLike[str], manifest: Manifest | None = None) ->
     """A state file's bytes; with a manifest, refused unread if it is far larger than that model's states can be.
 
     Raises:
-        StateError: missing, unreadable or too large.
+        StateError: missing, unreadable, no regular file, or too large for its model or for the memory there is.
     """
     file = Path(path)
     try:
@@ -198,11 +203,13 @@ def read_file(path: str | os.PathLike[str], manifest: Manifest | None = None) ->
             limit = 2 * manifest.stream_bytes + 4 * manifest.inputs.outputs + _HEADER_BYTES
             if file.stat().st_size > limit:
                 raise StateError(f"{file} is larger than a state of this model can be; give one that it saved")
-        return file.read_bytes()
-    except FileNotFoundError:
+        else:
+            limit = memory.available() // _COPIES
+        return files.read_regular(file, limit)
+    except (FileNotFoundError, NotADirectoryError):
         raise StateError(f"{file} is missing; check the path, or start a new session") from None
     except OSError as error:
-        raise StateError(f"{file} cannot be read ({error.strerror}); check its permissions") from None
+        raise StateError(f"{files.shown(file, error)}; {os_remedy(error)}") from None
 
 
 def _check_digest(data: bytes, head: bytes, digest: str, source: str) -> None:
@@ -260,6 +267,8 @@ def _table(node: Node) -> dict[str, tuple[str, tuple[int, ...]]]:
     table: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name in node.fields():
         dtype, shape = node.field(name).pair()
+        if len(shape.items()) > MOST_AXES:
+            shape.fail(f"a shape of at most {MOST_AXES} dimensions")
         table[name] = dtype.choice(DTYPES), tuple(size.integer(0) for size in shape.items())
         if math.prod(table[name][1]) > _LARGEST:
             shape.fail("a shape of a tensor that fits into memory")

@@ -1,20 +1,24 @@
-"""A safetensors file mapped into memory once: names to arrays that are windows onto the file.
+"""A safetensors file in memory: names to arrays that are windows onto its bytes.
 
-Knows the file's layout (8 bytes of header length, a JSON header, raw little-endian data) and distrusts it.
-Does not know what the tensors are for. Nothing is copied: a page is read when something touches it, and every
-user of the mapping shares that page.
+Knows the file's layout (8 bytes of header length, a JSON header, raw little-endian data) and distrusts it: what the
+safetensors library refuses is refused here too, such as tensors that overlap, leave holes or appear twice. Does not
+know what the tensors are for. Nothing is copied: of a file that is mapped, a page is read when something touches it,
+and every user of the mapping shares that page.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from titans_runtime.arrays import Array
-from titans_runtime.errors import BundleError
+from titans_runtime.errors import BundleError, os_remedy
+from titans_runtime.files import open_regular, shown
 from titans_runtime.jsonread import Node, parse
 
 # safetensors dtype -> numpy storage. NumPy has no bfloat16; its bits travel as uint16.
@@ -29,38 +33,69 @@ _STORAGE = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-# The safetensors library refuses larger headers; so do we, before allocating anything.
-_MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 16 * 2**20  # far above any model's; the largest that we export has 100 KB
+MOST_AXES = 16  # of a tensor; ours have up to 5
+METADATA = "__metadata__"
 
 
 @dataclass(frozen=True)
 class MappedTensor:
-    """One tensor: a read-only window onto the file, and its dtype as safetensors spells it."""
+    """One tensor: a read-only window onto the file, its dtype as safetensors spells it, and where its bytes begin."""
 
     array: Array
     dtype: str
+    offset: int
 
 
-def map_tensors(path: Path) -> dict[str, MappedTensor]:
-    """Map every tensor of a safetensors file.
+def map_tensors(path: str | os.PathLike[str]) -> dict[str, MappedTensor]:
+    """Every tensor of a safetensors file, mapped. Raises `BundleError`."""
+    name = Path(path).name
+    try:
+        handle = open_regular(path)
+    except OSError as error:
+        raise BundleError(f"{shown(Path(path), error)}; {os_remedy(error)}") from None
+    try:
+        return read_tensors(map_file(handle, name), name)
+    finally:
+        os.close(handle)
+
+
+def map_file(handle: int, name: str) -> Array:
+    """The bytes of an open file, mapped. Raises `BundleError`."""
+    try:
+        return np.frombuffer(mmap.mmap(handle, 0, access=mmap.ACCESS_READ), np.uint8)
+    except ValueError:  # an empty file cannot be mapped
+        return np.zeros(0, np.uint8)
+    except OSError as error:
+        raise BundleError(f"{name} cannot be mapped ({error.strerror}); {os_remedy(error)}") from None
+
+
+def read_tensors(data: Array, name: str) -> dict[str, MappedTensor]:
+    """Every tensor of a safetensors file.
+
+    Args:
+        data: its bytes.
+        name: what to call it in errors.
 
     Raises:
-        BundleError: the file cannot be read, is truncated, or its header does not describe it.
+        BundleError: the file is truncated, or its header does not describe it.
     """
-    try:
-        data = np.memmap(path, mode="r", dtype=np.uint8)
-    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-        raise BundleError(f"{path.name} cannot be mapped ({error}); copy the bundle again") from None
-    header, start = _header(data, path.name)
-    return {
-        name: _tensor(header.field(name), data, start, path.name) for name in header.fields() if name != "__metadata__"
-    }
+    header, start = _header(data, name)
+    found = {key: _tensor(header.field(key), data, start, name) for key in header.fields() if key != METADATA}
+    end = start
+    for key, tensor in sorted(found.items(), key=lambda item: (item[1].offset, item[1].array.nbytes)):
+        if tensor.offset != end:
+            raise BundleError(f"{name}: {key} overlaps another tensor or leaves a hole before it; copy the file again")
+        end += tensor.array.nbytes
+    if end != len(data):
+        raise BundleError(f"{name} has {len(data) - end} bytes that belong to no tensor; copy the file again")
+    return found
 
 
 def _header(data: Array, name: str) -> tuple[Node, int]:
     """The parsed header and the offset at which the tensors' data begins."""
     length = int.from_bytes(data[:8].tobytes(), "little")
-    if len(data) < 8 or length > min(len(data) - 8, _MAX_HEADER_BYTES):
+    if len(data) < 8 or length > min(len(data) - 8, MAX_HEADER_BYTES):
         raise BundleError(f"{name} is not a complete safetensors file ({len(data)} bytes); copy the bundle again")
     try:
         text = data[8 : 8 + length].tobytes().decode("utf-8")
@@ -74,8 +109,10 @@ def _tensor(node: Node, data: Array, start: int, name: str) -> MappedTensor:
     shape = tuple(item.integer(0) for item in node.field("shape").items())
     offsets = [item.integer(0) for item in node.field("data_offsets").items()]
     item = np.dtype(_STORAGE[dtype])
+    if len(shape) > MOST_AXES:
+        node.field("shape").fail(f"a shape of at most {MOST_AXES} axes")
     size = math.prod(shape) * item.itemsize
     if len(offsets) != 2 or offsets[1] - offsets[0] != size or start + offsets[1] > len(data):
         raise BundleError(f"{name}: {node.path} does not lie within the file; copy the bundle again")
     window = data[start + offsets[0] : start + offsets[1]]
-    return MappedTensor(window.view(item).reshape(shape), dtype)
+    return MappedTensor(window.view(item).reshape(shape), dtype, start + offsets[0])

@@ -102,7 +102,7 @@ def graph_of(path: Path, operator: str) -> GraphSpec:
 def parsed(path: Path) -> object:
     log = Log(trt)
     builder = trt.Builder(log.logger)
-    return parse(trt, "tensorrt-rtx", builder, log.logger, path), builder
+    return parse(trt, "tensorrt-rtx", builder, log.logger, path, path.read_bytes()), builder
 
 
 def test_a_refused_graph_names_the_node_its_operator_and_its_place(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_build_that_will_not_fit_is_refused_unless_told_otherwise(
 
 
 def test_the_estimate_grows_with_the_weights_of_the_graph(small: Path) -> None:
-    used = {name: tensorrt_memory.estimate(small / f"{name}.onnx") for name in ("step", "commit")}
+    used = {name: tensorrt_memory.estimate((small / f"{name}.onnx").read_bytes()) for name in ("step", "commit")}
     weights = (small / "weights.safetensors").stat().st_size
     assert used["commit"] == tensorrt_memory.BASE_BYTES  # a commit has no weights
     assert 5 * weights < used["step"] - used["commit"] < 7.1 * weights

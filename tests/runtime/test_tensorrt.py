@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,10 +21,11 @@ import pytest
 from tests.runtime.devices import told, traffic
 from tests.runtime.toy import C, Toy, write_toy
 from tests.standin.cuda import FakeCuda, Violation, cudaMemcpyKind
-from tests.standin.tensorrt import FakeOnnxParserRefitter, FakeTensorRT, write_engines
+from tests.standin.tensorrt import FakeOnnxParserRefitter, FakeRuntime, FakeTensorRT, write_engines
 from titans_runtime import ExecutionError, Model, ProviderError, SamplingOptions, Session, load, providers
 from titans_runtime.backends import engine_files, nvidia
 from titans_runtime.backends.cuda import Cuda, CudaBuffer
+from titans_runtime.backends.engine_key import FIELD, signed
 from titans_runtime.backends.tensorrt_device import CudaMemory, EngineBound
 
 TEXT = list(b"a text that is longer than three chunks of eight")
@@ -202,7 +204,7 @@ def test_a_full_device_says_so_and_leaves_the_session_as_it_was(machine: Machine
 
 def edit(path: Path, **changes: Any) -> None:
     sidecar = path.with_suffix(".json")
-    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | changes))
+    sidecar.write_text(json.dumps(signed(json.loads(sidecar.read_text()) | changes)))
 
 
 def remove(path: Path) -> None:
@@ -276,8 +278,8 @@ def test_an_engine_that_fits_is_found_beside_one_that_does_not(machine: Machine,
 @pytest.mark.parametrize(
     ("built", "runs"), [("1.6.9", True), ("1.7.1", True), ("1.8.0", False), ("0.9.0", False), ("2.0.0", False)]
 )
-def test_a_version_compatible_engine_runs_on_later_versions_once_its_code_is_trusted(
-    machine: Machine, bundle: Path, monkeypatch: pytest.MonkeyPatch, built: str, runs: bool
+def test_a_version_compatible_engine_runs_on_later_versions(
+    machine: Machine, bundle: Path, built: str, runs: bool
 ) -> None:
     shutil.rmtree(bundle / "engines")
     write_engines(bundle, version=built, version_compatible=True)
@@ -285,10 +287,92 @@ def test_a_version_compatible_engine_runs_on_later_versions_once_its_code_is_tru
         with pytest.raises(ProviderError, match=r"later versions, and 1\.7\.1 is installed.* --version-compatible$"):
             load(bundle, provider="tensorrt-rtx")
         return
-    with pytest.raises(ProviderError, match=r"carries code that runs on the host; set TITANS_TRUST_ENGINE_CODE=1"):
-        load(bundle, provider="tensorrt-rtx")
-    monkeypatch.setenv("TITANS_TRUST_ENGINE_CODE", "1")
     assert np.isfinite(load(bundle, provider="tensorrt-rtx").session().feed([1, 2, 3])).all()
+
+
+# Engines are programs: whose they are.
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The engines that TensorRT was asked to deserialise."""
+    real = FakeRuntime.deserialize_cuda_engine
+    given: list[bytes] = []
+
+    def watched(self: FakeRuntime, data: bytes) -> Any:
+        given.append(data)
+        return real(self, data)
+
+    monkeypatch.setattr(FakeRuntime, "deserialize_cuda_engine", watched)
+    return given
+
+
+def strangers(bundle: Path, spoil: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Make the engines somebody else's, in one way or another; every hash in them is right."""
+    if spoil == "another user":
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(folder))  # whose key is another one
+        signed({})
+    for path in (bundle / "engines").glob("*/*.engine"):
+        sidecar = path.with_suffix(".json")
+        facts = json.loads(sidecar.read_text())
+        if spoil == "unsigned":
+            facts.pop(FIELD)
+        elif spoil == "signed with nothing":
+            facts[FIELD] = ""
+        elif spoil == "no text":
+            facts[FIELD] = 1
+        elif spoil == "another plan under the same signature":
+            path.write_bytes(b"a stranger's plan")
+            facts |= {"sha256": hashlib.sha256(b"a stranger's plan").hexdigest(), "bytes": 17}
+        elif spoil == "another use under the same signature":
+            facts["batch"] = [1, 2, 3]
+        sidecar.write_text(json.dumps(facts))
+
+
+SPOILT = (
+    "another user",
+    "unsigned",
+    "signed with nothing",
+    "no text",
+    "another plan under the same signature",
+    "another use under the same signature",
+)
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_a_strangers_engine_never_reaches_tensorrt_unless_it_is_trusted(
+    machine: Machine, bundle: Path, given: list[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spoil: str
+) -> None:
+    monkeypatch.delenv("TITANS_TRUST_ENGINE_CODE", raising=False)
+    strangers(bundle, spoil, monkeypatch, tmp_path / "settings")
+    with pytest.raises(ProviderError, match=r"built by somebody else.*set TITANS_TRUST_ENGINE_CODE=1.*titans build"):
+        load(bundle, provider="tensorrt-rtx")
+    there = load(bundle, threads=1)
+    assert there.provider not in ("tensorrt", "tensorrt-rtx")
+    assert "built by somebody else" in there.passed_over["tensorrt-rtx"]
+    assert given == []
+    monkeypatch.setenv("TITANS_TRUST_ENGINE_CODE", "1")
+    if "plan" not in spoil:
+        assert load(bundle).provider == "tensorrt-rtx"
+
+
+def test_the_key_is_this_users_alone(
+    machine: Machine, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "mine"))
+    write_engines(bundle)
+    key = tmp_path / "mine" / "titans-deploy" / "engine.key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert len(key.read_bytes()) == 32
+    assert load(bundle).provider == "tensorrt-rtx"
+    key.chmod(0o644)
+    with pytest.raises(ProviderError, match="can be read by others"):
+        load(bundle, provider="tensorrt-rtx")
+    assert "can be read by others" in load(bundle, threads=1).passed_over["tensorrt-rtx"]
+    key.unlink()
+    os.mkfifo(key)
+    with pytest.raises(ProviderError, match="it is a pipe"):
+        load(bundle, provider="tensorrt-rtx")
 
 
 def test_engines_of_ten_run_with_eleven_and_no_other_major_version() -> None:
@@ -316,7 +400,7 @@ def test_an_engine_without_weights_gets_those_of_the_bundle(
     shutil.rmtree(bundle / "engines")
     write_engines(bundle, strip_weights=True)
     assert np.array_equal(load(bundle, provider="tensorrt-rtx").session().feed(tokens), with_weights)
-    monkeypatch.setattr(FakeOnnxParserRefitter, "refit_from_file", lambda self, path: True)
+    monkeypatch.setattr(FakeOnnxParserRefitter, "refit_from_bytes", lambda self, content, path: True)
     with pytest.raises(ProviderError, match=r"refused by tensorrt-rtx 1\.7\.1: missing weights; run: titans build"):
         load(bundle, provider="tensorrt-rtx")
 

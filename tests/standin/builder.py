@@ -139,13 +139,8 @@ class FakeParser:
     def __init__(self, network: FakeNetwork) -> None:
         self.network = network
 
-    def parse_from_file(self, path: str) -> bool:
-        return self._read(onnx.load(path, load_external_data=False).graph)
-
     def parse(self, content: bytes, path: str) -> bool:
-        return self._read(onnx.load_from_string(content).graph)
-
-    def _read(self, graph: onnx.GraphProto) -> bool:
+        graph = onnx.load_from_string(content).graph
         self.network.graph = graph
         known = (*graph.value_info, *graph.input, *graph.output)
         self.network.types = {value.name: value.type.tensor_type.elem_type for value in known}

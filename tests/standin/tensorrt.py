@@ -24,6 +24,7 @@ from tests.standin.cuda import ALIGNMENT, FakeCuda, Span, Violation, Work
 from titans_export.tensorrt_engines import SIDECAR_FORMAT, Engine
 from titans_runtime.backends.chooser import chooser
 from titans_runtime.backends.denormals import denormals_as_zero
+from titans_runtime.backends.engine_key import signed
 from titans_runtime.backends.onnx_cpu import wrap_weights
 from titans_runtime.bundle import open_bundle
 from titans_runtime.manifest import Manifest
@@ -197,8 +198,9 @@ class FakeOnnxParserRefitter:
     def __init__(self, refitter: FakeRefitter) -> None:
         self.refitter = refitter
 
-    def refit_from_file(self, path: str) -> bool:
-        self.refitter.filled = Path(path) == self.refitter.engine.graph_file
+    def refit_from_bytes(self, content: bytes, path: str) -> bool:
+        file = self.refitter.engine.graph_file
+        self.refitter.filled = Path(path) == file and content == file.read_bytes()
         return self.refitter.filled
 
 
@@ -330,6 +332,6 @@ def write_engines(
 
 
 def write_sidecar(path: Path, engine: Engine, **changes: Any) -> None:
-    """The sidecar of an engine, with some fields changed."""
-    text = json.dumps(SIDECAR_FORMAT | asdict(replace(engine, **changes)), indent=1)
+    """The sidecar of an engine, with some fields changed, signed as `titans build` signs it."""
+    text = json.dumps(signed(json.loads(json.dumps(SIDECAR_FORMAT | asdict(replace(engine, **changes))))), indent=1)
     path.with_suffix(".json").write_text(text + "\n")

@@ -24,12 +24,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from titans_core.config import TitansConfig
 from titans_core.errors import CheckpointError, ConfigError
+from titans_core.files import MIB, check_regular, read_regular
 from titans_core.model import TitansModel
 from titans_core.training.task import Scalar
 
@@ -38,6 +40,9 @@ FORMAT = {"format": "titans-checkpoint", "format_version": 1}
 KEPT = 2
 _CONFIG, _WEIGHTS, _TRAINING = "config.json", "weights.safetensors", "training.safetensors"
 _TOKENIZER, _MANIFEST = "tokenizer.json", "checkpoint.json"
+_FILES = {_CONFIG, _WEIGHTS, _TRAINING, _TOKENIZER}
+MOST_TEXT = 128 * MIB  # of a JSON file; the largest tokenizers in use have 40 MiB
+MOST_BESIDES = 2**30  # bytes of rotations and masks; the largest preset has 4 MiB
 
 
 @dataclass(frozen=True)
@@ -132,18 +137,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
     step = _newest(path)
     manifest = _verified_manifest(step)
     try:
-        config = TitansConfig.from_stored(json.loads((step / _CONFIG).read_text(encoding="utf-8")))
-    except ConfigError as error:
+        config = TitansConfig.from_stored_json(_text(step / _CONFIG))
+    except (ConfigError, RecursionError) as error:
         raise CheckpointError(f"{step / _CONFIG}: {error}") from error
-    except ValueError as error:
-        raise _damaged(step, f"{_CONFIG}: {error}") from error
-    tokenizer = (step / _TOKENIZER).read_text(encoding="utf-8") if _TOKENIZER in manifest.files else None
+    tokenizer = _text(step / _TOKENIZER) if _TOKENIZER in manifest.files else None
     return Checkpoint(config, _tensors(step / _WEIGHTS), tokenizer, manifest.provenance)
 
 
 def load_model(path: Path) -> tuple[TitansModel, Checkpoint]:
     """The newest model in `path`, built and filled, on the CPU in fp32. Raises `CheckpointError`."""
     checkpoint = load_checkpoint(path)
+    _check_model(path, checkpoint)
     model = TitansModel(checkpoint.config)
     try:
         model.load_state_dict(checkpoint.tensors, assign=True)  # no second copy of a large model
@@ -152,6 +156,47 @@ def load_model(path: Path) -> tuple[TitansModel, Checkpoint]:
             f"the weights in {path} do not fit its configuration ({error}); train it again, or restore the files"
         ) from error
     return model, checkpoint
+
+
+def _check_model(path: Path, checkpoint: Checkpoint) -> None:
+    """Whether the tensors are those of the configured model, before memory is taken for it.
+
+    Raises:
+        CheckpointError: they are not, or the rest of the model (rotations, masks) asks for more memory than they do.
+    """
+    config, stored = checkpoint.config, checkpoint.tensors
+    remedy = "train it again, or restore the files"
+    if max(config.layers, config.memory.depth) > len(stored):
+        raise CheckpointError(f"the weights in {path} do not fit its configuration, which has more layers; {remedy}")
+    try:
+        with torch.device("meta"):  # shapes without memory
+            model = TitansModel(config)
+    except (RuntimeError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise CheckpointError(
+            f"the configuration in {path} cannot be built ({_first_line(error)}); {remedy}"
+        ) from error
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in sorted(set(wanted) | set(stored)):
+        found = tuple(stored[name].shape) if name in stored else None
+        if found != wanted.get(name):
+            raise CheckpointError(
+                f"the weights in {path} do not fit its configuration: {name} is {_shown(found)}, not"
+                f" {_shown(wanted.get(name))}; {remedy}"
+            )
+    besides = sum(buffer.nbytes for buffer in model.buffers())
+    if besides > MOST_BESIDES:
+        raise CheckpointError(
+            f"the configuration in {path} asks for {besides:,} bytes besides its weights, which no model of ours"
+            f" needs; {remedy}"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _shown(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(list(shape))
 
 
 def load_progress(path: Path) -> Progress:
@@ -196,26 +241,44 @@ def _verified_manifest(step: Path) -> _Manifest:
     """The manifest of a step directory whose files all match it."""
     path = step / _MANIFEST
     try:
-        values = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+        values = cast("dict[str, Any]", json.loads(_text(path)))
         version = values.pop("format_version")
         if values.pop("format") != FORMAT["format"]:
             raise CheckpointError(f"{path} is not a checkpoint's; give the --out of a titans train")
         if version != FORMAT["format_version"]:
             raise CheckpointError(f"{path} has format version {version}, newer than this program; update titans-deploy")
         manifest = _Manifest(**values)
+        if wrong := _misshapen(manifest):
+            raise _damaged(step, f"{wrong} in {_MANIFEST} is not as it is written")
         for name, expected in manifest.files.items():
             if _sha256(step / name) != expected:
                 raise _damaged(step, f"{name} is not what was written (sha256 differs)")
         missing = {_CONFIG, _WEIGHTS, _TRAINING} - set(manifest.files)
         if missing:
             raise _damaged(step, f"{', '.join(sorted(missing))} is not listed in {_MANIFEST}")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _damaged(step, str(error)) from error
     return manifest
 
 
+def _misshapen(manifest: _Manifest) -> str | None:
+    """The first field of a manifest that is not of its type, or names a file that no step has."""
+    step: object = manifest.step
+    if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < 2**53:
+        return "step"
+    for name in ("settings", "provenance"):
+        values: object = getattr(manifest, name)
+        if not isinstance(values, dict) or not all(isinstance(v, str | int | float | None) for v in values.values()):
+            return name
+    files: object = manifest.files
+    if not isinstance(files, dict) or not set(files) <= _FILES or not all(isinstance(v, str) for v in files.values()):
+        return "files"
+    return None
+
+
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
+        check_regular(path)
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise _damaged(path.parent, f"{path.name}: {error}") from error
@@ -225,7 +288,12 @@ def _damaged(step: Path, what: str) -> CheckpointError:
     return CheckpointError(f"{step} is damaged: {what}; delete this step directory to fall back to the one before it")
 
 
+def _text(path: Path) -> str:
+    return read_regular(path, MOST_TEXT).decode("utf-8")
+
+
 def _sha256(path: Path) -> str:
+    check_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

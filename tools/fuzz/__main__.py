@@ -31,7 +31,16 @@ BLOCK = 200  # cases per process
 PATIENCE = 60.0  # seconds a case may take before it counts as a hang; they take milliseconds
 _LOOK = 0.05  # seconds between two looks at a worker
 REGRESSIONS = Path(__file__).with_name("regressions.json")
-SHARES = {"manifest": 0.25, "graph": 0.15, "weights": 0.2, "state": 0.25, "calls": 0.15}
+SHARES = {
+    "manifest": 0.2,
+    "graph": 0.1,
+    "types": 0.1,
+    "operators": 0.15,
+    "external": 0.05,
+    "weights": 0.1,
+    "state": 0.15,
+    "calls": 0.15,
+}
 
 
 @dataclass

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, TypeAlias
 
-from fuzz import calls
+import onnx
+from fuzz import calls, graphs
 from fuzz.mutation import byte_ops, damage, distort, json_ops
 from fuzz.victim import MANIFEST, Victim, use
 from hypothesis import strategies as st
@@ -43,9 +44,11 @@ def _file_cases(files: list[str] | None = None, has_json: bool = True) -> st.Sea
     return on_bytes | on_json if has_json else on_bytes
 
 
+FILES = [f"{graph}{form}.onnx" for graph in GRAPHS for form in ("", ".fused")]
 CASES: dict[str, st.SearchStrategy[Case]] = {
     "manifest": _file_cases(),
-    "graph": _file_cases([f"{graph}{form}.onnx" for graph in GRAPHS for form in ("", ".fused")], has_json=False),
+    "graph": _file_cases(FILES, has_json=False),
+    **graphs.cases(FILES),
     "weights": _file_cases(["weights.safetensors", "initial_state.safetensors"]),
     "state": _file_cases(),
     "calls": calls.cases,
@@ -73,10 +76,46 @@ def _manifest(victim: Victim, case: Case) -> Verdict:
 
 
 def _graph(victim: Victim, case: Case) -> Verdict:
-    name = case["file"]
-    content = damage(victim.files[name], case["bytes"])
+    content = damage(victim.files[case["file"]], case["bytes"])
+    return _run_graph(victim, case["file"], content, case["signed"])
+
+
+def _types(victim: Victim, case: Case) -> Verdict:
+    """No other type than the right one is taken, whoever signed it."""
+    content = graphs.retyped(victim.files[case["file"]], case)
+    verdict = _run_graph(victim, case["file"], content, signed=True)
+    if verdict == "works" and case["place"] != "information":
+        raise DefectError("a graph with another type than its weights, or the manifest, was accepted")
+    return verdict
+
+
+def _operators(victim: Victim, case: Case) -> Verdict:
+    return _run_graph(victim, case["file"], graphs.rebuilt(victim.files[case["file"]], case["changes"]), signed=True)
+
+
+def _external(victim: Victim, case: Case) -> Verdict:
+    """No weight is read from anywhere else."""
+    content = graphs.relocated(victim.files[case["file"]], case)
+    remove = graphs.lay_traps(victim.folder)
+    try:
+        verdict = _run_graph(victim, case["file"], content, signed=True)
+    finally:
+        remove()
+    if verdict == "works":
+        raise DefectError("a graph that takes its weights from elsewhere was accepted")
+    return verdict
+
+
+def _run_graph(victim: Victim, name: str, content: bytes, signed: bool) -> Verdict:
+    """Run a bundle with another graph."""
     with portable() if not name.endswith(".fused.onnx") else nullcontext():  # which of the two forms is run
-        return _bundle(victim, name, content, content == victim.files[name], case)
+        same = content == victim.files[name] or (signed and _written_alike(content, victim.files[name]))
+        return _bundle(victim, name, content, same, {"signed": signed})
+
+
+def _written_alike(content: bytes, sound: bytes) -> bool:
+    """Whether a graph is a sound one as the onnx library writes it."""
+    return content == bytes(onnx.load_from_string(sound).SerializeToString())
 
 
 @contextmanager
@@ -131,6 +170,9 @@ def _calls(victim: Victim, case: Case) -> Verdict:
 _CHECKS: dict[str, Callable[[Victim, Case], Verdict]] = {
     "manifest": _manifest,
     "graph": _graph,
+    "types": _types,
+    "operators": _operators,
+    "external": _external,
     "weights": _weights,
     "state": _state,
     "calls": _calls,
@@ -157,8 +199,15 @@ def _judge(attempt: Callable[[], None], same: bool, must_refuse: bool) -> Verdic
 
 
 def _json(content: bytes) -> object:
+    """What a JSON document says; None for one that says two things under one name."""
+
+    def single(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a name twice")
+        return dict(pairs)
+
     try:
-        return json.loads(content)
+        return json.loads(content, object_pairs_hook=single)
     except ValueError:
         return None
 

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from titans_core.files import MIB, read_regular
+
 if TYPE_CHECKING:
     from titans_core.config import TitansConfig, Variant
 
 VARIANTS = ("lmm", "mac", "mag", "mal")
 CONTROLS = ("writes-off", "attention-only")
+_MOST_CONFIG = 16 * MIB
 PRESETS = ("tiny", "small", "170m", "340m", "400m", "760m")
 
 
@@ -68,8 +71,10 @@ class ModelOptions:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        values = json.loads(read_regular(path, _MOST_CONFIG))
+    except OSError as error:
+        raise click.UsageError(f"{path} cannot be read ({error.strerror}); give a model configuration") from error
+    except (ValueError, RecursionError) as error:
         raise click.UsageError(f"{path} is not JSON ({error}); give a model configuration") from error
     if not isinstance(values, dict):
         raise click.UsageError(f"{path} is not a JSON object; give a model configuration")

@@ -13,9 +13,11 @@ from titans_export.titans_pytorch.options import TransformerOptions, read_option
 from titans_export.titans_pytorch.parameters import read_state_dict
 from titans_export.titans_pytorch.parity import compare
 from titans_export.titans_pytorch.steppable import TitansPytorchModel
+from titans_runtime.files import MIB, read_regular, shown
 from titans_runtime.manifest import Manifest
 
 VERIFY_TOKENS = 600
+_MOST_CONFIG = 16 * MIB
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -25,9 +27,9 @@ def read_config(path: Path) -> dict[str, Any]:
         ConfigError: it is no JSON, or no configuration that can be carried over.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_regular(path, _MOST_CONFIG).decode("utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); name the file with the configuration") from error
+        raise ConfigError(f"{shown(path, error)}; name the file with the configuration") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no JSON ({error}); write the constructor's arguments as JSON") from error
     read_options(config)

@@ -6,6 +6,7 @@ Knows layout. Does not know when a block is reused (`pool`), ONNX Runtime's bind
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ class Block:
     def __init__(self, shapes: Shapes) -> None:
         self.id = next(_ids)
         ordered = sorted(shapes, key=lambda item: item[2] != "float32")
-        sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for _, shape, dtype in ordered]
+        sizes = [math.prod(shape) * np.dtype(dtype).itemsize for _, shape, dtype in ordered]
         starts = [0, *itertools.accumulate(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)]
         memory = np.zeros(starts[-1] + _ALIGNMENT, np.uint8)
         skip = -memory.ctypes.data % _ALIGNMENT

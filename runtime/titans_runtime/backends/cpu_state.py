@@ -23,7 +23,7 @@ from titans_runtime.backends.arena import Group, RowsGroup, RowsSlot, Slot, scra
 from titans_runtime.backends.base import Feed, Outputs, State
 from titans_runtime.backends.denormals import denormals_as_zero
 from titans_runtime.backends.pool import by_length, by_writers
-from titans_runtime.bundle import Bundle
+from titans_runtime.bundle import Bundle, check_memory
 from titans_runtime.contract import data_name, head_name
 from titans_runtime.errors import ExecutionError, InputError, NonFiniteError
 from titans_runtime.manifest import GraphSpec, Manifest
@@ -54,6 +54,7 @@ class Layout:
     """
 
     def __init__(self, bundle: Bundle, batch: int) -> None:
+        check_memory(bundle.manifest, batch)
         self.batch = batch
         self.manifest = bundle.manifest
         self._readers: list[CpuExecutor] = []
@@ -216,11 +217,13 @@ class BoundGraph:
             with denormals_as_zero():
                 self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
-            from titans_runtime.backends.onnx_cpu import first_line
+            from titans_runtime.backends.onnx_cpu import first_line, out_of_memory
 
+            remedy = "try again, and if it fails again check the bundle with `titans verify`"
+            if out_of_memory(error):
+                remedy = "free some memory, and try again"
             raise ExecutionError(
-                f"graph {self._graph.name!r} failed on the CPU ({first_line(error)}); nothing has changed: try again,"
-                " and if it fails again check the bundle with `titans verify`"
+                f"graph {self._graph.name!r} failed on the CPU ({first_line(error)}); nothing has changed: {remedy}"
             ) from error
 
     def finite(self, written: Iterable[Slot]) -> bool:

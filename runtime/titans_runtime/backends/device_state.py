@@ -25,7 +25,7 @@ from titans_runtime.backends.base import Best, Feed, Outputs, State
 from titans_runtime.backends.cpu_state import check_tensors
 from titans_runtime.backends.device import Bound, Buffer, Device, DeviceBlock, Program
 from titans_runtime.backends.pool import Lease, Pool, Table, TablePool, by_length, by_writers
-from titans_runtime.bundle import Bundle
+from titans_runtime.bundle import Bundle, check_memory
 from titans_runtime.contract import data_name, head_name
 from titans_runtime.errors import NonFiniteError
 from titans_runtime.manifest import GraphSpec, Initial, Shape, StateSpec
@@ -54,6 +54,7 @@ class DeviceLayout:
     """
 
     def __init__(self, bundle: Bundle, device: Device, batch: int) -> None:
+        check_memory(bundle.manifest, batch)
         self.batch = batch
         self.device = device
         self.manifest = bundle.manifest

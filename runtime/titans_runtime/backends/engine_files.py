@@ -1,8 +1,8 @@
 """Engine files beside a bundle's graphs: found by their sidecars, and refused if they are not what must run here.
 
 Knows the sidecars that `titans build` writes, and what makes an engine useless: other graphs, another TensorRT, another
-device, damage, host code that nobody agreed to. Does not know how an engine runs (`tensorrt_device`). Every refusal
-names the command that rebuilds.
+device, damage, another maker than this user (`engine_key`). Does not know how an engine runs (`tensorrt_device`). Every
+refusal names the command that rebuilds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from titans_runtime import files
+from titans_runtime.backends.engine_key import is_ours
 from titans_runtime.bundle import Bundle
 from titans_runtime.errors import BundleError, ProviderError
 from titans_runtime.jsonread import Node, parse
@@ -23,8 +25,9 @@ from titans_runtime.manifest import GraphSpec
 ENGINES = "engines"
 FORMAT = "titans-engine"
 FORMAT_VERSION = 1
-TRUST = "TITANS_TRUST_ENGINE_CODE"  # environment variable that agrees to the host code in version-compatible engines
+TRUST = "TITANS_TRUST_ENGINE_CODE"  # environment variable that agrees to run engines that somebody else built
 _AMPERE = 80
+_MAX_SIDECAR_BYTES = files.MIB  # the largest that we write has 10 KiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,7 @@ class EngineFile:
     version_compatible: later versions of TensorRT run it too, with host code that it carries.
     hardware_compatible: every GPU from Ampere on runs it.
     strip_weights: it has no weights and gets them from the bundle.
+    ours: this user built it.
     """
 
     path: Path
@@ -51,6 +55,7 @@ class EngineFile:
     version_compatible: bool
     hardware_compatible: bool
     strip_weights: bool
+    ours: bool
 
 
 @dataclass(frozen=True)
@@ -92,9 +97,9 @@ class EngineFiles:
         """A graph's engine. Raises `ProviderError` if the file is not the one that was built."""
         engine = self._fitting[graph.name]
         try:
-            data = engine.path.read_bytes()
+            data = files.read_regular(engine.path, engine.bytes + 1)
         except OSError as error:
-            raise self._refuse(f"{engine.path} cannot be read ({error.strerror})") from None
+            raise self._refuse(files.shown(engine.path, error)) from None
         if len(data) != engine.bytes:
             raise self._refuse(f"{engine.path} is truncated or another file: {len(data)} bytes, not {engine.bytes}")
         if hashlib.sha256(data).hexdigest() != engine.sha256:
@@ -118,7 +123,8 @@ class EngineFiles:
     def _sidecars(self) -> Iterable[EngineFile]:
         for path in sorted((self._bundle.path / ENGINES).glob("*/*.json")):
             try:
-                engine = _read(parse(path.read_text(encoding="utf-8"), path.name), path)
+                text = files.read_regular(path, _MAX_SIDECAR_BYTES).decode("utf-8")
+                engine = _read(parse(text, path.name), path)
             except (BundleError, OSError, UnicodeDecodeError) as error:
                 raise self._refuse(f"{path} is not an engine's sidecar ({error})") from None
             if engine.backend == self._here.backend:
@@ -161,17 +167,16 @@ class EngineFiles:
             return 3, self._refuse(
                 f"{engine.path} was built for compute capability {built}, and this device has {here.sm}", *options
             )
-        if engine.version_compatible and os.environ.get(TRUST) != "1":
-            return 4, ProviderError(
-                f"{engine.path} is version-compatible and carries code that runs on the host",
-                f"set {TRUST}=1 if you trust whoever built it, or build it without --version-compatible",
-                "no engines",
+        if not engine.ours and os.environ.get(TRUST) != "1":
+            return 4, self._refuse(
+                f"{engine.path} was built by somebody else, and an engine carries code that runs on the host",
+                remedy=f"set {TRUST}=1 if you trust whoever built it, or",
             )
         return None
 
-    def _refuse(self, what: str, *options: str) -> ProviderError:
+    def _refuse(self, what: str, *options: str, remedy: str = "") -> ProviderError:
         command = ["titans build", shlex.quote(str(self._bundle.path)), f"--backend {self._here.backend}", *options]
-        return ProviderError(what, f"run: {' '.join(command)}", "no engines")
+        return ProviderError(what, f"{remedy} run: {' '.join(command)}".strip(), "no engines")
 
 
 def _compatible(engine: EngineFile) -> list[str]:
@@ -214,4 +219,5 @@ def _read(root: Node, path: Path) -> EngineFile:
         version_compatible=_flag(root, "version_compatible"),
         hardware_compatible=_flag(root, "hardware_compatible"),
         strip_weights=_flag(root, "strip_weights"),
+        ours=is_ours(root.fields()),
     )

@@ -12,6 +12,7 @@ once two graphs have run).
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -26,7 +27,7 @@ from titans_runtime.backends.base import Executor, Lanes, LoadOptions, State
 from titans_runtime.backends.cpu_lanes import CpuLanes
 from titans_runtime.backends.cpu_state import CpuExecutor, HostState, Layout
 from titans_runtime.backends.denormals import denormals_as_zero
-from titans_runtime.bundle import Bundle, mentions
+from titans_runtime.bundle import Bundle, Form, file_of
 from titans_runtime.errors import BundleError, ProviderError
 from titans_runtime.manifest import GraphSpec
 from titans_runtime.native import Kernels, kernels
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 # (`titans_export.left`), which are used in place.
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 _QUIET = 3  # errors only; they come back as exceptions as well
+# Where a graph that is given as bytes has its external data
+_FOLDER = "session.model_external_initializers_file_folder_path"
+_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
 class CpuBackend:
@@ -62,6 +66,8 @@ class CpuBackend:
         self._layouts: dict[int, Layout] = {}
         self._idle: dict[int, list[CpuExecutor]] = {}
         self._weights = wrap_weights(self._ort, bundle)  # must outlive the sessions, which use the memory in place
+        for graph in bundle.manifest.graphs:  # all of them now: a stream must not meet a refusal half way
+            bundle.graph(graph, self._form(graph))
 
     def initial(self, batch: int) -> HostState:
         """The beginning of `batch` streams; the same object each time."""
@@ -129,26 +135,24 @@ class CpuBackend:
     def _load(self, graph: GraphSpec) -> ort.InferenceSession:
         options = self._session_options()
         library = self._kernels(graph)
-        file = graph.file if graph.cpu is None else graph.cpu.file
-        if library is not None and graph.fused is not None:
+        form = self._form(graph)
+        if library is not None:
             try:
                 options.register_custom_ops_library(str(library.path))
-                file = graph.fused.file
-            except Exception as error:  # as below
+            except Exception as error:  # onnxruntime's exceptions have no common base of their own
+                form = _portable(graph)
                 record(logging.WARNING, "kernels.refused", path=str(library.path), reason=first_line(error))
-        path = self._bundle.path / file
-        replace_weights(options, self._bundle, path, self._weights)
         if self._options.profiles is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(self._options.profiles / graph.name)
-        try:
-            with denormals_as_zero():
-                return self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions have no common base of their own
-            raise BundleError(
-                f"{path} cannot be loaded by onnxruntime {self._ort.__version__} ({first_line(error)});"
-                " upgrade onnxruntime, or export the bundle again"
-            ) from error
+        with denormals_as_zero():
+            return create_session(
+                self._ort, self._bundle, graph, form, self._weights, options, providers=["CPUExecutionProvider"]
+            )
+
+    def _form(self, graph: GraphSpec) -> Form:
+        """The file that a graph is run from, if the kernels load."""
+        return _portable(graph) if self._kernels(graph) is None else "fused"
 
     def _kernels(self, graph: GraphSpec) -> Kernels | None:
         """The library that the fused form of a graph needs, where both are there and wanted."""
@@ -176,8 +180,6 @@ class CpuBackend:
         # A thread that fell asleep between two steps takes longer to wake than to do its share. Waiting 1 ms, longer
         # than sampling takes, gave 1.2 to 1.4 times the tokens per second; waiting for 5 ms gave no more.
         options.add_session_config_entry("session.intra_op.spin_duration_us", "1000")
-        for name, value in self._weights.items():  # names that a graph does not use are ignored
-            options.add_initializer(name, value)
         return options
 
 
@@ -192,13 +194,69 @@ def wrap_weights(module: ModuleType, bundle: Bundle) -> dict[str, ort.OrtValue]:
     }
 
 
-def replace_weights(
-    options: ort.SessionOptions, bundle: Bundle, graph: Path, weights: Mapping[str, ort.OrtValue]
-) -> None:
-    """Let replaced weights count in a graph from the beginning: constants are folded before initializers are added."""
-    used = [name for name in bundle.replaced if mentions(graph, name)]
-    if used:
-        options.add_external_initializers(used, [weights[name] for name in used])
+def create_session(
+    module: ModuleType,
+    bundle: Bundle,
+    graph: GraphSpec,
+    form: Form,
+    weights: Mapping[str, ort.OrtValue],
+    options: ort.SessionOptions,
+    **choices: object,
+) -> ort.InferenceSession:
+    """A session of one of a graph's files, over the bytes that were hashed.
+
+    The weights are used where they are mapped; ONNX Runtime opens their file besides only where it computes something
+    with them once and for all. Should that file no longer be the one that is mapped, it gets the mapped bytes instead.
+
+    Args:
+        weights: as `wrap_weights` gave them.
+        options: what the session is to be; it is changed.
+        choices: further arguments of `InferenceSession`.
+
+    Raises:
+        BundleError: the graph is not what the manifest says, or ONNX Runtime refuses it.
+    """
+    checked = bundle.graph(graph, form)
+    for name in checked.weights:
+        options.add_initializer(name, weights[name])
+    replaced = [name for name in checked.weights if name in bundle.replaced]
+    if replaced:  # from the beginning: constants are folded before initializers are added
+        options.add_external_initializers(replaced, [weights[name] for name in replaced])
+    options.add_session_config_entry(_FOLDER, str(bundle.path))
+    file = bundle.manifest.weights.file
+    try:
+        if bundle.weights_in_place():
+            session = module.InferenceSession(checked.content, options, **choices)
+            if bundle.weights_in_place():  # so they were, all the time
+                return session
+        data = bundle.weight_file.data
+        options.add_external_initializers_from_files_in_memory([file], [data], [len(data)])
+        return module.InferenceSession(checked.content, options, **choices)
+    except BundleError:
+        raise
+    except Exception as error:  # onnxruntime's exceptions have no common base of their own
+        raise BundleError(
+            f"{bundle.path / file_of(graph, form)} cannot be loaded by onnxruntime {module.__version__}"
+            f" ({first_line(error)}); {load_remedy(error)}"
+        ) from error
+
+
+def load_remedy(error: BaseException) -> str:
+    """What to do about a session that ONNX Runtime does not make."""
+    if out_of_memory(error):
+        return "free some memory, or use a smaller model"
+    return "upgrade onnxruntime, or export the bundle again"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was refused."""
+    told = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in told for words in ("bad_alloc", "allocate", "out of memory"))
+
+
+def _portable(graph: GraphSpec) -> Form:
+    """The file that runs on a CPU without kernels."""
+    return "file" if graph.cpu is None else "cpu"
 
 
 def _float32(tensor: MappedTensor) -> FloatArray:
@@ -211,9 +269,13 @@ def _float32(tensor: MappedTensor) -> FloatArray:
 def import_onnxruntime() -> ModuleType:
     """The onnxruntime module, imported when first needed (0.07 s).
 
+    From version 1.29 on it writes a device id and a database of events into the user's cache, and starts a thread,
+    unless it is told before its import not to. It is told, unless the user says otherwise in the environment.
+
     Raises:
         ProviderError: it is not installed.
     """
+    os.environ.setdefault(_TELEMETRY, "1")
     try:
         import onnxruntime
     except ImportError as error:

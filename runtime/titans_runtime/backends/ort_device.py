@@ -16,12 +16,12 @@ import numpy as np
 
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.backends.device import Buffer, Traffic
-from titans_runtime.backends.onnx_cpu import first_line, replace_weights, wrap_weights
+from titans_runtime.backends.onnx_cpu import create_session, first_line, wrap_weights
 from titans_runtime.backends.onnx_writer import Node, Value, model
 from titans_runtime.backends.ort_moves import Moves, OrtBuffer
 from titans_runtime.backends.ort_replay import Replay, Replays, Staged, with_replays
 from titans_runtime.bundle import Bundle
-from titans_runtime.errors import BundleError, ExecutionError, ProviderError
+from titans_runtime.errors import ExecutionError, ProviderError
 from titans_runtime.manifest import GraphSpec
 
 if TYPE_CHECKING:
@@ -222,6 +222,8 @@ class OrtDevice(OrtMemory):
         super().__init__(module, target)
         self._bundle = bundle
         self._sessions: dict[tuple[str, int], tuple[ort.InferenceSession, Replays | None]] = {}
+        for graph in bundle.manifest.graphs:  # all of them now: a stream must not meet a refusal half way
+            bundle.graph(graph)
         self._weights = wrap_weights(module, bundle)  # must outlive the sessions, which may use the memory in place
 
     def program(self, graph: GraphSpec, batch: int) -> OrtProgram:
@@ -233,23 +235,15 @@ class OrtDevice(OrtMemory):
         return OrtProgram(graph.name, self._target.name, session, replays, self._ort, self._empty)
 
     def _load(self, graph: GraphSpec, size: int) -> tuple[ort.InferenceSession, Replays | None]:
-        path = self._bundle.path / graph.file
         fusions = self._target.broken_fusions.get(self._bundle.manifest.dtype, frozenset())
 
         def create(replayed: bool) -> ort.InferenceSession:
             options = self._options(graph, size, replayed)
-            for name, value in self._weights.items():  # names that a graph does not use are ignored
-                options.add_initializer(name, value)
-            replace_weights(options, self._bundle, path, self._weights)
-            return self._ort.InferenceSession(str(path), options, disabled_optimizers=fusions)
+            return create_session(
+                self._ort, self._bundle, graph, "file", self._weights, options, disabled_optimizers=fusions
+            )
 
-        try:
-            session, replays = with_replays(self._ort, create, self._value if self._target.replays else None)
-        except Exception as error:  # as above
-            raise BundleError(
-                f"{path} cannot be loaded by {self._target.execution_provider} of onnxruntime"
-                f" {self._ort.__version__} ({first_line(error)}); upgrade onnxruntime, or use provider='cpu'"
-            ) from error
+        session, replays = with_replays(self._ort, create, self._value if self._target.replays else None)
         self._check(session, self._target.execution_provider)
         return session, replays
 

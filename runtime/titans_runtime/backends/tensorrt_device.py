@@ -25,7 +25,7 @@ from titans_runtime.backends.device import Buffer, Traffic
 from titans_runtime.backends.engine_files import EngineFile, EngineFiles, Here
 from titans_runtime.backends.tensorrt_choice import Choice
 from titans_runtime.bundle import Bundle
-from titans_runtime.errors import ExecutionError, ProviderError
+from titans_runtime.errors import BundleError, ExecutionError, ProviderError
 from titans_runtime.manifest import GraphSpec
 
 # TensorRT allocates on the first runs of a context; what has run this often launches nothing but kernels.
@@ -185,7 +185,7 @@ class TensorRtDevice(CudaMemory):
     def _load(self, graph: GraphSpec) -> tuple[EngineFile, Any]:
         file, data = self._files.read(graph)
         self._log.last = ""
-        if file.version_compatible:  # `EngineFiles` saw to it that this is wanted
+        if file.version_compatible:  # it has code for the host; `EngineFiles` saw to it that its maker is trusted
             self._runtime.engine_host_code_allowed = True
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None or (file.strip_weights and not self._refit(engine, graph)):
@@ -198,11 +198,14 @@ class TensorRtDevice(CudaMemory):
         return file, engine
 
     def _refit(self, engine: Any, graph: GraphSpec) -> bool:
-        """Give a stripped engine the bundle's weights."""
+        """Give a stripped engine the bundle's weights, those that were hashed."""
+        content, bundle = self._bundle.graph(graph).content, self._bundle
         refitter = self._module.Refitter(engine, self._log.logger)
         parser = self._module.OnnxParserRefitter(refitter, self._log.logger)
-        path = self._bundle.path / graph.file
-        return bool(parser.refit_from_file(str(path)) and refitter.refit_cuda_engine())
+        done = bundle.weights_in_place() and parser.refit_from_bytes(content, str(bundle.path / graph.file))
+        if not bundle.weights_in_place():
+            raise BundleError(f"{bundle.path} was replaced while it was loaded; load it again")
+        return bool(done and refitter.refit_cuda_engine())
 
 
 class EngineProgram:
