@@ -15,17 +15,19 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from titans_runtime import forks
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.backends.base import Executor, Lanes, LoadOptions, State
 from titans_runtime.backends.cpu_lanes import CpuLanes
 from titans_runtime.backends.cpu_state import CpuExecutor, HostState, Layout
-from titans_runtime.backends.denormals import denormals_as_zero
+from titans_runtime.backends.denormals import with_denormals_as_zero
 from titans_runtime.bundle import Bundle
 from titans_runtime.errors import BundleError, ProviderError
 from titans_runtime.manifest import GraphSpec
@@ -57,6 +59,8 @@ class CpuBackend:
         self._bundle = bundle
         self._options = options
         self._lock = threading.Lock()
+        self._made_in = forks.generation
+        forks.keep(self)
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._wide: dict[str, ort.OrtValue] = {}
         self._layouts: dict[int, Layout] = {}
@@ -75,8 +79,7 @@ class CpuBackend:
     def lend(self, batch: int) -> Iterator[CpuExecutor]:
         """The executor that was used last, whose bindings are most likely to fit."""
         layout = self.layout(batch)
-        with self._lock:
-            idle = self._idle.setdefault(batch, [])
+        idle = self._idle.setdefault(batch, [])
         try:
             executor = idle.pop()
         except IndexError:  # all of them are lent
@@ -103,10 +106,13 @@ class CpuBackend:
 
     def layout(self, batch: int) -> Layout:
         """Where the tensors of `batch` streams are, worked out when first needed."""
-        with self._lock:
-            if batch not in self._layouts:
-                self._layouts[batch] = Layout(self._bundle, batch)
-            return self._layouts[batch]
+        if self._made_in != forks.generation:
+            forks.check(self._made_in, "this model")
+        found = self._layouts.get(batch)
+        if found is None:
+            with self._lock:
+                found = self._layouts[batch] = self._layouts.get(batch) or Layout(self._bundle, batch)
+        return found
 
     def session(self, graph: GraphSpec) -> ort.InferenceSession:
         """The ONNX Runtime session of a graph, created by whoever needs it first.
@@ -141,8 +147,9 @@ class CpuBackend:
             options.enable_profiling = True
             options.profile_file_prefix = str(self._options.profiles / graph.name)
         try:
-            with denormals_as_zero():
-                return self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            create = partial(self._ort.InferenceSession, str(path), options, providers=["CPUExecutionProvider"])
+            session: ort.InferenceSession = with_denormals_as_zero(create)
+            return session
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
             raise BundleError(
                 f"{path} cannot be loaded by onnxruntime {self._ort.__version__} ({first_line(error)});"
