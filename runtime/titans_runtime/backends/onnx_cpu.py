@@ -120,10 +120,11 @@ class CpuBackend:
         Raises:
             BundleError: ONNX Runtime refuses the graph.
         """
-        with self._lock:
-            if graph.name not in self._sessions:
-                self._sessions[graph.name] = self._load(graph)
-            return self._sessions[graph.name]
+        found = self._sessions.get(graph.name)
+        if found is None:
+            with self._lock:
+                found = self._sessions[graph.name] = self._sessions.get(graph.name) or self._load(graph)
+        return found
 
     def finish_profiles(self) -> dict[str, Path]:
         """End profiling; the file of each graph that ran, by name. Empty unless `LoadOptions.profiles` was given."""
@@ -165,6 +166,8 @@ class CpuBackend:
     def weight_inputs(self, session: ort.InferenceSession) -> dict[str, ort.OrtValue]:
         """The half-precision weights that a graph for CPUs takes as float32 inputs, widened once for all graphs."""
         names = [value.name for value in session.get_inputs() if value.name in self._weights]
+        if not names:
+            return {}
         with self._lock:
             for name in names:
                 if name not in self._wide:

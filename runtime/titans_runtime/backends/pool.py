@@ -38,15 +38,17 @@ class Lease(Generic[B]):
     __slots__ = ("__weakref__", "_pool", "block")
 
     def __init__(self, pool: Pool[B], block: B) -> None:
-        self._pool = pool
         self.block = block
+        self._pool = pool
 
     def of(self, pool: Pool[B]) -> bool:
         """Whether it is of this pool."""
         return self._pool is pool
 
     def __del__(self) -> None:
-        self._pool.give_back(self.block)
+        pool = getattr(self, "_pool", None)  # where making it was interrupted there is none
+        if pool is not None:
+            pool.give_back(self.block)
 
 
 class Table(Lease[B]):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 import weakref
@@ -21,6 +22,7 @@ from titans_runtime.errors import StateError, os_remedy
 
 _PREFIX = "titans-spill-"
 _LOCK = "in-use"
+_cleaned: set[Path] = set()  # places where this process has looked for such folders: once is enough
 
 
 class SpillFolder:
@@ -35,18 +37,20 @@ class SpillFolder:
 
     def __init__(self, place: Path | None) -> None:
         where = Path(tempfile.gettempdir()) if place is None else place
+        self._made_in = forks.generation
+        self.path = where / f"{_PREFIX}{secrets.token_hex(8)}"
+        self._finalizer = weakref.finalize(self, _remove_folder, self.path, self._made_in)  # before there is one
         try:
-            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=where))
+            self.path.mkdir(0o700)
             self._lock = (self.path / _LOCK).open("xb")
         except OSError as error:
+            self._finalizer.detach()
             raise StateError(
                 f"no folder for states can be made in {where} ({error.strerror}); {os_remedy(error)}"
             ) from error
         lock_of_nobody(self._lock.fileno())
         self._lock.write(b"as long as the process that made this folder lives, it holds a lock on this file\n")
         self._lock.flush()
-        self._made_in = forks.generation
-        self._finalizer = weakref.finalize(self, _remove_folder, self.path, self._made_in)
         _remove_leftovers(where)
 
     def remove(self, file: Path) -> None:
@@ -62,6 +66,9 @@ def _remove_folder(path: Path, made_in: int) -> None:
 
 def _remove_leftovers(where: Path) -> None:
     """Remove folders of this user's whose processes are gone."""
+    if where in _cleaned:
+        return
+    _cleaned.add(where)
     with contextlib.suppress(OSError):
         for folder in where.glob(f"{_PREFIX}*"):
             with contextlib.suppress(OSError):

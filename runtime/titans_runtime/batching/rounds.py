@@ -67,7 +67,7 @@ class Rounds:
         self._step = step
         self._most = lanes if resident is None else min(lanes, resident)
         self.seats = Seats(backend, self._most)
-        self.residency = Residency(manifest, backend, self.home, resident, folder)
+        self.residency = Residency(manifest, backend, self.seats.brought_home, resident, folder)
         self.ended = False  # set before the last look at the mail: who puts something in and finds it unset is heard
         self.gone = Flag()  # the thread is as good as gone
         self.at_once = False  # when the end comes, what was begun is not finished
@@ -100,7 +100,7 @@ class Rounds:
         """A state as the backend's own value: had back from disk, or from the lane, which the stream then leaves."""
         if isinstance(state, Spilled):
             return self.residency.load(state)
-        return self.seats.leave(state.seat) if isinstance(state, Seated) else state
+        return self.seats.brought_home(state)
 
     # -- what comes in -----------------------------------------------------------------------------------------------
 

@@ -84,6 +84,10 @@ class Seats:
             self._free(seat)
         return self.home(seat)
 
+    def brought_home(self, state: State) -> State:
+        """A state as the backend's own value: of a seated stream, which then leaves its lane, or as it is."""
+        return self.leave(state.seat) if isinstance(state, Seated) else state
+
     def drop(self, seat: Seat) -> None:
         """Free the lane of a stream that nobody wants back."""
         self._check_owner(seat)

@@ -157,12 +157,18 @@ class _Condition(_thread.RLock):  # type: ignore[misc]  # only the stubs say tha
             self.release()
             told = waiter.acquire(timeout=-1 if timeout is None else max(timeout, 0))
         finally:
-            if not self._is_owned():  # type: ignore[attr-defined]
-                self.acquire()
-            if not told:
-                with contextlib.suppress(ValueError):
-                    self._waiting.remove(waiter)
+            try:
+                self._have()
+            finally:  # where the interrupt came just there
+                self._have()
+        if not told:
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(waiter)
         return told
+
+    def _have(self) -> None:
+        if not self._is_owned():  # type: ignore[attr-defined]
+            self.acquire()
 
     def notify_all(self) -> None:
         """Wake everybody who waits. The lock is held."""
