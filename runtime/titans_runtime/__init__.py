@@ -16,6 +16,7 @@ from titans_runtime.driver import Driver, Fed
 from titans_runtime.errors import (
     BundleError,
     ExecutionError,
+    ForkError,
     InputError,
     NonFiniteError,
     ProviderError,
@@ -39,6 +40,7 @@ __all__ = [
     "ExecutionError",
     "Fed",
     "FeedEvent",
+    "ForkError",
     "InputError",
     "Manifest",
     "Mark",

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
-import time
+import secrets
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from titans_runtime.errors import StateError, os_remedy
 
 _TEMPORARY = ".titans-tmp"  # the end of a temporary file's name
-_LEFTOVER_SECONDS = 3600.0  # a temporary file this old was left by a process that was killed
 _cleaned: set[Path] = set()  # folders where this process has looked for such files: once is enough
 
 
@@ -28,19 +28,17 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, *, durable: bool
         StateError: it cannot be written, or is a directory, a pipe or a device; what was there is as it was.
     """
     target = _regular(path)
-    temporary: Path | None = None
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     try:
         mode = target.stat().st_mode & 0o777 if target.exists() else 0o600  # a memory is its user's alone
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=_TEMPORARY, dir=target.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
+            os.fchmod(file.fileno(), mode)
+            lock_of_nobody(file.fileno())  # before the first byte is there, and until it has its name
             file.write(data)
             file.flush()
-            os.fchmod(file.fileno(), mode)
             if durable:
                 os.fsync(file.fileno())
-        temporary.replace(target)
-        temporary = None
+            temporary.replace(target)
         if durable:
             _sync_folder(target.parent)
     except OSError as error:
@@ -49,7 +47,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, *, durable: bool
         remedy = "make its directory or choose another place" if missing else os_remedy(error)
         raise StateError(f"{target} cannot be written ({reason}); {remedy}") from error
     finally:
-        if temporary is not None:
+        with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     if durable:
         _remove_leftovers(target.parent)
@@ -84,11 +82,44 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def lock_of_nobody(handle: int) -> bool:
+    """Take the lock of an open file if no process holds it; it is let go when the file is closed, or the process ends.
+
+    False where somebody holds it, and where there are no such locks.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def left_behind(file: Path) -> Iterator[bool]:
+    """Whether a file's process, which locked it before it wrote to it, is gone. Raises `OSError`."""
+    handle = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        about = os.fstat(handle)
+        yield stat.S_ISREG(about.st_mode) and about.st_size > 0 and lock_of_nobody(handle)
+    finally:
+        os.close(handle)
+
+
 def _remove_leftovers(folder: Path) -> None:
+    """Remove temporary files whose processes are gone: nobody holds their lock."""
     if folder in _cleaned:
         return
     _cleaned.add(folder)
     with contextlib.suppress(OSError):
         for file in folder.iterdir():
-            if file.name.endswith(_TEMPORARY) and time.time() - file.stat().st_mtime > _LEFTOVER_SECONDS:
-                file.unlink(missing_ok=True)
+            if file.name.endswith(_TEMPORARY):
+                with contextlib.suppress(OSError):
+                    _remove_if_left(file)
+
+
+def _remove_if_left(file: Path) -> None:
+    with left_behind(file) as gone:
+        if gone:
+            file.unlink(missing_ok=True)

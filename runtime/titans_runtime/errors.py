@@ -96,5 +96,9 @@ class SessionBusyError(TitansError):
     """A session that another thread is using, or that a callback of its own call tries to use."""
 
 
+class ForkError(TitansError):
+    """A model, session or batch in a process that was forked after it was made: its threads stayed with the parent."""
+
+
 class StateError(TitansError):
     """A saved state that is missing, damaged, of a newer format, or of another model."""

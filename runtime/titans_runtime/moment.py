@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from titans_runtime.arrays import FloatArray
-from titans_runtime.backends.base import Best, State
+from titans_runtime.backends.base import Backend, Best, State
 
 KEPT = 8  # ids: more than the longest character takes, and what stands before it
 
@@ -65,6 +65,7 @@ class Moment:
     totals: surprise over the stream.
     commits: how many chunks have ended.
     recent: the last ids consumed, `KEPT` of them at most, by which text that follows is decoded; none of vectors.
+    poison: why the session refuses to go on from here; None is a sound one.
     """
 
     state: State
@@ -73,6 +74,7 @@ class Moment:
     totals: SurpriseTotals = field(default_factory=SurpriseTotals)
     commits: int = 0
     recent: tuple[int, ...] = ()
+    poison: str | None = None
 
     @property
     def position(self) -> int:
@@ -92,3 +94,4 @@ class Mark:
     identity: str = field(repr=False)
     moment: Moment = field(repr=False)
     position: int
+    owner: Backend = field(repr=False)  # of the loaded model in whose memory the state is

@@ -68,7 +68,6 @@ class Session:
         self._manifest = shared.manifest
         self._guard = Guard()
         self._now = moment or self._beginning()
-        self._poison: str | None = None
         self._fed_tokens, self._seconds = 0, 0.0
 
     @property
@@ -144,14 +143,13 @@ class Session:
         """Forget everything and start afresh; also a way out of a poisoned session."""
         with self._guard:
             self._now = self._beginning()
-            self._poison = None
 
     def mark(self) -> Mark:
         """This moment, to come back to with `rewind`. Costs no copy; the state lives as long as the mark."""
         with self._guard:
             moment = self._own_moment()
         self._stands()
-        return Mark(self._manifest.state_identity, moment, moment.position)
+        return Mark(self._manifest.state_identity, moment, moment.position, self._shared.feeder.backend)
 
     def rewind(self, mark: Mark) -> None:
         """Go back to a mark of this session, of a fork of it, or of any other session of the same model, exactly.
@@ -159,13 +157,19 @@ class Session:
         A poisoned session is sound again afterwards.
 
         Raises:
-            InputError: the mark is of another model.
+            InputError: the mark is of another model, or of this one loaded another time.
         """
+        if not isinstance(mark, Mark):
+            raise InputError(f"{mark!r} is not a mark; pass what mark() of a session returned")
         if mark.identity != self._manifest.state_identity:
             raise InputError("this mark was made with another model; rewind to a mark of a session of this one")
+        if mark.owner is not self._shared.feeder.backend:
+            raise InputError(
+                "this mark was made with the same bundle loaded another time; rewind to a mark of a session of this"
+                " model, or bring the session here with restore_bytes(session.to_bytes())"
+            )
         with self._guard:
             self._now = mark.moment
-            self._poison = None
         self._stands()
 
     def fork(self, name: str | None = None) -> Session:
@@ -337,20 +341,21 @@ class Session:
             event = FeedEvent(self.name, tokens, after.position, seconds, commits, mean)
             for observer in self._shared.observers:
                 observer(event)
-        self._now = after  # the only change: whatever stopped us before has changed nothing
         self._fed_tokens += tokens
         self._seconds += seconds
+        self._now = after  # the only change that counts: whatever stopped us before has changed nothing
         outputs: FloatArray = fed.outputs[0]
         return outputs
 
     def _fall_ill(self, error: NonFiniteError) -> None:
-        self._poison = str(error)
+        self._now = replace(self._now, poison=str(error))
         record(logging.ERROR, "session.poisoned", session=self.name, token=error.token, state=error.state)
 
     def _check(self) -> None:
-        if self._poison is not None:
+        poison = self._now.poison
+        if poison is not None:
             raise SessionPoisonedError(
-                f"this session stopped at position {self.position} ({self._poison}); call reset() to start it afresh,"
+                f"this session stopped at position {self.position} ({poison}); call reset() to start it afresh,"
                 " or rewind() to go on from a mark"
             )
 
@@ -365,9 +370,9 @@ class Session:
         return self._shared.feeder.home(state)
 
     def _own_moment(self) -> Moment:
-        """Where this session stands, with its state at home."""
+        """Where this session stands, with its state at home; sound, even if the session is poisoned there."""
         self._now = replace(self._now, state=self._home(self._now.state))
-        return self._now
+        return replace(self._now, poison=None)
 
     def _stands(self) -> None:
         """Told after the state was replaced by one that is in memory, outside of a feed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -30,8 +31,8 @@ from titans_runtime import (
     load,
 )
 from titans_runtime.batching.batch import Batch, BatchSession
-from titans_runtime.batching.jobs import Job
 from titans_runtime.batching.spill import Spilled
+from titans_runtime.batching.tickets import Ticket
 
 CLOSE = 1e-5
 GREEDY = SamplingOptions(temperature=0)
@@ -41,6 +42,25 @@ GREEDY = SamplingOptions(temperature=0)
 def batch(toy_model: Model) -> Iterator[Batch]:
     with toy_model.batch(lanes=4) as batch:
         yield batch
+
+
+@contextlib.contextmanager
+def standing_still(batch: Batch) -> Iterator[None]:
+    """The batch's thread begins nothing inside the block."""
+    still, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        still.set()
+        go_on.wait()
+
+    asker = threading.Thread(target=lambda: batch._engine._ask(wait))
+    asker.start()
+    still.wait()
+    try:
+        yield
+    finally:
+        go_on.set()
+        asker.join()
 
 
 def tensors(session: Session) -> dict[str, np.ndarray]:
@@ -342,7 +362,7 @@ def test_an_engine_that_fails_loses_no_feed_and_goes_on(
 
     with monkeypatch.context() as patched:
         patched.setattr(toy_model._backend, "lanes", no_lanes)
-        with batch._engine.lock:
+        with standing_still(batch):
             for session in sessions[:2]:
                 submit(session)
         assert all_submitted.wait(60)
@@ -380,8 +400,8 @@ def test_a_defect_in_the_middle_of_a_step_ends_every_feed_of_it(
         raise RuntimeError("a defect")
 
     with monkeypatch.context() as patched:
-        patched.setattr(batch._engine, "_finish_step", defect)
-        with batch._engine.lock:
+        patched.setattr(batch._engine._rounds, "_finish_step", defect)
+        with standing_still(batch):
             futures = [session.submit([1]) for session in sessions]
         assert [str(future.exception(60)) for future in futures] == ["a defect"] * 3
     for session in sessions:
@@ -393,21 +413,12 @@ def test_an_interrupt_while_waiting_leaves_the_session_before_or_after_the_feed(
 ) -> None:
     session = batch.session()
     session.feed([1, 2])
-    submit = batch._engine.submit
 
-    def interrupted(jobs: list[Job]) -> None:
-        submit(jobs)
-        (job,) = jobs
-        result = job.future.result
-
-        def once(timeout: float | None = None) -> object:
-            job.future.result = result  # type: ignore[method-assign]
-            raise KeyboardInterrupt
-
-        job.future.result = once  # type: ignore[method-assign, assignment]
+    def interrupted(ticket: Ticket) -> np.ndarray:
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(batch._engine, "submit", interrupted)
+        patched.setattr(Ticket, "wait", interrupted)
         with pytest.raises(KeyboardInterrupt):
             session.feed([3])
     assert session.position in (2, 3)
@@ -424,7 +435,7 @@ def test_an_interrupted_prompt_ends_soon_and_the_session_is_as_it_was(
     session, other = batch.session(), batch.session()
     session.feed([1, 2])
     calls: list[int] = []
-    call = batch._engine._call
+    call = batch._engine._rounds._call
 
     def counted(*arguments: Any) -> None:
         calls.append(1)
@@ -433,7 +444,7 @@ def test_an_interrupted_prompt_ends_soon_and_the_session_is_as_it_was(
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             time.sleep(0.2)
 
-    monkeypatch.setattr(batch._engine, "_call", counted)
+    monkeypatch.setattr(batch._engine._rounds, "_call", counted)
     with pytest.raises(KeyboardInterrupt):
         batch.feed([session, other], [[3] * (400 * C), [4] * (400 * C)])
     assert len(calls) < 400
@@ -461,15 +472,15 @@ def test_a_callback_may_queue_the_next_feed(toy_model: Model, batch: Batch) -> N
 
 def test_a_feed_that_was_not_begun_can_be_cancelled(toy_model: Model, batch: Batch) -> None:
     session = batch.session()
-    with batch._engine.lock:  # the engine cannot begin anything
+    with standing_still(batch):
         future = session.submit([1, 2, 3])
         with pytest.raises(SessionBusyError):
             session.submit([4])
-        cancelled = future.cancel()
-    assert cancelled == future.cancelled()
-    if cancelled:
-        assert session.position == 0
-        session.feed([1])
+        assert future.cancel()
+        assert future.cancelled()
+        again = session.submit([1])  # in use no more, although the batch has not seen the first yet
+    again.result()
+    assert session.position == 1
 
 
 def test_an_observer_may_not_feed_its_own_batch(toy_bundle: Path) -> None:
@@ -548,7 +559,7 @@ def test_chunks_that_end_together_end_in_one_call_or_else_one_by_one(
     for one in (*sessions[:ahead], *alone[:ahead]):
         one.feed([9])
     batch.feed(sessions, [[1]] * 4)
-    lanes = batch._engine._seats.lanes
+    lanes = batch._engine._rounds.seats.lanes
     commit, asked = lanes.commit, []
 
     def counted(graphs: Any, which: Any) -> bool:

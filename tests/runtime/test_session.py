@@ -257,13 +257,12 @@ def test_running_a_bundle_leaves_the_hosts_denormals_alone(toy_bundle: Path) -> 
 
 
 @pytest.mark.skipif(denormals._LIBM is None, reason="onnxruntime's own setting is used on this platform")
-def test_denormals_count_as_zero_inside_the_block_on_any_thread() -> None:
+def test_denormals_count_as_zero_inside_the_call_on_any_thread() -> None:
     small = np.full(4, 1e-39, np.float32)
     found: list[float] = []
 
     def work() -> None:
-        with denormals.denormals_as_zero():
-            found.append(float(np.sum(small * np.float32(1))))
+        denormals.with_denormals_as_zero(lambda: found.append(float(np.sum(small * np.float32(1)))))
         found.append(float(np.sum(small * np.float32(1))))
 
     thread = threading.Thread(target=work)

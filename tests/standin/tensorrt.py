@@ -23,7 +23,7 @@ import onnxruntime
 from tests.standin.cuda import ALIGNMENT, FakeCuda, Span, Violation, Work
 from titans_export.tensorrt_engines import SIDECAR_FORMAT, Engine
 from titans_runtime.backends.chooser import chooser
-from titans_runtime.backends.denormals import denormals_as_zero
+from titans_runtime.backends.denormals import with_denormals_as_zero
 from titans_runtime.backends.engine_key import signed
 from titans_runtime.backends.onnx_cpu import wrap_weights
 from titans_runtime.bundle import open_bundle
@@ -140,12 +140,13 @@ class FakeEngine:
         self._weights = wrap_weights(onnxruntime, bundle)
         for name, value in self._weights.items():
             options.add_initializer(name, value)
-        with denormals_as_zero():  # the first session would set it for this thread for good
-            self.session = onnxruntime.InferenceSession(
+        self.session = with_denormals_as_zero(  # the first session would set it for this thread for good
+            lambda: onnxruntime.InferenceSession(
                 chooses.onnx if chooses is not None and graph is chooses.spec else str(bundle.path / graph.file),
                 options,
                 providers=["CPUExecutionProvider"],
             )
+        )
         self.batch: tuple[int, int, int] = tuple(facts["batch"])
         self.inputs = {tensor.name: tensor for tensor in graph.inputs}
         self.outputs = {tensor.name: tensor for tensor in graph.outputs}
@@ -269,8 +270,7 @@ class FakeContext:
                 name: cuda.view(span).copy().view(engine.inputs[name].dtype).reshape(shape)
                 for name, (span, shape) in feeds.items()
             }
-            with denormals_as_zero():
-                results = engine.session.run(list(engine.outputs), arrays)
+            results = with_denormals_as_zero(lambda: engine.session.run(list(engine.outputs), arrays))
             for name, value in zip(engine.outputs, results, strict=True):
                 data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
                 if data.size != spans[name].nbytes:

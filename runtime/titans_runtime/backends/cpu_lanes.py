@@ -47,6 +47,7 @@ class CpuLanes:
     def seat(self, lane: int, state: State) -> None:
         """Copy a single stream's state into a lane."""
         solo = cast(HostState, state)
+        self._solo.check_owner(solo)
         self._positions[lane] = solo.position
         for mine, theirs in zip(self._carried, solo.carried, strict=True):
             for name, array in mine.tensors.items():
@@ -84,11 +85,9 @@ class CpuLanes:
         bound.execute((*self._carried, *self._rows), written)
         failed = {} if bound.finite(written.values()) else self._failures(bound.not_finite(written.values()), lanes)
         moving = [lane for lane in lanes if lane not in failed]
-        self._before = {i: self._carried[i] for i in bound.writes}
+        before = {i: self._carried[i] for i in bound.writes}
         resting = [lane for lane in range(self.width) if lane not in moving]
-        for i, slot in written.items():
-            self._carried[i] = slot
-        self._restore(resting, self._before)
+        _restore(written, before, resting)
         # Lanes that are stepped together mostly stand at one position: their rows are one piece of memory then.
         together = not resting and bool((self._positions == self._positions[0]).all())
         for group, table in zip(self._wide.rows, self._rows, strict=True):
@@ -98,9 +97,13 @@ class CpuLanes:
                     table.tensors[name][places] = result[0]
                 else:
                     table.tensors[name][places, moving] = result[0, moving]
-        self._positions[moving] += 1
+        positions = self._positions.copy()
+        positions[moving] += 1
         told = bound.outputs(1)
         head = cast(FloatArray, told.head)
+        # From here on nothing can fail: whatever stopped us before has changed no row that counts.
+        self._carried = [written.get(i, slot) for i, slot in enumerate(self._carried)]
+        self._positions, self._before = positions, before
         return Stepped(head[:, 0], None if told.surprise is None else told.surprise[:, 0], failed)
 
     def commit(self, graphs: Sequence[GraphSpec], lanes: Sequence[int]) -> bool:
@@ -116,27 +119,19 @@ class CpuLanes:
             for i, slot in written.items():
                 carried[i] = slot
         changed = {i: old for i, old in enumerate(self._carried) if carried[i] is not old}
-        self._carried = carried
-        self._restore([lane for lane in range(self.width) if lane not in lanes], changed)
-        self._before = changed | self._before
+        resting = [lane for lane in range(self.width) if lane not in lanes]
+        _restore({i: carried[i] for i in changed}, changed, resting)
+        self._carried, self._before = carried, changed | self._before
         return True
 
     def undo(self, lane: int) -> None:
         """Take the last step of a lane back, commits included, which must have been part of the last call of `step`."""
-        self._restore([lane], self._before)
+        _restore({i: self._carried[i] for i in self._before}, self._before, [lane])
         self._positions[lane] -= 1
 
     def close(self) -> None:
         """Give the memory back."""
         self._stack.close()
-
-    def _restore(self, lanes: list[int], before: Mapping[int, Slot]) -> None:
-        """Give these lanes what they held before."""
-        if not lanes:
-            return
-        for i, old in before.items():
-            for name, array in self._carried[i].tensors.items():
-                array[lanes] = old.tensors[name][lanes]
 
     def _failures(self, bad: dict[str, Array], lanes: Sequence[int]) -> dict[int, NonFiniteError]:
         """The lanes with numbers that are not finite; `bad` has flags `[width]` by state, "" for the outputs."""
@@ -147,3 +142,11 @@ class CpuLanes:
                 state = next((name for name in names if name), None)
                 failed[lane] = NonFiniteError(self._step.name, int(self._positions[lane]), state)
         return failed
+
+
+def _restore(after: Mapping[int, Slot], before: Mapping[int, Slot], lanes: list[int]) -> None:
+    """Give these lanes what they held before."""
+    for i, old in before.items():
+        for name, array in after[i].tensors.items():
+            for lane in lanes:  # one by one: nothing is allocated, so nothing can fail
+                array[lane] = old.tensors[name][lane]

@@ -11,9 +11,11 @@ and a binding is kept for each combination. Rows are returned apart and appended
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
@@ -21,8 +23,8 @@ import numpy as np
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.backends.arena import Group, RowsGroup, RowsSlot, Slot, scratch
 from titans_runtime.backends.base import Feed, Outputs, State
-from titans_runtime.backends.denormals import denormals_as_zero
-from titans_runtime.backends.pool import by_length, by_writers
+from titans_runtime.backends.denormals import with_denormals_as_zero
+from titans_runtime.backends.pool import by_length, by_writers, check_owner
 from titans_runtime.bundle import Bundle, check_memory
 from titans_runtime.contract import data_name, head_name
 from titans_runtime.errors import ExecutionError, InputError, NonFiniteError
@@ -57,7 +59,7 @@ class Layout:
         check_memory(bundle.manifest, batch)
         self.batch = batch
         self.manifest = bundle.manifest
-        self._readers: list[CpuExecutor] = []
+        self._readers: list[weakref.ref[CpuExecutor]] = []
         self.carried = tuple(Group(specs, batch, self._forget) for specs in by_writers(bundle.manifest))
         self.rows = tuple(RowsGroup(specs, batch, self._forget) for specs in by_length(bundle.manifest))
         carried = tuple(group.take() for group in self.carried)
@@ -69,6 +71,7 @@ class Layout:
 
     def read(self, state: HostState) -> dict[str, Array]:
         """Copies of all tensors in the order of the state table; rows that were not written are 0."""
+        self.check_owner(state)
         found = {name: array.copy() for slot in state.carried for name, array in slot.tensors.items()}
         for group, slot in zip(self.rows, state.rows, strict=True):
             filled = state.position % group.length
@@ -91,13 +94,18 @@ class Layout:
                 array[: table.filled] = tensors[name][: table.filled]
         return HostState(self.batch, position, carried, rows)
 
+    def check_owner(self, state: HostState) -> None:
+        """Raise `InputError` for the state of another loaded model, or of another number of streams."""
+        check_owner(state.carried or state.rows, self.carried or self.rows)
+
     def watch(self, executor: CpuExecutor) -> None:
-        """Tell `executor` when a block is gone, so that its bindings do not keep the memory."""
-        self._readers.append(executor)
+        """Tell `executor`, while there is such a one, when a block is gone: its bindings are not to keep the memory."""
+        self._readers = [known for known in self._readers if known() is not None] + [weakref.ref(executor)]
 
     def _forget(self, block: int) -> None:
-        for executor in self._readers:
-            executor.forget(block)
+        for known in self._readers:
+            if (executor := known()) is not None:
+                executor.forget(block)
 
 
 def check_tensors(manifest: Manifest, tensors: Mapping[str, Array], batch: int) -> None:
@@ -136,6 +144,7 @@ class CpuExecutor:
     def run(self, graph: GraphSpec, state: State, feed: Feed) -> tuple[Outputs, HostState]:
         """Run one graph: what it said, and the state after it."""
         state = cast(HostState, state)
+        self._layout.check_owner(state)
         bound = self.bound(graph)
         written = {i: self._layout.carried[i].take() for i in bound.writes}
         after = tuple(written.get(i, slot) for i, slot in enumerate(state.carried))
@@ -214,8 +223,7 @@ class BoundGraph:
             if len(self._bindings) > _BINDINGS:
                 self._bindings.popitem(last=False)
         try:
-            with denormals_as_zero():
-                self._session.run_with_iobinding(binding)
+            with_denormals_as_zero(partial(self._session.run_with_iobinding, binding))
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
             from titans_runtime.backends.onnx_cpu import first_line, out_of_memory
 

@@ -9,11 +9,11 @@ ONNX Runtime's own setting.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import TypeVar
 
 # glibc's fenv_t on x86-64: 28 bytes of x87 environment, then MXCSR.
 _FENV_BYTES = 32
@@ -34,20 +34,23 @@ def _libm() -> ctypes.CDLL | None:
 
 _LIBM = _libm()
 
+R = TypeVar("R")
 
-@contextlib.contextmanager
-def denormals_as_zero() -> Iterator[None]:
-    """Flush denormals on this thread inside the block; the thread's own setting comes back after it."""
+
+def with_denormals_as_zero(run: Callable[[], R]) -> R:
+    """What `run` returns; this thread flushes denormals meanwhile, and its own setting comes back after it.
+
+    In one frame, so that no interrupt comes between the switch and the block that puts it back.
+    """
     if _LIBM is None:
-        yield
-        return
+        return run()
     before, inside = ctypes.create_string_buffer(_FENV_BYTES), ctypes.create_string_buffer(_FENV_BYTES)
     _LIBM.fegetenv(before)
     ctypes.memmove(inside, before, _FENV_BYTES)
     mode = ctypes.c_uint32.from_buffer(inside, _MXCSR)
     mode.value |= _FLUSH_TO_ZERO | _DENORMALS_ARE_ZERO
-    _LIBM.fesetenv(inside)
     try:
-        yield
+        _LIBM.fesetenv(inside)
+        return run()
     finally:
         _LIBM.fesetenv(before)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import cast
 
+from titans_runtime import forks
 from titans_runtime.arrays import Array
 from titans_runtime.backends.base import Executor, State
 from titans_runtime.backends.device import Device, Traffic
@@ -32,6 +33,8 @@ class DeviceBackend:
         self.device = device
         self._bundle = bundle
         self._lock = threading.Lock()
+        self._made_in = forks.generation
+        forks.keep(self)
         self._layouts: dict[int, DeviceLayout] = {}
         self._idle: dict[int, list[DeviceExecutor]] = {}
 
@@ -52,7 +55,7 @@ class DeviceBackend:
     def lend(self, batch: int) -> Iterator[DeviceExecutor]:
         """The executor that was used last, whose bindings are most likely to fit."""
         layout = self.layout(batch)
-        idle = self._idle[batch]
+        idle = self._idle.setdefault(batch, [])
         try:
             executor = idle.pop()
         except IndexError:  # all of them are lent
@@ -79,8 +82,11 @@ class DeviceBackend:
 
     def layout(self, batch: int) -> DeviceLayout:
         """Where the tensors of `batch` streams are, worked out when first needed."""
-        with self._lock:
-            if batch not in self._layouts:
-                self._layouts[batch] = DeviceLayout(self._bundle, self.device, batch)
-                self._idle[batch] = []
-            return self._layouts[batch]
+        if self._made_in != forks.generation:
+            forks.check(self._made_in, "this model")
+        found = self._layouts.get(batch)
+        if found is None:
+            with self._lock:
+                found = self._layouts.get(batch) or DeviceLayout(self._bundle, self.device, batch)
+                self._layouts[batch] = found
+        return found

@@ -55,6 +55,7 @@ class DeviceLanes:
     def seat(self, lane: int, state: State) -> None:
         """Copy a single stream's state into a lane."""
         solo = cast(DeviceState, state)
+        self._solo.check_owner(solo)
         self._positions[lane] = solo.position
         with self._device.lock:
             for wide, one in self._pairs(solo):
@@ -94,16 +95,18 @@ class DeviceLanes:
                 lane: NonFiniteError(self._step.name, int(self._positions[lane]), None) for lane in lanes if bad[lane]
             }
             moving = [lane for lane in lanes if lane not in failed]
-            self._before = {i: self._carried[i] for i in written}
-            for i, lease in written.items():
-                self._carried[i] = lease
-            self._restore([lane for lane in range(self.width) if lane not in moving], self._before)
+            before = {i: self._carried[i] for i in written}
+            self._restore([lane for lane in range(self.width) if lane not in moving], written, before)
             if bound.appends:
                 # A lane that sits out gets a row too, at its position, where its rows count as not written.
                 for pool, table in zip(self._wide.rows, self._rows, strict=True):
                     places = [int(place) for place in self._positions % pool.length]
                     self._device.place(_all(table, pool), bound.rows(pool), places)
-        self._positions[moving] += 1
+        positions = self._positions.copy()
+        positions[moving] += 1
+        # Only now, when nothing can fail any more.
+        self._carried = [written.get(i, lease) for i, lease in enumerate(self._carried)]
+        self._positions, self._before = positions, before
         head = np.zeros((self.width, 0), np.float32) if told.head is None else told.head[:, 0]
         return Stepped(head, None if told.surprise is None else told.surprise[:, 0], failed, told.best)
 
@@ -125,28 +128,30 @@ class DeviceLanes:
                 for i, lease in written.items():
                     carried[i] = lease
             changed = {i: old for i, old in enumerate(self._carried) if carried[i] is not old}
-            self._carried = carried
-            self._restore([lane for lane in range(self.width) if lane not in lanes], changed)
-            self._before = changed | self._before
+            resting = [lane for lane in range(self.width) if lane not in lanes]
+            self._restore(resting, {i: carried[i] for i in changed}, changed)
+            self._carried, self._before = carried, changed | self._before
         return True
 
     def undo(self, lane: int) -> None:
         """Take the last step of a lane back, commits included, which must have been part of the last call of `step`."""
         with self._device.lock:
-            self._restore([lane], self._before)
+            self._restore([lane], {i: self._carried[i] for i in self._before}, self._before)
         self._positions[lane] -= 1
 
     def close(self) -> None:
         """Give the memory back."""
         self._stack.close()
 
-    def _restore(self, lanes: list[int], before: Mapping[int, Lease[DeviceBlock]]) -> None:
+    def _restore(
+        self, lanes: list[int], after: Mapping[int, Lease[DeviceBlock]], before: Mapping[int, Lease[DeviceBlock]]
+    ) -> None:
         """Give these lanes what they held before."""
         if not lanes:
             return
         for i, old in before.items():
             pool = self._wide.carried[i]
-            self._device.keep(_all(self._carried[i], pool), _all(old, pool), lanes)
+            self._device.keep(_all(after[i], pool), _all(old, pool), lanes)
 
     def _pairs(self, solo: DeviceState) -> list[tuple[list[Buffer], list[Buffer]]]:
         """Carried tensors of all lanes beside those of a single stream."""

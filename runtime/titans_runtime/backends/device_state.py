@@ -24,7 +24,7 @@ from titans_runtime.backends.arena import scratch
 from titans_runtime.backends.base import Best, Feed, Outputs, State
 from titans_runtime.backends.cpu_state import check_tensors
 from titans_runtime.backends.device import Bound, Buffer, Device, DeviceBlock, Program
-from titans_runtime.backends.pool import Lease, Pool, Table, TablePool, by_length, by_writers
+from titans_runtime.backends.pool import Lease, Pool, Table, TablePool, by_length, by_writers, check_owner
 from titans_runtime.bundle import Bundle, check_memory
 from titans_runtime.contract import data_name, head_name
 from titans_runtime.errors import NonFiniteError
@@ -76,6 +76,7 @@ class DeviceLayout:
 
     def read(self, state: DeviceState) -> dict[str, Array]:
         """Copies of all tensors in host memory, in the order of the state table; rows that were not written are 0."""
+        self.check_owner(state)
         found: dict[str, Array] = {}
         with self.device.lock:
             for lease in (*state.carried, *state.rows):
@@ -89,6 +90,10 @@ class DeviceLayout:
         """A state of its own with copies of these values. Raises `InputError` for what does not fit."""
         check_tensors(self.manifest, tensors, self.batch)
         return self._filled(tensors, position)
+
+    def check_owner(self, state: DeviceState) -> None:
+        """Raise `InputError` for the state of another loaded model, or of another number of streams."""
+        check_owner(state.carried or state.rows, self.carried or self.rows)
 
     def outputs(self, name: str, shape: Shape) -> Pool[DeviceBlock]:
         """Blocks for one graph's outputs, which are leased as a state's tensors are."""
@@ -129,6 +134,7 @@ class DeviceExecutor:
         """Run one graph: what it said, and the state after it."""
         state = cast(DeviceState, state)
         layout = self._layout
+        layout.check_owner(state)
         with layout.device.lock:
             bound = self.graph(graph)
             written = {i: layout.carried[i].take() for i in bound.writes}

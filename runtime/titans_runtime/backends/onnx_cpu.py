@@ -16,17 +16,19 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from titans_runtime import forks
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.backends.base import Executor, Lanes, LoadOptions, State
 from titans_runtime.backends.cpu_lanes import CpuLanes
 from titans_runtime.backends.cpu_state import CpuExecutor, HostState, Layout
-from titans_runtime.backends.denormals import denormals_as_zero
+from titans_runtime.backends.denormals import with_denormals_as_zero
 from titans_runtime.bundle import Bundle, Form, file_of
 from titans_runtime.errors import BundleError, ProviderError
 from titans_runtime.manifest import GraphSpec
@@ -61,6 +63,8 @@ class CpuBackend:
         self._bundle = bundle
         self._options = options
         self._lock = threading.Lock()
+        self._made_in = forks.generation
+        forks.keep(self)
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._wide: dict[str, ort.OrtValue] = {}
         self._layouts: dict[int, Layout] = {}
@@ -81,8 +85,7 @@ class CpuBackend:
     def lend(self, batch: int) -> Iterator[CpuExecutor]:
         """The executor that was used last, whose bindings are most likely to fit."""
         layout = self.layout(batch)
-        with self._lock:
-            idle = self._idle.setdefault(batch, [])
+        idle = self._idle.setdefault(batch, [])
         try:
             executor = idle.pop()
         except IndexError:  # all of them are lent
@@ -109,10 +112,13 @@ class CpuBackend:
 
     def layout(self, batch: int) -> Layout:
         """Where the tensors of `batch` streams are, worked out when first needed."""
-        with self._lock:
-            if batch not in self._layouts:
-                self._layouts[batch] = Layout(self._bundle, batch)
-            return self._layouts[batch]
+        if self._made_in != forks.generation:
+            forks.check(self._made_in, "this model")
+        found = self._layouts.get(batch)
+        if found is None:
+            with self._lock:
+                found = self._layouts[batch] = self._layouts.get(batch) or Layout(self._bundle, batch)
+        return found
 
     def session(self, graph: GraphSpec) -> ort.InferenceSession:
         """The ONNX Runtime session of a graph, created by whoever needs it first.
@@ -120,10 +126,11 @@ class CpuBackend:
         Raises:
             BundleError: ONNX Runtime refuses the graph.
         """
-        with self._lock:
-            if graph.name not in self._sessions:
-                self._sessions[graph.name] = self._load(graph)
-            return self._sessions[graph.name]
+        found = self._sessions.get(graph.name)
+        if found is None:
+            with self._lock:
+                found = self._sessions[graph.name] = self._sessions.get(graph.name) or self._load(graph)
+        return found
 
     def finish_profiles(self) -> dict[str, Path]:
         """End profiling; the file of each graph that ran, by name. Empty unless `LoadOptions.profiles` was given."""
@@ -145,10 +152,18 @@ class CpuBackend:
         if self._options.profiles is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(self._options.profiles / graph.name)
-        with denormals_as_zero():
-            return create_session(
-                self._ort, self._bundle, graph, form, self._weights, options, providers=["CPUExecutionProvider"]
-            )
+        create = partial(
+            create_session,
+            self._ort,
+            self._bundle,
+            graph,
+            form,
+            self._weights,
+            options,
+            providers=["CPUExecutionProvider"],
+        )
+        session: ort.InferenceSession = with_denormals_as_zero(create)
+        return session
 
     def _form(self, graph: GraphSpec) -> Form:
         """The file that a graph is run from, if the kernels load."""
@@ -163,6 +178,8 @@ class CpuBackend:
     def weight_inputs(self, session: ort.InferenceSession) -> dict[str, ort.OrtValue]:
         """The half-precision weights that a graph for CPUs takes as float32 inputs, widened once for all graphs."""
         names = [value.name for value in session.get_inputs() if value.name in self._weights]
+        if not names:
+            return {}
         with self._lock:
             for name in names:
                 if name not in self._wide:

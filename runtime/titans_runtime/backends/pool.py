@@ -9,10 +9,10 @@ addresses that bindings can be cached for.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
+from titans_runtime.errors import InputError
 from titans_runtime.manifest import Manifest, StateSpec
 
 _SPARES = 2  # blocks kept for reuse per pool; what a driven stream alternates with
@@ -38,11 +38,17 @@ class Lease(Generic[B]):
     __slots__ = ("__weakref__", "_pool", "block")
 
     def __init__(self, pool: Pool[B], block: B) -> None:
-        self._pool = pool
         self.block = block
+        self._pool = pool
+
+    def of(self, pool: Pool[B]) -> bool:
+        """Whether it is of this pool."""
+        return self._pool is pool
 
     def __del__(self) -> None:
-        self._pool.give_back(self.block)
+        pool = getattr(self, "_pool", None)  # where making it was interrupted there is none
+        if pool is not None:
+            pool.give_back(self.block)
 
 
 class Table(Lease[B]):
@@ -51,11 +57,30 @@ class Table(Lease[B]):
     filled: rows that some state counts. A state with fewer must not append here.
     """
 
-    __slots__ = ("filled",)
+    __slots__ = ("_filled",)
 
     def __init__(self, pool: Pool[B], block: B) -> None:
         super().__init__(pool, block)
-        self.filled = 0
+        self._filled = [0]  # empty while somebody claims rows, and for good if he was stopped: nobody appends then
+
+    @property
+    def filled(self) -> int:
+        """Rows that some state counts; -1 where nobody may append any more."""
+        return self._filled[0] if self._filled else -1
+
+    @filled.setter
+    def filled(self, rows: int) -> None:
+        self._filled = [rows]
+
+    def claim(self, start: int, count: int) -> bool:
+        """See `TablePool.claim`. Of several who ask at once one is answered yes at most, and possibly none."""
+        try:
+            filled = self._filled.pop()
+        except IndexError:
+            return False
+        own = start > 0 and filled == start
+        self._filled.append(start + count if own else filled)
+        return own
 
 
 class Pool(Generic[B]):
@@ -104,7 +129,6 @@ class TablePool(Pool[B]):
     ) -> None:
         super().__init__(specs, batch, make, on_drop)
         self.length = self.specs[0].concrete(batch)[0]
-        self._appending = threading.Lock()
 
     def take(self) -> Table[B]:
         """An empty table."""
@@ -115,11 +139,16 @@ class TablePool(Pool[B]):
 
         They may not if another state counts rows from `start` on, nor at the beginning of a table.
         """
-        with self._appending:
-            own = start > 0 and table.filled == start
-            if own:
-                table.filled = start + count
-        return own
+        return table.claim(start, count)
+
+
+def check_owner(leases: Sequence[Lease[B]], pools: Sequence[Pool[B]]) -> None:
+    """Raise `InputError` unless a state, known by its first lease, is of these pools: of this model, loaded here."""
+    if leases and not leases[0].of(pools[0]):
+        raise InputError(
+            "this state belongs to another loaded model, or to another number of streams;"
+            " bring it here as a session, with restore_bytes(session.to_bytes())"
+        )
 
 
 def by_writers(manifest: Manifest) -> list[list[StateSpec]]:

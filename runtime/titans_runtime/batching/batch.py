@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import operator
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from titans_runtime import statefile
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.backends.base import Backend, State
 from titans_runtime.batching.engine import Engine
-from titans_runtime.batching.jobs import Job
-from titans_runtime.batching.tickets import Tally, Ticket
+from titans_runtime.batching.jobs import Job, Task
+from titans_runtime.batching.tickets import Promise, Tally, Ticket
 from titans_runtime.driver import Fed, Feeder
 from titans_runtime.errors import InputError, NonFiniteError
 from titans_runtime.inputs import Inputs, checked_inputs
@@ -64,7 +65,7 @@ class Batch:
         """Feed several sessions together, and wait for all of them.
 
         Args:
-            sessions: each at most once.
+            sessions: of this batch, each at most once.
             inputs: for each of them what `Session.feed` takes.
 
         Returns:
@@ -76,27 +77,28 @@ class Batch:
         """
         if len(sessions) != len(inputs):
             raise InputError(f"there are {len(sessions)} sessions and {len(inputs)} inputs; pass as many of both")
+        self._check_members(sessions)
         self._engine.refuse_to_wait()
         jobs: list[Job] = []
         refused: Exception | None = None
-        tally = Tally()
+        tally = Tally(0)
+        tickets = [Ticket(tally) for _ in sessions]
         try:
             try:
-                for session, each in zip(sessions, inputs, strict=True):
-                    jobs.append(session._prepare(each, tally))
+                for session, each, ticket in zip(sessions, inputs, tickets, strict=True):
+                    jobs.append(session._prepare(each, ticket, sys._getframe()))
             except Exception as wrong:  # nobody is left behind half fed
                 refused = wrong
-            self._engine.submit(jobs)
-            tally.wait()
+            if jobs:
+                tally.open = len(jobs)
+                self._engine.submit(jobs)
+                tally.wait()
         except BaseException:  # closed, or interrupted at any point
             _abandon(jobs)
             raise
         if refused is not None:
             raise refused
-        for job in jobs:
-            if (error := job.future.exception()) is not None:
-                raise error
-        return [job.future.result() for job in jobs]
+        return [ticket.wait() for ticket in tickets]
 
     @property
     def resident(self) -> int:
@@ -120,6 +122,21 @@ class Batch:
     ) -> None:
         self.close()
 
+    def _check_members(self, sessions: Sequence[BatchSession]) -> None:
+        """Raise `InputError` for what is not a session of this batch, or is named twice."""
+        seen: set[int] = set()
+        for session in sessions:
+            if not isinstance(session, BatchSession):
+                raise InputError(f"{session!r} is not a session of a batch; make one with batch.session()")
+            if session._engine is not self._engine:
+                raise InputError(
+                    f"session {session.name!r} is of another batch; feed it with the batch that made it, or bring it"
+                    " here with batch.restore_bytes(session.to_bytes())"
+                )
+            if id(session) in seen:
+                raise InputError(f"session {session.name!r} is named twice; feed its tokens one after the other")
+            seen.add(id(session))
+
     def _restored(self, data: bytes, source: str, name: str | None) -> BatchSession:
         return BatchSession(self._shared, self._engine, name, moment_of(self._shared.feeder, data, source))
 
@@ -139,24 +156,35 @@ class BatchSession(Session):
         Args and errors as in `feed`; what goes wrong later is the future's exception. A future that was not begun can
         be cancelled, and nothing has happened then.
         """
-        future: Future[FloatArray] = Future()
-        future.add_done_callback(self._if_cancelled)
-        self._submit(self._prepare(inputs, future, all_logits))
-        return future
+        promise = Promise()
+        job: Job | None = None
+        try:
+            job = self._prepare(inputs, promise, sys._getframe(), all_logits)
+            self._engine.submit([job])
+        except BaseException:  # as in `Batch.feed`
+            if job is not None:
+                job.abandon()
+            raise
+        job.task.hand_over(promise)
+        return promise
 
-    def _prepare(self, inputs: Inputs, told: Tally | Future[FloatArray], all_logits: bool = False) -> Job:
-        """A job that is not queued yet; the session is in use from now on."""
+    def _prepare(self, inputs: Inputs, outcome: Ticket | Promise, call: FrameType, all_logits: bool = False) -> Job:
+        """A job that is not queued yet; the session is in use from now on, for as long as `call` runs."""
         array = checked_inputs(self._manifest.inputs, inputs)
         every = all_logits or not isinstance(self._manifest.inputs, TokenInputs)
-        return self._job(array, every, _as_they_are if every else _of_one, told)
+        return self._job(array, every, _as_they_are if every else _of_one, outcome, call)
 
     def _consume(self, array: Array, every: bool, best: int | None = None) -> FloatArray:
         self._engine.refuse_to_wait()
-        job = self._submit(self._job(array, every, _as_they_are, Tally(), best))
+        ticket = Ticket(Tally(1))
+        job: Job | None = None
         try:
-            return job.future.result()
-        except BaseException:
-            job.abandon()
+            job = self._job(array, every, _as_they_are, ticket, sys._getframe(), best)
+            self._engine.submit([job])
+            return ticket.wait()
+        except BaseException:  # interrupted at any point: before the job is begun, or until its next call has ended
+            if job is not None:
+                job.abandon()
             raise
 
     def _stands(self) -> None:
@@ -167,39 +195,28 @@ class BatchSession(Session):
         array: Array,
         every: bool,
         shape: Callable[[FloatArray], FloatArray],
-        told: Tally | Future[FloatArray],
+        outcome: Ticket | Promise,
+        call: FrameType,
         best: int | None = None,
     ) -> Job:
-        self._guard.enter()
+        task = Task(call)
+        self._guard.enter(task)
         try:
             self._check()
+            self._engine.check_owner(self._now.state)
             start = time.perf_counter()
 
             def finish(fed: Fed, state: State) -> FloatArray:
                 return shape(self._accept(array, fed, state, time.perf_counter() - start))
 
-            future = Ticket(told, self._guard.leave) if isinstance(told, Tally) else told
-            return Job(self, self._now.state, array, every, finish, self._release, future, best)
+            return Job(self, self._now.state, array, every, finish, self._failed, outcome, task, best)
         except BaseException:
-            self._guard.leave()
+            task.leave()
             raise
 
-    def _submit(self, job: Job) -> Job:
-        try:
-            self._engine.submit([job])
-        except BaseException:  # as in `Batch.feed`
-            job.abandon()
-            raise
-        return job
-
-    def _if_cancelled(self, future: Future[FloatArray]) -> None:
-        if future.cancelled():
-            self._guard.leave()
-
-    def _release(self, error: BaseException | None) -> None:
+    def _failed(self, error: BaseException) -> None:
         if isinstance(error, NonFiniteError):
             self._fall_ill(error)
-        self._guard.leave()
 
     def _sibling(self, name: str | None, moment: Moment) -> BatchSession:
         return BatchSession(self._shared, self._engine, name, moment)
@@ -248,7 +265,7 @@ def _of_one(outputs: FloatArray) -> FloatArray:
 
 def _abandon(jobs: list[Job]) -> None:
     for job in jobs:
-        job.abandoned = True  # all of them, before `abandon` waits for the first
+        job.task.withdraw()  # all of them, before `abandon` waits for the first
     for job in jobs:
         job.abandon()
 

@@ -1,93 +1,71 @@
-"""One thread that runs the feeds of many sessions: those that decode side by side, prompts piece by piece in between.
+"""A batch's thread, as its sessions see it: jobs and questions go in, and it ends when nobody can ask any more.
 
-Knows turns. Does not check what users pass in, and does not know sessions beyond their jobs.
+Knows the border between callers and the thread. Does not know turns (`rounds`).
 
-Each round steps every waiting decoder that has a lane, in one call, and then runs one call of one prompt, in turn;
-so a decoder waits for one chunk of somebody's prompt at most, and a prompt for one step. A decoder without a lane gets
-one as soon as somebody who had a full turn, or sits idle, can give his up.
+Only the thread touches lanes, and only it decides which states are in memory; everybody else asks it. So a caller who
+is interrupted leaves nothing half done, and no lock locked. The thread does not know this object: when the last session
+of a batch is gone the thread ends, and it ends before the interpreter does.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
+import atexit
 import threading
-import time
-from collections import deque
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-
-from titans_runtime.backends.base import Backend, Feed, Rows, State, Stepped
-from titans_runtime.batching.jobs import Job, JobAbandonedError, JobFailedError
-from titans_runtime.batching.seats import Seat, Seated, Seats
-from titans_runtime.batching.spill import Residency, Spilled
-from titans_runtime.errors import ExecutionError, SessionBusyError, TitansError
-from titans_runtime.manifest import GraphSpec, Manifest
-from titans_runtime.observe import record
-from titans_runtime.plan import Call, Planner
+from titans_runtime import forks
+from titans_runtime.backends.base import Backend, State
+from titans_runtime.batching.jobs import Job
+from titans_runtime.batching.rounds import Letter, Rounds
+from titans_runtime.batching.seats import Seated
+from titans_runtime.batching.spill import Spilled
+from titans_runtime.batching.tickets import Question
+from titans_runtime.errors import InputError, SessionBusyError, TitansError
+from titans_runtime.manifest import Manifest
 
 if TYPE_CHECKING:
     from titans_runtime.session import Session
 
-_TURN = 32  # steps in a lane before somebody who waits may have it; a change costs a copy of two states
-_CALM = 64  # rounds with few decoders before the lanes become fewer
-# After a round its callers sample and come back one by one. Starting without them would split them into groups that
-# never meet again, so the engine waits this share of a round's time for as many as there were.
-_PATIENCE = 0.5
-_RETRY = 0.001  # seconds
-_LEAST_PATIENCE = 0.0005  # seconds: what 16 threads need to take a result and come back
+_LAST_WAIT = 10.0  # seconds that the interpreter's end waits for a call under way, which takes a fraction of one
+_CLOSED = "this batch is closed; restore its sessions with model.restore, or in another batch"
+A = TypeVar("A")
 
 
 class Engine:
-    """Runs jobs on a thread of its own until it is closed.
-
-    Args:
-        manifest, backend: the model.
-        lanes: decoders that are stepped together at most.
-        resident: sessions whose state is in memory at most; None for no limit.
-        folder: where the others' states go; None for the system's temporary folder.
-    """
+    """Runs jobs on a thread of its own until it is closed. Arguments as of `Rounds`."""
 
     def __init__(
         self, manifest: Manifest, backend: Backend, lanes: int, resident: int | None, folder: Path | None
     ) -> None:
-        self.lock = threading.RLock()  # held for the length of a round; whoever wants a state meanwhile waits
-        self._backend = backend
-        self._planner = Planner(manifest)
-        step = manifest.graph("step")  # what lanes run
-        if step is None:
-            raise ValueError("a manifest without a step graph, which Manifest.from_json would have refused")
-        self._step = step
-        self._most = lanes if resident is None else min(lanes, resident)
-        self._seats = Seats(backend, self._most)
-        self._residency = Residency(manifest, backend, self.home, resident, folder)
-        self._arrived = threading.Condition()
-        self._queue: deque[Job] = deque()
-        self._stuck = False  # jobs wait for room and nothing runs that could make some
-        self._steps: list[Job] = []
-        self._prompts: deque[Job] = deque()
-        self._running: list[Job] = []  # those of the call under way
-        self._round = 0
-        self._busy_round = -_CALM - 1  # the last round in which so many decoders wanted lanes
-        self._last_steps, self._last_seconds = 0, 0.0
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name="titans-batch", daemon=True)
+        self._made_in = forks.generation
+        self._mail: SimpleQueue[Letter] = SimpleQueue()
+        self._limited = resident is not None
+        self._rounds = Rounds(manifest, backend, lanes, resident, folder, self._mail)
+        self._thread = threading.Thread(target=self._rounds.serve, name="titans-batch", daemon=True)
+        # Ends the thread however early this object goes: also if its making is interrupted on the next line.
+        weakref.finalize(self, self._mail.put, None).atexit = False
         self._thread.start()
+        _running.add(self)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue jobs, all of them at once. Raises `TitansError` if the engine is closed; then none is queued."""
-        with self._arrived:
-            if self._closing:
-                raise TitansError("this batch is closed; restore its sessions with model.restore, or in another batch")
-            self._queue.extend(jobs)
-            self._arrived.notify()
+        """Queue jobs, all of them at once. Raises `TitansError` if the batch is closed; then none is queued."""
+        self.check()
+        if self._rounds.ended:
+            raise TitansError(_CLOSED)
+        self._mail.put(jobs)
+        if self._rounds.ended:  # perhaps too late: those that the thread did not see are taken back
+            for job in jobs:
+                job.task.withdraw()
+            if any(not job.task.begun for job in jobs):
+                raise TitansError(_CLOSED)
 
     def refuse_to_wait(self) -> None:
-        """Raise `SessionBusyError` on the engine's own thread, which would wait for itself for ever."""
-        if threading.current_thread() is self._thread:
+        """Raise `SessionBusyError` on the batch's own thread, which would wait for itself for ever."""
+        if self._is_here:
             raise SessionBusyError(
                 "an observer, or a callback of a future, cannot wait for a feed of its own batch;"
                 " use submit(), or hand the work to another thread"
@@ -96,267 +74,86 @@ class Engine:
     def home(self, state: State) -> State:
         """A state as the backend's own value: had back from disk, or from the lane, which the stream then leaves."""
         if isinstance(state, Spilled):
-            return self._residency.load(state)
+            return self._rounds.residency.load(state)
         if isinstance(state, Seated):
-            with self.lock:
-                return self._seats.leave(state.seat)
+            self.check_owner(state)
+            return self._ask(lambda: self._rounds.home(state))
         return state
+
+    def check_owner(self, state: State) -> None:
+        """Raise `InputError` for the state of a stream that sits in another batch."""
+        if isinstance(state, Seated) and state.seat.owner is not self._rounds.seats:
+            raise InputError(
+                "this stream sits in another batch; use its session there, or bring it here with"
+                " batch.restore_bytes(session.to_bytes())"
+            )
 
     def enroll(self, session: Session) -> None:
         """Count a session that has a state of its own among those in memory."""
-        with self.lock:
-            self._residency.touch(session)
-            self._residency.shrink()
+        found, residency = weakref.ref(session), self._rounds.residency
+
+        def count() -> None:
+            if (known := found()) is not None:
+                residency.touch(known)
+            del known
+            residency.shrink()
+
+        if self._limited:
+            self._ask(count)
+        else:
+            self.check()
+            self._mail.put(Question(count))  # nothing depends on when
 
     @property
     def resident(self) -> int:
         """Sessions whose state is in memory."""
-        with self.lock:
-            return self._residency.resident
+        return self._ask(lambda: self._rounds.residency.resident)
 
     @property
     def spills(self) -> int:
         """How often a state went to disk."""
-        return self._residency.spills
+        return self._rounds.residency.spills
 
     def close(self) -> None:
-        """Finish what was begun, fail what waits, and give every stream its state."""
-        with self._arrived:
-            self._closing = True
-            self._arrived.notify()
-        self._thread.join()
-        with self.lock:
-            self._seats.close()
+        """Finish what was begun, fail what waits, and give every stream its state. In a forked child: nothing."""
+        if self._made_in == forks.generation:
+            self.refuse_to_wait()
+            self._mail.put(None)
+            self._rounds.gone.wait()
+            self._thread.join()
 
-    # -- the thread --------------------------------------------------------------------------------------------------
+    def check(self) -> None:
+        """Raise `ForkError` in a process that was forked after the batch was made."""
+        if self._made_in != forks.generation:
+            forks.check(self._made_in, "this batch")
 
-    def _run(self) -> None:
-        while self._wait():
-            with self.lock:
-                try:
-                    self._admit()
-                    self._one_round()
-                    self._residency.shrink()
-                except BaseException as error:  # a defect here must not leave callers waiting for ever
-                    record(logging.CRITICAL, "batch.failed", error=repr(error))
-                    self._fail_all(error)
-        self._fail_all(TitansError("this batch was closed before the feed began; the session is as it was"))
+    @property
+    def _is_here(self) -> bool:
+        return threading.current_thread() is self._thread
 
-    def _wait(self) -> bool:
-        """Until there is something to do; False when the engine is to end."""
-        with self._arrived:
-            if not (self._steps or self._prompts):
-                if not self._queue:
-                    self._last_steps = 0
-                    self._arrived.wait_for(lambda: self._queue or self._closing)
-                elif self._stuck:
-                    self._arrived.wait(_RETRY)  # every session in memory is in use outside of the engine
-            if not self._prompts:
-                patience = max(_LEAST_PATIENCE, _PATIENCE * self._last_seconds)
-                self._arrived.wait_for(self._all_are_back, patience)
-            return not self._closing or bool(self._steps or self._prompts)
+    def _ask(self, ask: Callable[[], A]) -> A:
+        """What `ask` returns on the batch's thread; once that has ended, on this one."""
+        self.check()
+        if self._is_here or self._rounds.ended:
+            return ask()
+        question = Question(ask)
+        self._mail.put(question)
+        if self._rounds.ended and question.withdraw():
+            return ask()
+        return question.wait()
 
-    def _all_are_back(self) -> bool:
-        waiting = len(self._steps) + len(self._queue)
-        return self._closing or waiting >= min(self._last_steps, self._most)
-
-    def _admit(self) -> None:
-        """Begin the jobs that wait, as far as there is room for their states."""
-        with self._arrived:
-            waiting = list(self._queue)
-            self._queue.clear()
-        left: list[Job] = []
-        for job in waiting:
-            try:
-                if not self._residency.make_room(job.session):
-                    left.append(job)
-                elif job.future.set_running_or_notify_cancel():
-                    self._residency.touch(job.session)
-                    if isinstance(job.state, Spilled):
-                        job.state = self._residency.load(job.state)
-                    self._sort_in(job)
-            except Exception as error:
-                if job.future.running() or job.future.set_running_or_notify_cancel():
-                    job.fail(error)
-        self._stuck = bool(left)
-        with self._arrived:
-            self._queue.extendleft(reversed(left))
-
-    def _sort_in(self, job: Job) -> None:
-        # A step graph of the schedule's may write big tensors.
-        if job.tokens == 1 and self._planner.single(job.state.position) is self._step:
-            self._steps.append(job)
-        else:
-            job.state = self.home(job.state)
-            self._prompts.append(job)
-
-    def _one_round(self) -> None:
-        self._round += 1
-        if self._steps:
-            start = time.perf_counter()
-            self._last_steps = len(self._steps)
-            self._step_round()
-            self._last_seconds = time.perf_counter() - start
-        if self._prompts:
-            job = self._prompts.popleft()
-            self._running = [job]
-            self._continue(job)
-        self._running = []
-
-    def _fail_all(self, error: BaseException) -> None:
-        """Fail what was begun and what waited until now; what is queued meanwhile is the next round's."""
-        with self._arrived:
-            waiting = list(self._queue)
-            self._queue.clear()
-        begun = [*self._running, *(job for job in (*self._steps, *self._prompts) if job not in self._running)]
-        self._running, self._steps = [], []
-        self._prompts.clear()
-        for job in begun:
-            if not job.future.done():
-                job.fail(error)
-        for job in waiting:
-            if job.future.set_running_or_notify_cancel():
-                job.fail(error)
-
-    # -- prompts -----------------------------------------------------------------------------------------------------
-
-    def _continue(self, job: Job) -> None:
-        """Run one call of a job on its own, and put it at the end of the queue if there is more."""
-        if job.abandoned:
-            job.fail(JobAbandonedError())
-            return
-        if job.calls is None:
-            job.calls = self._planner.calls(job.state.position, job.tokens)
-        call = next(job.calls)
-        done = job.ends(call)
-        try:
-            self._call(job, call)
-            if done:
-                for commit in job.calls:  # what is due after the last token belongs to it
-                    self._call(job, commit)
-        except Exception as error:
-            job.fail(error)
-            return
-        if done:
-            with contextlib.suppress(JobFailedError):  # its state was a value of its own; the session's is untouched
-                job.succeed()
-        else:
-            self._prompts.append(job)
-
-    def _call(self, job: Job, call: Call) -> None:
-        data = job.inputs[None, call.offset : call.offset + call.length] if call.length else None
-        rows: Rows = "every" if job.every else "last" if job.ends(call) else "none"
-        with self._backend.executor(1) as executor:
-            told, job.state = executor.run(call.graph, job.state, Feed(data, call.length, rows, job.best))
-            job.collect(
-                call,
-                None if told.head is None else told.head[0],
-                None if told.surprise is None else told.surprise[0],
-                told.best,
-            )
-
-    # -- decoders ----------------------------------------------------------------------------------------------------
-
-    def _step_round(self) -> None:
-        """Step every decoder that has or gets a lane."""
-        if len(self._steps) == 1 and self._round - self._busy_round > _CALM:
-            job = self._steps[0]
-            job.state = self.home(job.state)
-            self._prompts.appendleft(self._steps.pop())  # alone: a call of its own is cheaper than lanes
-            return
-        if len(self._steps) > max(1, self._seats.width // 2):
-            self._busy_round = self._round
-        if len(self._steps) > self._seats.width or self._round - self._busy_round > _CALM:
-            self._seats.resize(len(self._steps))
-            self._busy_round = self._round
-        chosen = self._choose()
-        self._running = [job for job, _ in chosen]
-        self._steps = [job for job in self._steps if job not in self._running]
-        lanes = [lane for _, seat in chosen if (lane := seat.lane) is not None]
-        try:
-            inputs = np.stack([job.inputs[0] for job, _ in chosen])
-            told = self._seats.lanes.step(lanes, inputs, _most_wanted(self._running))
-        except Exception as error:
-            for job, _ in chosen:
-                job.fail(error)
-            return
-        together = self._commit(
-            [(job, lane) for job, lane in zip(self._running, lanes, strict=True) if lane not in told.failed]
-        )
-        for (job, seat), lane in zip(chosen, lanes, strict=True):
-            if lane in told.failed:
-                job.fail(told.failed[lane])
-                continue
-            self._finish_step(job, seat, lane, told, lane in together)
-
-    def _commit(self, stepped: list[tuple[Job, int]]) -> set[int]:
-        """Run what is due after a step at once where it is for many lanes; the lanes for which that was done."""
-        due: dict[tuple[str, ...], tuple[list[GraphSpec], list[int]]] = {}
-        for job, lane in stepped:
-            graphs = self._planner.due(job.state.position + 1)
-            if graphs:
-                due.setdefault(tuple(graph.name for graph in graphs), (graphs, []))[1].append(lane)
-        done: set[int] = set()
-        for graphs, lanes in due.values():
-            if 2 * len(lanes) > self._seats.width:  # one by one, few are cheaper: all lanes do the work
-                with contextlib.suppress(ExecutionError):  # which it is shows one by one
-                    if self._seats.lanes.commit(graphs, lanes):
-                        done |= set(lanes)
-        return done
-
-    def _choose(self) -> list[tuple[Job, Seat]]:
-        """Jobs and their seats for this round: seated ones with turns left, then the others in order of arrival."""
-        waiting = sorted(self._steps, key=self._precedence)[: self._seats.width]
-        chosen: list[tuple[Job, Seat]] = []
-        staying = {id(job.state.seat) for job in waiting if isinstance(job.state, Seated)}
-        idle = [seat for seat in self._seats.idle(self._round) if id(seat) not in staying]
-        for job in waiting:
-            seat = job.state.seat if isinstance(job.state, Seated) else None
-            if seat is None or seat.lane is None:
-                state = job.state if seat is None else self._seats.home(seat)
-                seat = self._seats.take(state)
-                if seat is None:
-                    self._seats.leave(idle.pop(0))
-                    seat = self._seats.take(state)
-            if seat is None:
-                raise RuntimeError("no lane is free although one was given up")
-            seat.turns += 1
-            seat.used = self._round
-            chosen.append((job, seat))
-        return chosen
-
-    def _precedence(self, job: Job) -> int:
-        seated = isinstance(job.state, Seated) and job.state.seat.lane is not None
-        if seated and isinstance(job.state, Seated) and job.state.seat.turns % _TURN:
-            return 0
-        return 1
-
-    def _finish_step(self, job: Job, seat: Seat, lane: int, told: Stepped, done: bool) -> None:
-        """Run what is due after a step and was not run, and make the result the session's; undo all if that fails."""
-        before, lanes = job.state.position, self._seats.lanes
-        committed: State | None = None
-        try:
-            outputs = told.outputs[lane, None] if told.best is None else None
-            surprise = None if told.surprise is None else told.surprise[lane, None]
-            best = None if told.best is None else told.best.of(lane)
-            job.collect_step(outputs, surprise, best)
-            for graph in () if done else self._planner.due(before + 1):
-                if committed is None:
-                    job.state = lanes.copy(lane, before_commit=True)
-                self._call(job, Call(graph, before + 1, 1, 0))
-                committed = job.state
-            job.state = Seated(seat, before + 1)
-            job.succeed()
-        except Exception as error:
-            lanes.undo(lane)
-            if not isinstance(error, JobFailedError):
-                job.fail(error)
-            return
-        if committed is not None:
-            lanes.seat(lane, committed)
+    def _end(self) -> None:
+        """Stop after the call under way."""
+        if self._made_in == forks.generation:
+            self._rounds.at_once = True
+            self._mail.put(None)
+            self._rounds.gone.wait(_LAST_WAIT)
 
 
-def _most_wanted(jobs: list[Job]) -> int | None:
-    """How many of the largest outputs do for all of these; None if somebody wants all of them."""
-    counts = [job.best for job in jobs if job.best is not None]
-    return max(counts) if len(counts) == len(jobs) else None
+_running: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    for engine in list(_running):
+        engine._end()

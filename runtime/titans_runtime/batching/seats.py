@@ -1,7 +1,7 @@
 """Who sits in which lane, and how a seated stream's state is had back.
 
 Knows lanes and the values that sessions hold for a seated or a spilled stream. Does not know jobs or files.
-All of it is used under the engine's lock.
+All of it is used on the batch's thread, and by others only once that has ended.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from titans_runtime.backends.base import Backend, Lanes, State
+from titans_runtime.errors import InputError
 
 
 class Seat:
-    """One stream's stay in a lane. `home` is its state from the moment it left."""
+    """One stream's stay in a lane of `owner`. `home` is its state from the moment it left."""
 
-    def __init__(self, lane: int) -> None:
+    def __init__(self, owner: Seats, lane: int) -> None:
+        self.owner = owner
         self.lane: int | None = lane
         self.home: State | None = None
         self.used = 0  # the round in which it was last stepped
@@ -71,30 +73,47 @@ class Seats:
         except ValueError:
             return None
         self.lanes.seat(lane, state)
-        seat = self._taken[lane] = Seat(lane)
+        seat = self._taken[lane] = Seat(self, lane)
         return seat
 
     def leave(self, seat: Seat) -> State:
         """Take a stream out of its lane; its state from now on."""
+        self._check_owner(seat)
         if seat.lane is not None:
             seat.home = self.lanes.copy(seat.lane)
-            self._taken[seat.lane] = None
-            seat.lane = None
+            self._free(seat)
         return self.home(seat)
+
+    def brought_home(self, state: State) -> State:
+        """A state as the backend's own value: of a seated stream, which then leaves its lane, or as it is."""
+        return self.leave(state.seat) if isinstance(state, Seated) else state
 
     def drop(self, seat: Seat) -> None:
         """Free the lane of a stream that nobody wants back."""
-        if seat.lane is not None:
-            self._taken[seat.lane] = None
-            seat.lane = None
+        self._check_owner(seat)
+        self._free(seat)
 
     def home(self, seat: Seat) -> State:
         """The state of a stream, seated or not; one that is seated stays so."""
+        self._check_owner(seat)
         if seat.lane is not None:
             return self.lanes.copy(seat.lane)
         if seat.home is None:
             raise RuntimeError("a seat was dropped while its state was still wanted")
         return seat.home
+
+    def _check_owner(self, seat: Seat) -> None:
+        """Raise `InputError` for a seat of another batch, whose lane of that number is another stream's here."""
+        if seat.owner is not self:
+            raise InputError(
+                "this stream sits in another batch; use its session in the batch that made it, or bring it here"
+                " with batch.restore_bytes(session.to_bytes())"
+            )
+
+    def _free(self, seat: Seat) -> None:
+        lane, seat.lane = seat.lane, None
+        if lane is not None:
+            self._taken[lane] = None
 
     def idle(self, before: int) -> list[Seat]:
         """Seats not used since round `before`, longest first."""
@@ -108,7 +127,7 @@ class Seats:
 
     def close(self) -> None:
         """Everybody leaves."""
-        for seat in self._taken:
+        for seat in list(self._taken):
             if seat is not None:
                 self.leave(seat)
         if self._lanes is not None:

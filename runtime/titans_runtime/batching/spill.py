@@ -6,7 +6,6 @@ Knows which sessions were used when, and how a state becomes a file and a state 
 from __future__ import annotations
 
 import logging
-import tempfile
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,7 +16,8 @@ from typing import TYPE_CHECKING
 from titans_runtime import statefile
 from titans_runtime.atomic import write_atomically
 from titans_runtime.backends.base import Backend, State
-from titans_runtime.errors import StateError, os_remedy
+from titans_runtime.batching.folders import SpillFolder
+from titans_runtime.errors import StateError
 from titans_runtime.manifest import Manifest
 from titans_runtime.moment import Moment
 from titans_runtime.observe import record
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 class Spilled:
     """The state of a stream that waits in a file, which goes when nothing refers to it any more. Immutable."""
 
-    def __init__(self, folder: tempfile.TemporaryDirectory[str], path: Path, position: int) -> None:
+    def __init__(self, folder: SpillFolder, path: Path, position: int) -> None:
         self.batch = 1
         self.position = position
         self.path = path
         self._folder = folder  # the folder outlives the batch for as long as one of its files is needed
-        self._remove = weakref.finalize(self, path.unlink, missing_ok=True)
+        self._remove = weakref.finalize(self, folder.remove, path)
 
 
 class Residency:
@@ -57,7 +57,7 @@ class Residency:
     ) -> None:
         self._manifest, self._backend, self._home = manifest, backend, home
         self._limit = limit
-        self._folder = None if limit is None else _folder_in(folder)
+        self._folder = None if limit is None else SpillFolder(folder)
         self._sessions: OrderedDict[int, weakref.ref[Session]] = OrderedDict()  # by id(), least recently used first
         self._files = 0
         self.spills = 0
@@ -107,12 +107,13 @@ class Residency:
             if session is None:
                 del self._sessions[key]
                 return True
-            if not session._guard.enter_to_keep_house():
+            use = session._guard.enter_to_keep_house()
+            if use is None:
                 continue  # in use
             try:
                 session._now = self._spilled(session._now)
             finally:
-                session._guard.leave_house()
+                use.leave()
             del self._sessions[key]
             self.spills += 1
             record(logging.DEBUG, "session.spilled", session=session.name, position=session.position)
@@ -126,16 +127,6 @@ class Residency:
             raise StateError("this batch has no folder to spill to; make it with a limit on resident sessions")
         tensors = self._backend.read(self._home(now.state))
         self._files += 1
-        path = Path(self._folder.name) / f"{self._files}.state"
+        path = self._folder.path / f"{self._files}.state"
         write_atomically(path, statefile.pack(self._manifest, tensors, now), durable=False)
         return replace(now, state=Spilled(self._folder, path, now.position), last=now.outputs)
-
-
-def _folder_in(place: Path | None) -> tempfile.TemporaryDirectory[str]:
-    try:
-        return tempfile.TemporaryDirectory(prefix="titans-spill-", dir=place)
-    except OSError as error:
-        where = place or tempfile.gettempdir()
-        raise StateError(
-            f"no folder for states can be made in {where} ({error.strerror}); {os_remedy(error)}"
-        ) from error

@@ -1,115 +1,208 @@
-"""What a caller who waits for several feeds at once holds instead of as many futures; the last of them wakes it up.
+"""How a caller waits for what a batch's thread does, and hears what came of it.
 
-Knows threads. Does not know feeds. A ticket has those methods of a `Future` that the engine and its callers use, in
-less time: a batch of small models is bound by such things.
+Knows threads. Does not know feeds.
+
+A caller may be interrupted between any two of its instructions, and the batch's thread must never wait for what an
+interrupted caller holds. So nothing here takes a lock on the caller's side: who decides first is settled by one
+instruction, `dict.setdefault`, and a caller that waits looks again every now and then.
 """
 
 from __future__ import annotations
 
-import threading
+import _thread
+import contextlib
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from typing import Generic, Literal, TypeVar, cast
 
 from titans_runtime.arrays import FloatArray
 
 # Seconds. A Ctrl-C that comes as a thread begins to wait does not end the wait; Python sees to it between two of them.
 _LOOK = 0.05
-_WAITING, _RUNNING, _CANCELLED, _DONE = range(4)
+_HELD = 1.0  # seconds after which a future's lock was left locked; whoever takes it has it for microseconds
+
+A = TypeVar("A")
+
+
+class Flag:
+    """Set once, by the batch's thread; waited for by any number of others."""
+
+    def __init__(self) -> None:
+        self.up = False
+        self._lock = _thread.allocate_lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        """Everybody may go on."""
+        self.up = True
+        self._lock.release()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Until it is set, or for so long; whether it is set."""
+        while not self.up:
+            if self._lock.acquire(timeout=_LOOK if seconds is None else seconds):
+                self._lock.release()
+            elif seconds is not None:
+                break
+        return self.up
+
+
+class Errand:
+    """Something that the batch's thread is to do, unless whoever asked withdraws it first."""
+
+    def __init__(self) -> None:
+        self._fate: dict[int, Literal["begun", "withdrawn"]] = {}
+
+    def begin(self) -> bool:
+        """Begin, once; False if it was withdrawn."""
+        return self._fate.setdefault(0, "begun") == "begun"
+
+    def withdraw(self) -> bool:
+        """Whether it will not be done; what was begun cannot be withdrawn."""
+        return self._fate.setdefault(0, "withdrawn") == "withdrawn"
+
+    @property
+    def begun(self) -> bool:
+        """Whether the batch's thread is at it, or done."""
+        return self._fate.get(0) == "begun"
+
+
+class Question(Errand, Generic[A]):
+    """A function that is to run on the batch's thread, between two rounds."""
+
+    def __init__(self, ask: Callable[[], A]) -> None:
+        super().__init__()
+        self._ask = ask
+        self._answer: list[A] = []
+        self._error: BaseException | None = None
+        self._done = Flag()
+
+    def run(self) -> None:
+        """What the batch's thread does."""
+        if not self.begin():
+            return
+        try:
+            self._answer.append(self._ask())
+        except BaseException as error:
+            self._error = error
+        self._done.set()
+
+    def wait(self) -> A:
+        """The answer, or raise what went wrong."""
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+        return self._answer[0]
 
 
 class Tally:
-    """How many tickets are still open."""
+    """So many outcomes that one caller waits for; the last of them wakes it up."""
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self._open = 0
-        self._none = threading.Event()
-        self._none.set()
-
-    def add(self) -> None:
-        """One more."""
-        with self.lock:
-            self._open += 1
-            self._none.clear()
+    def __init__(self, outcomes: int) -> None:
+        self.open = outcomes
+        self._none = Flag()
 
     def close(self) -> None:
-        """One less; `lock` is held."""
-        self._open -= 1
-        if self._open == 0:
+        """One less."""
+        self.open -= 1
+        if self.open == 0:
             self._none.set()
 
     def wait(self) -> None:
-        """Until none is open."""
-        while not self._none.wait(_LOOK):
-            pass
+        """Until none is open; there has to have been one."""
+        self._none.wait()
 
 
 class Ticket:
-    """One feed's outcome.
+    """One feed's outcome, of those counted in `tally`, for a caller who waits."""
 
-    Args:
-        tally: that it is counted in, from now until it is done or cancelled.
-        cancelled: called once if it is cancelled.
-    """
-
-    def __init__(self, tally: Tally, cancelled: Callable[[], None]) -> None:
+    def __init__(self, tally: Tally) -> None:
         self._tally = tally
-        self._cancelled = cancelled
-        self._state = _WAITING
         self._result: FloatArray | None = None
         self._error: BaseException | None = None
-        tally.add()
 
-    def set_running_or_notify_cancel(self) -> bool:
-        """Begin; False if it was cancelled."""
-        with self._tally.lock:
-            if self._state == _CANCELLED:
-                return False
-            self._state = _RUNNING
-            return True
-
-    def running(self) -> bool:
-        """Whether it was begun and is not done."""
-        return self._state == _RUNNING
-
-    def done(self) -> bool:
-        """Whether there is an outcome."""
-        return self._state in (_CANCELLED, _DONE)
-
-    def cancel(self) -> bool:
-        """Whether it is cancelled; what was begun cannot be."""
-        with self._tally.lock:
-            if self._state != _WAITING:
-                return self._state == _CANCELLED
-            self._state = _CANCELLED
-            self._tally.close()
-        self._cancelled()
+    def begin(self) -> bool:
+        """Whether it is still wanted."""
         return True
 
-    def set_result(self, result: FloatArray) -> None:
-        """Done."""
-        self._result = result
-        self._close()
+    def tell(self, result: FloatArray | None, error: BaseException | None) -> None:
+        """What came of it."""
+        self._result, self._error = result, error
+        self._tally.close()
 
-    def set_exception(self, error: BaseException) -> None:
-        """Done, and wrong."""
-        self._error = error
-        self._close()
-
-    def exception(self) -> BaseException | None:
-        """What went wrong, or None; waits for all that are counted with it."""
-        self._tally.wait()
-        return self._error
-
-    def result(self) -> FloatArray:
+    def wait(self) -> FloatArray:
         """The result, or raise what went wrong; waits for all that are counted with it."""
         self._tally.wait()
         if self._error is not None:
             raise self._error
         if self._result is None:
-            raise RuntimeError("a ticket that was cancelled has no result")
+            raise RuntimeError("a feed ended without a result")
         return self._result
 
-    def _close(self) -> None:
-        with self._tally.lock:
-            self._state = _DONE
-            self._tally.close()
+
+class _Condition(_thread.RLock):  # type: ignore[misc]  # only the stubs say that it is final
+    """`threading.Condition` whose lock is entered and left in one instruction each, which nothing interrupts."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[_thread.LockType] = deque()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until notified, or for so long. The lock is held, once."""
+        waiter = _thread.allocate_lock()
+        waiter.acquire()
+        self._waiting.append(waiter)
+        told = False
+        try:
+            self.release()
+            told = waiter.acquire(timeout=-1 if timeout is None else max(timeout, 0))
+        finally:
+            try:
+                self._have()
+            finally:  # where the interrupt came just there
+                self._have()
+        if not told:
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(waiter)
+        return told
+
+    def _have(self) -> None:
+        if not self._is_owned():  # type: ignore[attr-defined]
+            self.acquire()
+
+    def notify_all(self) -> None:
+        """Wake everybody who waits. The lock is held."""
+        while self._waiting:
+            self._waiting.popleft().release()
+
+
+class Promise(Future[FloatArray]):
+    """One feed's outcome for whoever called `submit`. Only the batch's thread fulfils it, and never waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._condition = _Condition()  # type: ignore[assignment]
+
+    def begin(self) -> bool:
+        """Whether it is still wanted: False if it was cancelled, or its holder has set it himself."""
+        self._free()
+        try:
+            return self.set_running_or_notify_cancel()
+        except (RuntimeError, InvalidStateError):
+            return False
+
+    def tell(self, result: FloatArray | None, error: BaseException | None) -> None:
+        """What came of it; callbacks run here."""
+        self._free()
+        with contextlib.suppress(InvalidStateError):  # its holder has set it himself
+            if error is not None:
+                self.set_exception(error)
+            else:
+                self.set_result(cast(FloatArray, result))
+
+    def _free(self) -> None:
+        """Take another lock if somebody was stopped while he held this one."""
+        if self._condition.acquire(timeout=_HELD):
+            self._condition.release()
+        else:
+            self._condition = _Condition()  # type: ignore[assignment]

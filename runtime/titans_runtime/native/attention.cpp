@@ -45,12 +45,13 @@ void add_values(Index count, Index width, const float* weights, const float* val
 
 }  // namespace
 
-void attention(const AttentionCall& call, Index b, Index h) {
+bool attention(const AttentionCall& call, Index b, Index h) {
   const Index d = call.width, C = call.chunk, span = call.past * C, lane = b * call.heads + h;
   const Index lanes = call.batch * call.heads, place = call.position[b] % C, started = call.position[b] - place;
   const Index most = call.persistent + span + call.kinds * (C + 1);
-  scratch().need((3 + call.kinds) * (d + 16) + most + 64);
+  if (!scratch().need(Count{3 + call.kinds} * (d + 16) + most + 64)) return false;
   float *plain = scratch().take(d), *turned = scratch().take(d), *scores = scratch().take(most), *key = scratch().take(d);
+  if (!scratch().enough()) return false;
 
   normalise(d, call.asked + b * call.asked_row + h * d, plain);
   const auto turn = [&](Index distance) {
@@ -117,6 +118,7 @@ void attention(const AttentionCall& call, Index b, Index h) {
     add_values(1, d, weights + rows, call.new_value[kind] + lane * d, d, out);
     weights += rows + 1;
   }
+  return true;
 }
 
 }  // namespace TITANS_ISA

@@ -5,10 +5,10 @@
 
 namespace TITANS_ISA {
 
-void memory(const MemoryCall&, Index, Index);
-void commit(const MemoryCall&, Index, Index);
-void read(const ReadCall&, Index, Index);
-void attention(const AttentionCall&, Index, Index);
+bool memory(const MemoryCall&, Index, Index);
+bool commit(const MemoryCall&, Index, Index);
+bool read(const ReadCall&, Index, Index);
+bool attention(const AttentionCall&, Index, Index);
 Index linear_padded(Index);
 void linear_turn(const LinearCall&, Index, Index);
 void linear(const LinearCall&, Index, Index);

@@ -1,5 +1,5 @@
-// The kernels of one instruction set. `memory`, `commit`, `read` and `attention` work on one stream's head; heads are independent, so calls may
-// run at the same time.
+// The kernels of one instruction set. `memory`, `commit`, `read` and `attention` work on one stream's head; heads are
+// independent, so calls may run at the same time. They return false where there is no working memory to be had.
 #pragma once
 #include "attention.h"
 #include "linear.h"
@@ -7,10 +7,10 @@
 
 struct Kernels {
   const char* isa;
-  void (*memory)(const MemoryCall&, std::ptrdiff_t stream, std::ptrdiff_t head);
-  void (*commit)(const MemoryCall&, std::ptrdiff_t stream, std::ptrdiff_t head);  // of a full chunk's stored rows
-  void (*read)(const ReadCall&, std::ptrdiff_t stream, std::ptrdiff_t head);
-  void (*attention)(const AttentionCall&, std::ptrdiff_t stream, std::ptrdiff_t head);
+  bool (*memory)(const MemoryCall&, std::ptrdiff_t stream, std::ptrdiff_t head);
+  bool (*commit)(const MemoryCall&, std::ptrdiff_t stream, std::ptrdiff_t head);  // of a full chunk's stored rows
+  bool (*read)(const ReadCall&, std::ptrdiff_t stream, std::ptrdiff_t head);
+  bool (*attention)(const AttentionCall&, std::ptrdiff_t stream, std::ptrdiff_t head);
   void (*gate)(const float* from, std::ptrdiff_t count, float* to);  // silu(from[:count]) * from[count:]
   std::ptrdiff_t (*linear_padded)(std::ptrdiff_t rows);  // columns of `LinearCall::turned`
   void (*linear_turn)(const LinearCall&, std::ptrdiff_t first, std::ptrdiff_t last);  // fills these rows of it

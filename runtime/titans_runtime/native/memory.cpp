@@ -94,10 +94,11 @@ struct Coefficients {
   float last_scale, last_momentum_scale, last_momentum_decay;
 };
 
-void work_out(const MemoryCall& call, Index b, Index h, Index before, Index real, Coefficients& to) {
+// `w` and `pushed` are working memory, `[stride]`.
+void work_out(const MemoryCall& call, Index b, Index h, Index before, Index real, float* w, float* pushed,
+              Coefficients& to) {
   const MemoryShape& s = call.shape;
   const Index dim = s.heads * s.width, row = 2 * dim + s.gates * s.heads, lane = b * s.heads + h;
-  float *w = scratch().take(to.stride), *pushed = scratch().take(to.stride);
   std::memset(w, 0, to.stride * sizeof(float));
   std::memset(pushed, 0, to.stride * sizeof(float));
   float keeps = 1, f = 0, m = 1;
@@ -272,7 +273,7 @@ void fold(const MemoryCall& call, Index lane, Index l, const Coefficients& g, In
 
 }  // namespace
 
-void memory(const MemoryCall& call, Index b, Index h) {
+bool memory(const MemoryCall& call, Index b, Index h) {
   const MemoryShape& s = call.shape;
   const Index T = s.tokens, dim = s.heads * s.width, lane = b * s.heads + h, told = 2 * dim + s.gates * s.heads;
   const Index before = call.fold ? 0 : call.position[b] % s.chunk;
@@ -283,13 +284,35 @@ void memory(const MemoryCall& call, Index b, Index h) {
     widest = s.widths[l] > widest ? s.widths[l] : widest;
     rows += s.widths[l] + 16;
   }
-  const Index largest_matrix = widest * (widest > stride ? widest : stride);
-  scratch().need(3 * T * s.width + 4 * T * rows + 2 * T * stride + 4 * stride + 3 * T + 3 * largest_matrix +
-               2 * T * widest + 1024);
+  const Count t = T;
+  const Count largest = Count{widest} * (widest > stride ? widest : stride);
+  if (!scratch().need(3 * t * s.width + 4 * t * rows + 2 * t * stride + 4 * stride + 3 * t + 3 * largest +
+                      2 * t * widest + 1024))
+    return false;
+  const Index largest_matrix = static_cast<Index>(largest);
 
   float* part[3];
+  for (float*& piece : part) piece = scratch().take(T * s.width);
+  Coefficients g{};
+  g.stride = stride;
+  g.rows = scratch().take(T * stride);
+  g.scale = scratch().take(T);
+  g.momentum_scale = scratch().take(T);
+  g.start_scale = scratch().take(T);
+  g.writes = scratch().take(stride);
+  g.momentum_writes = scratch().take(stride);
+  float *w = scratch().take(stride), *pushed = scratch().take(stride);
+  float *a[kMaxDepth], *e[kMaxDepth], *slopes[kMaxDepth];
+  for (Index l = 0; l < s.depth; ++l) {
+    a[l] = l == 0 ? part[1] : scratch().take(T * s.widths[l]);
+    e[l] = scratch().take(T * s.widths[l + 1]);
+    slopes[l] = scratch().take(T * s.widths[l + 1]);
+  }
+  float *turned = scratch().take(largest_matrix), *scores = scratch().take(T * stride);
+  float* hidden[2] = {scratch().take(T * widest), scratch().take(T * widest)};
+  if (!scratch().enough()) return false;
+
   for (int i = 0; i < 3; ++i) {
-    part[i] = scratch().take(T * s.width);
     const float* source = i == 0 ? call.asked + b * T * dim : call.told + b * T * told + (i - 1) * dim;
     const Index offset = b * (s.taps - 1) * 3 * dim + i * dim + h * s.width;
     const Slice slice{source + h * s.width, i == 0 ? dim : told,          call.past + offset, 3 * dim,
@@ -299,27 +322,10 @@ void memory(const MemoryCall& call, Index b, Index h) {
   }
   const float *queries = part[0], *values = part[2];
 
-  Coefficients g{};
-  g.stride = stride;
-  g.rows = scratch().take(T * stride);
-  g.scale = scratch().take(T);
-  g.momentum_scale = scratch().take(T);
-  g.start_scale = scratch().take(T);
-  g.writes = scratch().take(stride);
-  g.momentum_writes = scratch().take(stride);
-  work_out(call, b, h, before, real, g);
-
-  float *a[kMaxDepth], *e[kMaxDepth], *slopes[kMaxDepth];
-  for (Index l = 0; l < s.depth; ++l) {
-    a[l] = l == 0 ? part[1] : scratch().take(T * s.widths[l]);
-    e[l] = scratch().take(T * s.widths[l + 1]);
-    slopes[l] = scratch().take(T * s.widths[l + 1]);
-  }
-  float *turned = scratch().take(largest_matrix), *scores = scratch().take(T * stride);
+  work_out(call, b, h, before, real, w, pushed, g);
   write(call, lane, values, a, e, call.surprise + lane * T, slopes, turned);
 
   const float* x = queries;
-  float* hidden[2] = {scratch().take(T * widest), scratch().take(T * widest)};
   for (Index l = 0; l < s.depth; ++l) {
     const Index in = s.widths[l], out = s.widths[l + 1];
     const bool last = l == s.depth - 1;
@@ -339,7 +345,7 @@ void memory(const MemoryCall& call, Index b, Index h) {
     g.last_scale = g.last_momentum_decay = 1;
     g.last_momentum_scale = 0;
     keep_coefficients(call, lane, 0, g);
-    return;
+    return true;
   }
   keep_coefficients(call, lane, before + real, g);
   for (Index l = 0; l < s.depth; ++l)
@@ -348,18 +354,20 @@ void memory(const MemoryCall& call, Index b, Index h) {
       std::memcpy(call.new_inputs[l] + row * in, a[l] + t * in, in * sizeof(float));
       std::memcpy(call.new_errors[l] + row * out, e[l] + t * out, out * sizeof(float));
     }
+  return true;
 }
 
-void commit(const MemoryCall& call, Index b, Index h) {
+bool commit(const MemoryCall& call, Index b, Index h) {
   const MemoryShape& s = call.shape;
   const Index lanes = s.batch * s.heads, lane = b * s.heads + h;
   Index widest = 0;
   for (Index l = 0; l <= s.depth; ++l) widest = s.widths[l] > widest ? s.widths[l] : widest;
-  scratch().need(2 * s.chunk * widest + 2 * s.chunk + 64);
+  if (!scratch().need(2 * Count{s.chunk} * widest + 2 * s.chunk + 64)) return false;
   float *weighed = scratch().take(s.chunk * widest), *inputs = scratch().take(s.chunk * widest);
   Coefficients g{};
   g.writes = scratch().take(s.chunk);
   g.momentum_writes = scratch().take(s.chunk);
+  if (!scratch().enough()) return false;
   std::memcpy(g.writes, call.writes + lane * s.chunk, s.chunk * sizeof(float));
   g.last_scale = call.scale[lane];
   if (s.momentum >= 0) {
@@ -379,16 +387,18 @@ void commit(const MemoryCall& call, Index b, Index h) {
   g.last_scale = g.last_momentum_decay = 1;
   g.last_momentum_scale = 0;
   keep_coefficients(call, lane, 0, g);
+  return true;
 }
 
-void read(const ReadCall& call, Index b, Index h) {
+bool read(const ReadCall& call, Index b, Index h) {
   const MemoryShape& s = call.shape;
   const Index T = s.tokens, dim = s.heads * s.width, lane = b * s.heads + h, offset = b * (s.taps - 1) * dim + h * s.width;
   Index widest = 0;
   for (Index l = 0; l <= s.depth; ++l) widest = s.widths[l] > widest ? s.widths[l] : widest;
-  scratch().need(T * (s.width + 2 * widest) + 64);
+  if (!scratch().need(Count{T} * (s.width + 2 * widest) + 64)) return false;
   float* queries = scratch().take(T * s.width);
   float* hidden[2] = {scratch().take(T * widest), scratch().take(T * widest)};
+  if (!scratch().enough()) return false;
   const Slice slice{call.asked + b * T * dim + h * s.width, dim, call.past + offset, dim, call.conv + h * s.width, 3 * dim,
                     call.new_past + offset};
   convolve(s, slice, true, queries);
@@ -402,6 +412,7 @@ void read(const ReadCall& call, Index b, Index h) {
     if (!last) activate(T * out, s.silu, to, to);
     x = to;
   }
+  return true;
 }
 
 }  // namespace TITANS_ISA

@@ -3,12 +3,14 @@
 // ONNX Runtime hands over a table of functions that only ever grows at its end, and takes a record of callbacks per
 // operator. Both are declared here as far as they are used, by position, so that no header of ONNX Runtime is needed to
 // build: the positions are those of its published C interface, version 17, which every release since has kept.
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
 
+#include "allocation.h"
 #include "kernels.h"
 
 namespace v1 { extern const Kernels kernels; }
@@ -120,6 +122,8 @@ struct Operator {
   Status* (*compute)(void*, Context*);
 };
 
+constexpr char kNoMemory[] = "a fused operator was refused the working memory it needs";
+
 // ---------------------------------------------------------------- a call
 
 // Inputs and outputs of one call in order. The first thing that goes wrong is kept, and nothing is done after it.
@@ -170,12 +174,23 @@ class Arguments {
     return static_cast<float*>(data);
   }
   void refuse(const char* why) { keep(ort_.status(kInvalidArgument, why)); }
+  // Calls `run` for each index, which says whether it had the memory it needs.
   template <class Run>
   void over(std::ptrdiff_t count, const Run& run) {
     if (failed_) return;
-    if (count == 1) return run(0);
-    const auto each = [](void* data, std::size_t index) { (*static_cast<const Run*>(data))(index); };
-    keep(ort_.parallel(context_, each, count, const_cast<Run*>(&run)));
+    struct Work {
+      const Run& run;
+      std::atomic<bool> enough;
+    } work{run, {true}};
+    const auto each = [](void* data, std::size_t index) {
+      Work& work = *static_cast<Work*>(data);
+      if (!work.run(index)) work.enough = false;
+    };
+    if (count == 1)
+      each(&work, 0);
+    else
+      keep(ort_.parallel(context_, each, count, &work));
+    if (!work.enough) keep(ort_.status(kFail, kNoMemory));
   }
   bool ok() const { return !failed_; }
   Status* finish() {
@@ -316,10 +331,10 @@ Status* compute_memory(void* self, Context* context) {
     }
   }
   if (!args.ok()) return args.finish();
-  call.surprise = static_cast<float*>(std::malloc(B * H * T * sizeof(float)));
-  if (!call.surprise) return kernel.ort->status(kFail, "out of memory");
+  call.surprise = static_cast<float*>(allocate(64, B * H * T * sizeof(float)));
+  if (!call.surprise) return kernel.ort->status(kFail, kNoMemory);
   const Kernels& kernels = chosen();
-  args.over(B * H, [&](std::size_t lane) { kernels.memory(call, lane / H, lane % H); });
+  args.over(B * H, [&](std::size_t lane) { return kernels.memory(call, lane / H, lane % H); });
   for (std::int64_t b = 0; b < B; ++b)
     for (std::int64_t t = 0; t < T; ++t) {
       float total = 0;
@@ -345,7 +360,7 @@ Status* compute_commit(void* self, Context* context) {
   make_matrices(args, call);
   const std::ptrdiff_t H = s.heads;
   const Kernels& kernels = chosen();
-  args.over(s.batch * H, [&](std::size_t lane) { kernels.commit(call, lane / H, lane % H); });
+  args.over(s.batch * H, [&](std::size_t lane) { return kernels.commit(call, lane / H, lane % H); });
   return args.finish();
 }
 
@@ -370,7 +385,7 @@ Status* compute_read(void* self, Context* context) {
   call.answers = args.make({B, T, D});
   call.new_past = args.make({B, s.taps - 1, D});
   const Kernels& kernels = chosen();
-  args.over(B * H, [&](std::size_t lane) { kernels.read(call, lane / H, lane % H); });
+  args.over(B * H, [&](std::size_t lane) { return kernels.read(call, lane / H, lane % H); });
   return args.finish();
 }
 
@@ -436,7 +451,7 @@ Status* compute_attention(void* self, Context* context) {
     call.new_value[kind] = args.make({1, B, H, d});
   }
   const Kernels& kernels = chosen();
-  args.over(B * H, [&](std::size_t lane) { kernels.attention(call, lane / H, lane % H); });
+  args.over(B * H, [&](std::size_t lane) { return kernels.attention(call, lane / H, lane % H); });
   return args.finish();
 }
 
@@ -453,7 +468,10 @@ Status* compute_gate(void* self, Context* context) {
   const float* from = args.next({rows, 2, n});
   float* to = args.make({sizes[0], sizes[1], n});
   const Kernels& kernels = chosen();
-  args.over(rows, [&](std::size_t row) { kernels.gate(from + row * 2 * n, n, to + row * n); });
+  args.over(rows, [&](std::size_t row) {
+    kernels.gate(from + row * 2 * n, n, to + row * n);
+    return true;
+  });
   return args.finish();
 }
 
@@ -476,12 +494,13 @@ Status* compute_linear(void* self, Context* context) {
   const Kernels& kernels = chosen();
   if (call.rows > kDirectRows) {
     const std::size_t bytes = kernels.linear_padded(call.rows) * call.inputs * sizeof(float);
-    call.turned = static_cast<float*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-    if (!call.turned) return ort.status(kFail, "out of memory");
+    call.turned = static_cast<float*>(allocate(64, bytes));
+    if (!call.turned) return ort.status(kFail, kNoMemory);
     constexpr std::ptrdiff_t kPart = 128;
     args.over((call.inputs + kPart - 1) / kPart, [&](std::size_t part) {
       const std::ptrdiff_t first = part * kPart, last = first + kPart;
       kernels.linear_turn(call, first, last < call.inputs ? last : call.inputs);
+      return true;
     });
   }
   constexpr std::int64_t kBlock = 48;  // rows of the matrix, a multiple of the kernel's height
@@ -489,6 +508,7 @@ Status* compute_linear(void* self, Context* context) {
   args.over(blocks, [&](std::size_t block) {
     const std::ptrdiff_t first = block * kBlock, last = first + kBlock;
     kernels.linear(call, first, last < call.outputs ? last : call.outputs);
+    return true;
   });
   std::free(call.turned);
   return args.finish();
@@ -503,8 +523,8 @@ template <class Kernel>
 class Making {
  public:
   Making(const Interface* ort, const Info* info) : ort_(ort), info_(info) {
-    kernel = static_cast<Kernel*>(std::calloc(1, sizeof(Kernel)));
-    if (kernel) kernel->ort = interface; else refuse("out of memory");
+    kernel = static_cast<Kernel*>(allocate(64, sizeof(Kernel)));
+    if (kernel) *kernel = Kernel{interface}; else refuse(kNoMemory);
   }
   ~Making() {
     if (failed_) std::free(kernel);
@@ -621,6 +641,10 @@ const Operator kOperators[] = {
 
 }  // namespace
 
+#ifdef TITANS_FAIL_ALLOC
+std::atomic<long> titans_requests, titans_refused;
+#endif
+
 #define TITANS_EXPORT extern "C" __attribute__((visibility("default")))
 
 // The instruction set that was chosen: v1 is the plain machine, v3 AVX2, v4 AVX-512.
@@ -643,3 +667,12 @@ TITANS_EXPORT Status* RegisterCustomOps(Options* options, const InterfaceBase* b
   if (failed) return ort->status(kFail, "the fused operators could not be made known");
   return ort->add(options, domain);
 }
+
+#ifdef TITANS_FAIL_ALLOC
+// Refuse the n-th request for memory from now on; 0 refuses none. Returns how many there were since the last call.
+TITANS_EXPORT long titans_refuse(long n) {
+  const long seen = titans_requests.exchange(0);
+  titans_refused = n;
+  return seen;
+}
+#endif
