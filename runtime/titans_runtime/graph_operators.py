@@ -41,7 +41,7 @@ BY_HAND = ("Squeeze",)  # our exporter says Reshape; who writes a bundle by hand
 _COMPARISONS = "And Equal Greater GreaterOrEqual Less LessOrEqual Not Or"
 _MEMORY: Mapping[str, type] = {
     **dict.fromkeys(("heads", "width", "chunk", "taps", "depth", "silu", "gates", "forget"), int),
-    **dict.fromkeys(("momentum", "step", "fold", "padded"), int),
+    **dict.fromkeys(("momentum", "step", "fold", "padded", "start"), int),
     **dict.fromkeys(("bound", "max_step"), float),
 }
 _ATTENTION = dict.fromkeys(("heads", "chunk", "past", "window", "persistent"), int)
