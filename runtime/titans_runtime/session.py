@@ -28,7 +28,7 @@ from titans_runtime.backends.base import Best, State
 from titans_runtime.driver import Fed, Feeder
 from titans_runtime.errors import InputError, NonFiniteError, SessionPoisonedError, TextError, TitansError
 from titans_runtime.guard import Guard
-from titans_runtime.inputs import Inputs, checked_inputs, checked_tokens
+from titans_runtime.inputs import Inputs, checked_ends, checked_inputs, checked_tokens
 from titans_runtime.manifest import Ends, Manifest, TokenInputs
 from titans_runtime.moment import KEPT, Mark, Moment
 from titans_runtime.observe import FeedEvent, Observer, SessionStats, record
@@ -254,9 +254,7 @@ class Session:
         stops = StopFilter(stop)
         check_stops(tokenizer, stops)
         ends = self.ends(stop_ids, ignore_eos)
-        tokens = self.generate_tokens(
-            prompt, max_new_tokens, options, stop_ids=stop_ids, ignore_eos=ignore_eos, special=special
-        )
+        tokens = self._begin(prompt, max_new_tokens, options, ends, special)
         return self._as_text(tokens, tokenizer, stops, ends)
 
     def generate_tokens(
@@ -273,16 +271,27 @@ class Session:
 
         Arguments, order of events and errors as in `generate`.
         """
+        ends = self.ends(stop_ids, ignore_eos)
+        return self._begin(prompt, max_new_tokens, options or SamplingOptions(), ends, special)
+
+    def _begin(
+        self,
+        prompt: str | bytes | Sequence[int] | IdArray | None,
+        max_new_tokens: int,
+        options: SamplingOptions,
+        ends: Mapping[int, Reason],
+        special: bool,
+    ) -> Iterator[int]:
+        """Check everything, and generate when the first token is asked for."""
         kind = self._manifest.inputs
         if not isinstance(kind, TokenInputs):
             raise InputError("a continuous model has no tokens to generate; feed its predictions back with feed()")
         self._check()
         limit = _limit(max_new_tokens)
-        ends = self.ends(stop_ids, ignore_eos)
         ids = None if prompt is None else checked_tokens(self._encode(prompt, special), kind.vocab_size)
         if ids is None and self._now.last is None:
             raise InputError("there is nothing to go on from; pass a prompt, or feed the session first")
-        sampler = Sampler(options or SamplingOptions(), kind.vocab_size)
+        sampler = Sampler(options, kind.vocab_size)
         return self._tokens(ids, limit, sampler, ends)
 
     def ends(self, stop_ids: Iterable[int] = (), ignore_eos: bool = False) -> dict[int, Reason]:
@@ -292,7 +301,7 @@ class Session:
             InputError: an id that the vocabulary does not have.
         """
         known = Ends() if ignore_eos else self._manifest.ends
-        own = _stop_ids(stop_ids, self._manifest)
+        own = checked_ends(stop_ids, self._manifest.inputs.outputs)
         ends: dict[int, Reason] = dict.fromkeys((*known.stop, *own), "stop")
         return ends | dict.fromkeys(known.eos, "eos")
 
@@ -459,15 +468,3 @@ def _limit(max_new_tokens: int) -> int:
     if limit < 0:
         raise InputError(f"max_new_tokens is {limit}; use 0 or above")
     return limit
-
-
-def _stop_ids(stop_ids: Iterable[int], manifest: Manifest) -> tuple[int, ...]:
-    try:
-        ids = tuple(operator.index(token) for token in stop_ids)
-    except TypeError:
-        raise InputError(f"stop_ids is {stop_ids!r}; use a list of token ids") from None
-    size = manifest.inputs.outputs
-    for token in ids:
-        if not 0 <= token < size:
-            raise InputError(f"stop id {token} is outside the vocabulary; use ids from 0 to {size - 1}")
-    return ids

@@ -212,20 +212,20 @@ def open_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer | None:
     return LibraryTokenizer(folder / info.file.file, (*manifest.ends.eos, *manifest.ends.stop), size)
 
 
-def fill(tokenizer: Tokenizer, template: str, message: bytes) -> list[int]:
-    """The ids of a template with a user's message for `{message}`: the template's control tokens are tokens.
+def fill_template(tokenizer: Tokenizer, template: str, message: bytes) -> bytes | list[int]:
+    """A template with a user's message for `{message}`: as it is where it is all text, else as ids.
 
-    The message is text, whatever it says. Text between two control tokens is encoded in one piece, so that a message is
-    joined to the words around it as it would be in any other text.
+    The template's control tokens are tokens, and the message is text, whatever it says. Text between two control tokens
+    is encoded in one piece, so that a message is joined to the words around it as it would be in any other text.
     """
     names = sorted(tokenizer.control, key=len, reverse=True)  # of two that begin alike, the longer
     parts = re.split(f"({'|'.join(map(re.escape, names))})", template) if names else [template]
+    filled = [(part, utf8(part).replace(b"{message}", message)) for part in parts if part]
+    if len(parts) == 1:
+        return b"".join(text for _, text in filled)
     ids: list[int] = []
-    for part in parts:
-        if part in tokenizer.control:
-            ids.append(tokenizer.control[part])
-        elif part:
-            ids += tokenizer.encode(utf8(part).replace(b"{message}", message))
+    for part, text in filled:
+        ids += [tokenizer.control[part]] if part in tokenizer.control else tokenizer.encode(text)
     return ids
 
 

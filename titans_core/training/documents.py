@@ -73,7 +73,7 @@ def split(documents: Sequence[Document]) -> Corpus:
     """Hold out about a tenth of the documents, chosen by a hash of the name; a lone document gives its last tenth."""
     if len(documents) == 1:
         name, data = documents[0].name, documents[0].data
-        cut = len(data) - max(2, round(len(data) * HELD_OUT_FRACTION))
+        cut = character_boundary(data, len(data) - max(2, round(len(data) * HELD_OUT_FRACTION)))
         if cut < 2:
             raise DataError(f"{name} has only {len(data)} bytes of text; give a longer file or more files")
         return Corpus((Document(name, data[:cut]),), (Document(f"{name}[{cut}:]", data[cut:]),))
@@ -84,6 +84,14 @@ def split(documents: Sequence[Document]) -> Corpus:
     if not train:  # a handful of files, all of them below the threshold: keep one back instead of all
         return Corpus(tuple(ordered[1:]), tuple(ordered[:1]))
     return Corpus(train, tuple(document for document in ordered if document.name in held_out))
+
+
+def character_boundary(data: bytes, at: int) -> int:
+    """`at`, or the few bytes before it where a UTF-8 character begins that it would cut; bytes of no text are cut."""
+    for begin in range(at, max(at - 4, -1), -1):
+        if begin >= len(data) or data[begin] & 0xC0 != 0x80:  # no byte that continues a character
+            return begin
+    return at
 
 
 def _hash(name: str) -> float:

@@ -125,6 +125,8 @@ def train(
         recompute=recompute,
     )
     lesson = TASKS[task](ModelOptions(variant, preset, config, overrides, control), seed, **own)
+    for note in lesson.notes:
+        click.echo(f"note: {note}", err=True)
     with ProgressLine(sys.stderr, steps=steps) as line:
         result = run(
             lesson.model,

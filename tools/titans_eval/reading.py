@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from titans_core.training.documents import Document
+from titans_core.training.documents import Document, character_boundary
 from titans_eval.errors import EvalError
 from titans_eval.likelihood import MODES, Bits, Bucket, Ids, Mode, by_position, document_bits
 from titans_eval.report import Progress, Subject
@@ -96,7 +96,8 @@ class Report:
 
 def long_enough(documents: Sequence[Document], sizes: Sizes) -> list[Document]:
     """The documents of at least the shortest size, cut to the longest. Raises `EvalError` if there are none."""
-    found = [Document(d.name, _cut(d.data, sizes.longest)) for d in documents if len(d.data) >= sizes.shortest]
+    enough = [document for document in documents if len(document.data) >= sizes.shortest]
+    found = [Document(d.name, d.data[: character_boundary(d.data, sizes.longest)]) for d in enough]
     if not found:
         longest = max((len(document.data) for document in documents), default=0)
         raise EvalError(
@@ -104,13 +105,6 @@ def long_enough(documents: Sequence[Document], sizes: Sizes) -> list[Document]:
             " give longer files or a smaller --shortest"
         )
     return found
-
-
-def _cut(data: bytes, size: int) -> bytes:
-    """The first `size` bytes, or a few less where that is inside a UTF-8 character."""
-    while 0 < size < len(data) and data[size] & 0xC0 == 0x80:
-        size -= 1
-    return data[:size]
 
 
 def read_documents(
