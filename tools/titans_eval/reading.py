@@ -48,8 +48,10 @@ class Report:
 
     task: whose documents they are.
     unit: what the bits are counted per, `byte` or `base`.
-    bits: the mean over all bytes but the first of each document, in each mode.
+    bits: the mean over all bytes but the first of each document, in each mode. Bytes that do not come back from the
+        tokens are not counted.
     positions: the same by position in the document, in tokens.
+    lost: the share of the bytes that do not come back.
     """
 
     task: str
@@ -60,6 +62,7 @@ class Report:
     documents: tuple[tuple[str, int], ...]  # names and the bytes that were read
     bits: dict[Mode, float]
     positions: tuple[Bucket, ...]
+    lost: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -71,6 +74,7 @@ class Report:
             f"{self.unit}s": sum(size for _, size in self.documents),
             f"bits_per_{self.unit}": dict(self.bits),
             "positions": [bucket.as_json() for bucket in self.positions],
+            **({"text_lost": self.lost} if self.lost else {}),
         }
 
     def lines(self) -> Sequence[str]:
@@ -80,6 +84,8 @@ class Report:
             f"{self.task}: {self.subject}",
             f"  {len(self.documents)} held-out documents, {total:,} {self.unit}s",
         ]
+        if self.lost:
+            found.append(f"  the tokenizer loses {self.lost:.2%} of it; bits per {self.unit} count the rest alone")
         words = {
             "kept": "memory kept",
             "reset": f"memory reset every {self.sizes.window} tokens",
@@ -117,8 +123,27 @@ def read_documents(
     task: str,
     unit: str,
     data: tuple[str, ...],
+    kept: Sequence[int] | None = None,
 ) -> Report:
-    """Read `documents`, whose ids are `tokens`, in all modes. Raises `ExecutionError` if a graph failed."""
+    """Read documents in all modes.
+
+    Args:
+        model: what reads them.
+        documents: what it reads.
+        tokens: their ids.
+        sizes: how they are read.
+        progress: hears of tokens.
+        task, unit, data: see `Report`.
+        kept: bytes of each document that come back from its ids; None for all.
+
+    Raises:
+        EvalError: hardly a byte of a document comes back.
+        ExecutionError: a graph failed.
+    """
+    counted = [len(document.data) for document in documents] if kept is None else kept
+    for document, count in zip(documents, counted, strict=True):
+        if count < 2:
+            raise EvalError(f"none of the text of {document.name} comes back from its tokens; read other text")
     done, total = 0, len(MODES) * sum(len(ids) - 1 for ids in tokens)
 
     def told(count: int) -> None:
@@ -127,7 +152,7 @@ def read_documents(
         progress(done, total)
 
     windows = {"window": sizes.window, "frozen_after": sizes.frozen_after}
-    per_unit = [(len(ids) - 1) / (len(d.data) - 1) for d, ids in zip(documents, tokens, strict=True)]
+    per_unit = [(len(ids) - 1) / (count - 1) for count, ids in zip(counted, tokens, strict=True)]
     bits: dict[Mode, Sequence[Bits]] = {}
     for mode in MODES:
         read = [document_bits(model.driver(), ids, mode, **windows, told=told) for ids in tokens]
@@ -141,4 +166,5 @@ def read_documents(
         documents=tuple((document.name, len(document.data)) for document in documents),
         bits={mode: float(np.concatenate(bits[mode]).mean()) for mode in MODES},
         positions=by_position(bits),
+        lost=1 - sum(counted) / sum(len(document.data) for document in documents),
     )
