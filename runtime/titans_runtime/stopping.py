@@ -127,8 +127,11 @@ def check_stops(tokenizer: Tokenizer, stops: StopFilter) -> None:
         InputError: naming the stop string, and what it lacks.
     """
     for stop in stops.stops:
-        written = tokenizer.decode(tokenizer.encode(stop, special=True), special=True)
-        missing = set(stop) - set(written) - {" "}  # a tokenizer may put or strip a space at the beginning
+        text = stop
+        for name in tokenizer.control:
+            text = text.replace(name, "")  # these are met by their tokens
+        written = tokenizer.decode(tokenizer.encode(text))
+        missing = set(text) - set(written) - {" "}  # a tokenizer may put or strip a space at the beginning
         if missing:
             raise InputError(
                 f"stop string {stop!r} can never be met, because the tokenizer cannot write"

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from titans_runtime.errors import BundleError, InputError, TextError
 from titans_runtime.manifest import Manifest, TokenInputs
 from titans_runtime.textstream import ByteStream, LibraryStream, TextStream
-from titans_runtime.tokenizer_file import guarded, open_file, open_text
+from titans_runtime.tokenizer_file import check_token, guarded, open_file, open_text
 
 
 class Tokenizer(Protocol):
@@ -106,6 +106,8 @@ class LibraryTokenizer:
             found.content: token for token, found in added.items() if found.special or token in ends
         }
         self._control_ids = frozenset(self.control.values())
+        unknown = getattr(self._tokenizer.model, "unk_token", None)  # stands for what cannot be expressed
+        self._never = self._control_ids - {self.control.get(unknown or "")}
         self._known: dict[int, bool] = {}
         self._tokenizer.encode_special_tokens = True  # as text
 
@@ -113,7 +115,7 @@ class LibraryTokenizer:
         """The ids of a text, without special tokens around it. Raises `TextError`."""
         text = self._decoded(text)
         ids = self._ids(self._reading_special if special else self._tokenizer, text)
-        if not special and not self._control_ids.isdisjoint(ids):
+        if not special and not self._never.isdisjoint(ids):
             # The library takes the flag for added tokens alone; a model of whole words finds them in its vocabulary.
             ids = self._ids(self._without_control, text)
         if self._vocab_size is not None and ids and max(ids) >= self._vocab_size:
@@ -126,7 +128,9 @@ class LibraryTokenizer:
 
     def decode(self, tokens: Sequence[int], special: bool = False) -> str:
         """The text of ids as the library decodes them. Raises `TextError`."""
-        ids = [token for token in checked_ids(tokens) if token < 1 << 32]
+        ids = checked_ids(tokens)
+        silent = {token for token in set(ids) if self.silent(token) and not (special and token in self._special)}
+        ids = [token for token in ids if token not in silent]
         return guarded(self._failed, self._tokenizer.decode, ids, skip_special_tokens=not special)
 
     def stream(self, after: Sequence[int] = ()) -> TextStream:
@@ -137,9 +141,9 @@ class LibraryTokenizer:
         """Whether it is special or unknown."""
         known = self._known.get(token)
         if known is None:
-            in_range = 0 <= token < 1 << 32
-            known = in_range and token not in self._special and self._tokenizer.id_to_token(token) is not None
-            self._known[token] = known
+            name = self._tokenizer.id_to_token(token) if 0 <= token < 1 << 32 else None
+            guarded(self._failed, check_token, name or "")
+            known = self._known[token] = name is not None and token not in self._special
         return not known
 
     def written(self, token: int) -> str:

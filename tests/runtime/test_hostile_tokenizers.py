@@ -129,7 +129,7 @@ def test_whatever_fails_while_text_is_read_is_an_error_of_ours(tmp_path: Path, p
         ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}] * 100}}, "steps"),
         ({"pre_tokenizer": split("(")}, "parenthesis"),
         ({"pre_tokenizer": split("a" * 20_000)}, "pattern"),
-        ({"model": {"type": "WordLevel", "vocab": {"x" * 5000: 0}, "unk_token": "x"}}, "token of 5,000"),
+        ({"model": {"type": "Unigram", "vocab": [["x" * 5000, 0.0]], "unk_id": 0}}, "token of 5,000"),
         ({"model": {"type": "WordLevel", "vocab": {"a": 2**40}, "unk_token": "a"}}, "u32"),
         ({"added_tokens": [{"id": -1}]}, "not a tokenizer"),
         (
@@ -151,6 +151,14 @@ def test_a_file_that_asks_for_too_much_is_refused(tmp_path: Path, parts: dict[st
         opened(tmp_path, **parts)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 1000
+
+
+def test_a_token_that_is_longer_than_any_text_needs_is_not_written(tmp_path: Path) -> None:
+    tokenizer = opened(tmp_path, model={"type": "WordLevel", "vocab": {"x" * 5000: 0, "a": 1}, "unk_token": "a"})
+    assert tokenizer.decode([1]) == "a"
+    for call in (tokenizer.decode, tokenizer.stream, lambda tokens: tokenizer.stream().push(tokens[0])):
+        with pytest.raises(TextError, match="token of 5,000 characters"):
+            call([0])
 
 
 def test_a_file_that_is_too_large_or_not_a_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
