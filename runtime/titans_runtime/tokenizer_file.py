@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 1 << 27  # 128 MiB; the largest in use have about 40
 MAX_TOKEN_CHARACTERS = 4096  # the longest in use are runs of a few hundred spaces
 MAX_IDS = 1 << 24  # the largest vocabularies in use have 300,000
-MAX_GROWTH = 1024  # times; the steps of the tokenizers in use multiply to 40 (one character may become 18, NFKC)
+MAX_GROWTH = 1024  # times; ALBERT's steps multiply to 648, the most of those in use
 MAX_PARTS = 64  # steps of a normaliser, pre-tokenizer or decoder
 MAX_PATTERN = 10_000  # characters of a regular expression; those in use have a few hundred
 # WordPiece takes time that grows with the third power of a word's length: 20,000 characters took 167 s. 100 is usual.
 MAX_WORD_CHARACTERS = 1000
-_UNICODE_GROWTH = 18  # NFKC of U+FDFA
+_UNICODE_GROWTH = {"NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18}  # characters that one may become, U+FDFA for the last
 _LONGEST_MESSAGE = 200
 
 _Arguments = ParamSpec("_Arguments")
@@ -161,8 +161,8 @@ def _growth_of(step: dict[str, Any]) -> float:
         return max(1.0, content / literal if literal else content + 1)
     if kind == "Prepend":
         return len(step.get("prepend", "")) + 1  # a text of one character is the worst
-    if kind in ("NFC", "NFD", "NFKC", "NFKD"):
-        return _UNICODE_GROWTH
+    if kind in _UNICODE_GROWTH:
+        return _UNICODE_GROWTH[kind]
     if kind == "Precompiled":
         return _longest_replacement(step.get("precompiled_charsmap") or "")
     return 2.0 if kind in ("ByteLevel", "Metaspace") else 1.0
@@ -172,7 +172,7 @@ def _longest_replacement(charsmap: str) -> int:
     """The longest text that a character becomes: a trie, and behind it the replacements with a zero after each."""
     blob = base64.b64decode(charsmap)
     replacements = blob[4 + int.from_bytes(blob[:4], "little") :]
-    return max(1, *map(len, replacements.split(b"\0")))
+    return max(1, *(len(text.decode("utf-8", "replace")) for text in replacements.split(b"\0")))
 
 
 def _refuse(what: str) -> NoReturn:

@@ -153,6 +153,18 @@ def test_a_file_that_asks_for_too_much_is_refused(tmp_path: Path, parts: dict[st
     assert len(str(error.value)) < 1000
 
 
+def test_the_steps_of_tokenizers_in_use_are_within_the_limits(tmp_path: Path) -> None:
+    """ALBERT's, with a table of as long replacements as NFKC has."""
+    steps = [replace("``", '"'), replace("''", '"'), {"type": "NFKD"}, {"type": "StripAccents"}, {"type": "Lowercase"}]
+    table = charsmap(b"\0" * 4096, "صلى الله عليه".encode() + b"\0")
+    space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    tokenizer = opened(
+        tmp_path, normalizer={"type": "Sequence", "normalizers": steps}, pre_tokenizer=space, decoder=space
+    )
+    assert tokenizer.encode("Hello") == [2]  # written with the space in front, which these words lack
+    opened(tmp_path, normalizer={"type": "Sequence", "normalizers": [*steps, table]}, pre_tokenizer=space)
+
+
 def test_a_token_that_is_longer_than_any_text_needs_is_not_written(tmp_path: Path) -> None:
     tokenizer = opened(tmp_path, model={"type": "WordLevel", "vocab": {"x" * 5000: 0, "a": 1}, "unk_token": "a"})
     assert tokenizer.decode([1]) == "a"

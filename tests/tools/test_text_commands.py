@@ -135,6 +135,7 @@ def test_text_that_a_tokenizer_loses_is_told_of_in_training_and_evaluation(tmp_p
     assert "note: the tokenizer loses text: 27.2" in result.stderr
     assert "text_lost 0.27" in " ".join(result.stderr.split())
     assert json.loads(result.stdout)["metrics"]["text_lost"] == pytest.approx(3 / 11, rel=0.02)
+    assert "the tokenizer loses text" in json.loads(result.stdout)["notes"][0]
     records = [json.loads(line) for line in (tmp_path / "ck" / "log.jsonl").read_text().splitlines()]
     assert any("text_lost" in record.get("held_out", {}) for record in records)
     document_of("export", tmp_path / "ck", "--out", tmp_path / "a.titans", "--verify-tokens", "0")

@@ -26,10 +26,15 @@ _STDLIB_EXCLUDED = frozenset(
 
 @dataclass(frozen=True)
 class Document:
-    """One file. `name` is its relative path with `/` between the parts."""
+    """One file, or a part of one.
+
+    name: its relative path with `/` between the parts.
+    whole: it ends where its text ends, and was not cut there.
+    """
 
     name: str
     data: bytes
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def split(documents: Sequence[Document]) -> Corpus:
         cut = character_boundary(data, len(data) - max(2, round(len(data) * HELD_OUT_FRACTION)))
         if cut < 2:
             raise DataError(f"{name} has only {len(data)} bytes of text; give a longer file or more files")
-        return Corpus((Document(name, data[:cut]),), (Document(f"{name}[{cut}:]", data[cut:]),))
+        return Corpus((Document(name, data[:cut], whole=False),), (Document(f"{name}[{cut}:]", data[cut:]),))
     threshold = max(HELD_OUT_FRACTION, min(_hash(document.name) for document in documents))
     held_out = {document.name for document in documents if _hash(document.name) <= threshold}
     ordered = sorted(documents, key=lambda document: document.name)

@@ -103,7 +103,7 @@ class TextTask:
             tokenizer: what makes ids of them.
             window: tokens per slice.
             seed: of the order in which documents are read.
-            eos: an id that is put at the end of every document, so that the model learns to end.
+            eos: an id that is put at the end of every whole document, so that the model learns to end.
             held_out_rows: streams that the evaluation reads at a time.
             held_out_tokens: about as many tokens are read in an evaluation.
 
@@ -175,7 +175,8 @@ def _encode(documents: Sequence[Document], tokenizer: Tokenizer, eos: int | None
         except DataError as error:
             raise DataError(f"{document.name}: {error}") from error
         compared += round_trip(document.data, back)
-        encoded.append(ids if eos is None else np.append(ids, np.asarray(eos, ids.dtype)))
+        ends = eos is not None and document.whole
+        encoded.append(np.append(ids, np.asarray(eos, ids.dtype)) if ends else ids)
     if not compared.kept:
         raise DataError(
             f"none of the text of {documents[0].name} comes back from its tokens; take a tokenizer that was made for"

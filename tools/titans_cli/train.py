@@ -139,4 +139,5 @@ def train(
         )
     if as_json and result.rank == 0:
         document = {"checkpoint": str(out), "task": task, "variant": lesson.model.variant, **dataclasses.asdict(result)}
+        document |= {"notes": list(lesson.notes)} if lesson.notes else {}
         click.echo(json.dumps(document))

@@ -63,6 +63,7 @@ def test_a_lone_file_gives_its_last_tenth(tmp_path: Path) -> None:
     corpus = read_corpus([str(tmp_path / "only.txt")])
     assert corpus.train[0].data + corpus.held_out[0].data == bytes(range(200))
     assert len(corpus.held_out[0].data) == 20
+    assert (corpus.train[0].whole, corpus.held_out[0].whole) == (False, True)
 
 
 def test_unusable_data_is_named_in_the_error(tmp_path: Path) -> None:

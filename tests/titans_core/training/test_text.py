@@ -171,6 +171,9 @@ def test_documents_end_with_the_token_that_is_named() -> None:
     batch = task.batch(0, range(1))
     assert batch.targets[batch.mask][-1] == 0
     assert task.settings["eos"] == 0
+    cut = Corpus((Document("a", b"abc" * 20, whole=False),), corpus.held_out)
+    batches = [TextTask(cut, ByteTokenizer(), window=WINDOW, seed=0, eos=0).batch(step, range(1)) for step in range(4)]
+    assert all(0 not in batch.targets[batch.mask] for batch in batches)
     assert "eos" not in small_task().settings
     assert (
         task.settings["corpus_sha256"]
