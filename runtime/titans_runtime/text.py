@@ -157,25 +157,26 @@ class LibraryTokenizer:
 
     @cached_property
     def _without_control(self) -> Any:
-        """The same tokenizer without control tokens: text that spells one is split like other text.
+        """The same tokenizer with control tokens by names that nobody can type: text that spells one is split.
 
-        The unknown token stays, because it stands for what cannot be expressed.
+        They are not removed, because the library numbers added tokens by their order. The unknown token keeps its name,
+        because it stands for what cannot be expressed.
         """
         document = json.loads(self._tokenizer.to_str())
-        model = document["model"]
-        document["added_tokens"] = [token for token in document["added_tokens"] if token["id"] not in self._control_ids]
+        model, added, secret = document["model"], document["added_tokens"], secrets.token_hex(16)
+        unknown = model.get("unk_token")
+        if model.get("unk_id") is not None:
+            unknown = model["vocab"][model["unk_id"]][0]
+        renamed = {name: f"{secret}-{number}" for name, number in self.control.items() if name != unknown}
+        for token in added:
+            token["content"] = renamed.get(token["content"], token["content"])
         if isinstance(model["vocab"], dict):
-            unknown = model.get("unk_token")
-            model["vocab"] = {
-                token: number
-                for token, number in model["vocab"].items()
-                if token == unknown or token not in self.control
-            }
-        else:  # a list, whose places are the ids: nobody can type a name that is drawn now
-            for number, entry in enumerate(model["vocab"]):
-                if number != model.get("unk_id") and entry[0] in self.control:
-                    entry[0] = f"\ufdd0{secrets.token_hex(8)}"
-        return guarded(self._inexpressible, open_text, json.dumps(document))
+            model["vocab"] = {renamed.get(token, token): number for token, number in model["vocab"].items()}
+        else:
+            model["vocab"] = [[renamed.get(token, token), score] for token, score in model["vocab"]]
+        tokenizer = guarded(self._inexpressible, open_text, json.dumps(document))
+        tokenizer.encode_special_tokens = True  # the unknown one is not to be met either
+        return tokenizer
 
     def _ids(self, tokenizer: Any, text: str) -> list[int]:
         return guarded(self._failed, lambda: list(tokenizer.encode(text, add_special_tokens=False).ids))

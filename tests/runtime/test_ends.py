@@ -206,6 +206,29 @@ def test_a_token_that_ends_a_text_is_a_control_token_whatever_its_flag(tmp_path:
     assert tool in LibraryTokenizer(path, ends=[tool]).encode("a<|tool|>", special=True)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_added_tokens_keep_their_ids_where_control_tokens_are_text(tmp_path: Path, kind: str) -> None:
+    document = json.loads(tokenizer_kinds.content(kind))
+    like = document["added_tokens"][0]
+    for name, special in (("<|sys|>", True), ("<tool>", False), ("<|end|>", True), ("<call>", False)):
+        document["added_tokens"].append({**like, "id": 990, "content": name, "special": special})
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    tokenizer = LibraryTokenizer(path)
+    tool, call = (tokenizer._tokenizer.token_to_id(name) for name in ("<tool>", "<call>"))
+    text = "</s><tool>a<|end|><call><|sys|>"
+    for encode in (tokenizer.encode, lambda text: tokenizer._ids(tokenizer._without_control, text)):
+        ids = encode(text)
+        assert [token for token in ids if token in (tool, call)] == [tool, call]
+        unknown = tokenizer._tokenizer.token_to_id("<unk>")
+        assert set(tokenizer.control.values()).isdisjoint(set(ids) - {unknown})
+    assert tokenizer.encode("a b") == tokenizer._ids(tokenizer._without_control, "a b")
+    assert tokenizer.encode("</s><|end|>", special=True)[-2:] == [
+        tokenizer.control["</s>"],
+        tokenizer.control["<|end|>"],
+    ]
+
+
 def test_a_control_token_that_text_cannot_do_without_is_refused(tmp_path: Path) -> None:
     """Its one character is what words are made of."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
