@@ -18,6 +18,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from titans_core.tokens import Tokenizer
 from titans_export.cost import cost
 from titans_export.errors import ExportError
 from titans_export.left import turn_large
@@ -33,6 +34,7 @@ from titans_export.onnx_model import (
 from titans_export.precision import precision
 from titans_export.quantise import quantise
 from titans_export.steppable import SteppableModel
+from titans_export.texts import AS_FOUND, EndNames, find_ends, tokenizer_of
 from titans_export.weights import write_tensors
 from titans_export.widen import is_half, widened
 from titans_runtime.manifest import MANIFEST_FILE, DataFile, GraphSpec, Manifest, ModelInfo, TokenizerInfo
@@ -83,6 +85,7 @@ def write_bundle(
     dtype: str,
     tokenizer_json: str | None,
     provenance: dict[str, str],
+    ends: EndNames = AS_FOUND,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write every file of a bundle into an empty directory.
@@ -93,6 +96,7 @@ def write_bundle(
         dtype: name of that precision; integers are made of the weights here.
         tokenizer_json: a `tokenizer.json` document, or None.
         provenance: where the model came from.
+        ends: which tokens end a text.
         progress: called with (steps done, steps in all).
 
     Returns:
@@ -100,8 +104,11 @@ def write_bundle(
 
     Raises:
         TraceError, ExportError: the model cannot be exported.
+        DataError: the tokenizer cannot be read, or lacks a token that is to end a text.
     """
     wanted = precision(dtype)
+    tokenizer = tokenizer_of(model.inputs, tokenizer_json, provenance)
+    found = find_ends(tokenizer, ends, provenance)
     graphs = model.graphs()
     total = len(graphs) + 2
     exported: list[ExportedGraph] = []
@@ -139,7 +146,8 @@ def write_bundle(
         opset=OPSET,
         inputs=model.inputs,
         chunk=model.chunk,
-        tokenizer=_tokenizer(model, directory, tokenizer_json),
+        tokenizer=_tokenizer(tokenizer, directory),
+        ends=found,
         states=state_table(model),
         graphs=tuple(specs),
         schedule=tuple(model.schedule),
@@ -190,14 +198,14 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     temporary.replace(directory / MANIFEST_FILE)
 
 
-def _tokenizer(model: SteppableModel, directory: Path, tokenizer_json: str | None) -> TokenizerInfo | None:
-    if tokenizer_json is not None:
-        path = directory / TOKENIZER_FILE
-        path.write_text(tokenizer_json, encoding="utf-8")
-        return TokenizerInfo(kind="tokenizers", file=data_file(path))
-    if getattr(model.inputs, "vocab_size", None) == 256:  # one id per byte, the only vocabulary of that size we make
+def _tokenizer(tokenizer: Tokenizer | None, directory: Path) -> TokenizerInfo | None:
+    if tokenizer is None:
+        return None
+    if tokenizer.json is None:
         return TokenizerInfo(kind="byte")
-    return None
+    path = directory / TOKENIZER_FILE
+    path.write_text(tokenizer.json, encoding="utf-8")
+    return TokenizerInfo(kind="tokenizers", file=data_file(path))
 
 
 def data_file(path: Path) -> DataFile:

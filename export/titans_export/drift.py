@@ -271,7 +271,7 @@ def _stream(bundle: Bundle, tokens: int, data: tuple[str, ...], seed: int) -> Ar
         raise ExportError(f"{bundle.path} has no tokenizer to read text with; leave the data out")
     ids: list[int] = []
     for document in read_corpus(data).held_out:
-        ids += tokenizer.encode(document.data)
+        ids += tokenizer.encode(document.data, special=True)  # as it was trained on
         if len(ids) >= tokens:
             return np.array([ids[:tokens]])
     raise ExportError(

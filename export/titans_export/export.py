@@ -9,6 +9,7 @@ from titans_export.bundle_writer import Progress, staged, with_verification, wri
 from titans_export.errors import VerificationError
 from titans_export.original import CONTROL, WRITES_OFF, load_original
 from titans_export.precision import at_precision, precision
+from titans_export.texts import AS_FOUND, EndNames
 from titans_export.verify import compare
 from titans_runtime.manifest import Manifest
 
@@ -22,6 +23,7 @@ def export_checkpoint(
     progress: Progress | None = None,
     overwrite: bool = False,
     writes: bool = True,
+    ends: EndNames = AS_FOUND,
 ) -> Manifest:
     """Export a checkpoint directory; see `export_model`. Raises `CheckpointError` too.
 
@@ -41,6 +43,7 @@ def export_checkpoint(
         verify_tokens=verify_tokens,
         progress=progress,
         overwrite=overwrite,
+        ends=ends,
     )
 
 
@@ -54,6 +57,7 @@ def export_model(
     verify_tokens: int = 2048,
     progress: Progress | None = None,
     overwrite: bool = False,
+    ends: EndNames = AS_FOUND,
 ) -> Manifest:
     """Write a bundle and prove that it computes what the model computes.
 
@@ -66,12 +70,14 @@ def export_model(
         verify_tokens: length of the stream it is verified on; 0 skips verification.
         progress: called with (done, total).
         overwrite: replace a bundle that is there.
+        ends: which tokens end a text; those that the tokenizer or the training names where none are given.
 
     Returns:
         The manifest, verification report included.
 
     Raises:
-        ExportError: unknown dtype, or the bundle cannot be written.
+        ExportError: unknown dtype, a tokenizer that does not fit, or the bundle cannot be written.
+        DataError: the tokenizer cannot be read, or lacks a token that is to end a text.
         TraceError: the model computes something that has no ONNX form.
         VerificationError: the bundle disagrees with the model; nothing is left at `out`.
     """
@@ -84,6 +90,7 @@ def export_model(
             dtype=dtype,
             tokenizer_json=tokenizer_json,
             provenance=provenance or {},
+            ends=ends,
             progress=None if verify_tokens else progress,
         )
         if verify_tokens:

@@ -57,6 +57,7 @@ def check_contract(manifest: Manifest) -> None:
     _check_schedule(manifest)
     _check_initial(manifest)
     _check_tokenizer(manifest)
+    _check_ends(manifest)
 
 
 def head_name(manifest: Manifest) -> str:
@@ -205,3 +206,11 @@ def _check_tokenizer(manifest: Manifest) -> None:
         _fail("a continuous model has a tokenizer")
     if manifest.tokenizer.kind == "byte" and manifest.inputs.vocab_size < 256:
         _fail(f"a byte tokenizer needs a vocabulary of at least 256, and it is {manifest.inputs.vocab_size}")
+
+
+def _check_ends(manifest: Manifest) -> None:
+    ids = (*manifest.ends.eos, *manifest.ends.stop)
+    if ids and not isinstance(manifest.inputs, TokenInputs):
+        _fail("a continuous model has token ids that end a text")
+    if isinstance(manifest.inputs, TokenInputs) and ids and max(ids) >= manifest.inputs.vocab_size:
+        _fail(f"id {max(ids)} ends a text, and the vocabulary is {manifest.inputs.vocab_size}")

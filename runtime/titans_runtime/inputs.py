@@ -5,7 +5,8 @@ Knows the two kinds of input. Does not know sessions or files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -48,6 +49,18 @@ def checked_tokens(inputs: Inputs, vocab_size: int) -> IdArray:
             f"token {int(array[at])} at index {at} is outside the vocabulary; pass ids from 0 to {vocab_size - 1}"
         )
     return array.astype(np.int64)
+
+
+def checked_ends(ids: Iterable[int], vocab_size: int) -> tuple[int, ...]:
+    """Ids that are to end a text. Raises `InputError`."""
+    try:
+        ends = tuple(operator.index(token) for token in ids)
+    except TypeError:
+        raise InputError(f"stop_ids is {ids!r}; use a list of token ids") from None
+    for token in ends:
+        if not 0 <= token < vocab_size:
+            raise InputError(f"stop id {token} is outside the vocabulary; use ids from 0 to {vocab_size - 1}")
+    return ends
 
 
 def checked_vectors(inputs: Inputs, features: int) -> FloatArray:

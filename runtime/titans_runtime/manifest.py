@@ -95,6 +95,14 @@ class TokenizerInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ends:
+    """Token ids that end a text: `eos` because the model says so, `stop` because an answer in its format ends there."""
+
+    eos: tuple[int, ...] = ()
+    stop: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Initial:
     """How a state tensor starts. `tensor` names an entry of the initial state file, shaped without the batch axis."""
 
@@ -225,6 +233,7 @@ class Manifest:
     engines: tuple[JsonObject, ...] = ()
     providers: tuple[str, ...] | None = None
     omitted: tuple[str, ...] = ()
+    ends: Ends = Ends()
 
     @staticmethod
     def from_json(text: str) -> Manifest:
@@ -281,9 +290,13 @@ def _to_object(manifest: Manifest) -> JsonObject:
     model = manifest.model
     providers: JsonObject = {} if manifest.providers is None else {"providers": list(manifest.providers)}
     omitted: JsonObject = {"omitted": list(manifest.omitted)} if manifest.omitted else {}
+    ends: JsonObject = {}
+    if manifest.ends != Ends():
+        ends["ends"] = {"eos": list(manifest.ends.eos), "stop": list(manifest.ends.stop)}
     return (
         providers
         | omitted
+        | ends
         | {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,

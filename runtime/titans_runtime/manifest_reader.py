@@ -24,6 +24,7 @@ from titans_runtime.manifest import (
     DataFile,
     DType,
     Due,
+    Ends,
     GraphKind,
     GraphSpec,
     Initial,
@@ -41,6 +42,8 @@ from titans_runtime.tensorfile import MOST_AXES
 
 # A dimension beyond this is damage: one float32 row of it would be 4 GiB.
 _MAX_DIMENSION = 2**30
+# Ids that end a text; models in use have one to five.
+_MAX_ENDS = 256
 
 
 def read_manifest(root: Node) -> Manifest:
@@ -67,6 +70,7 @@ def read_manifest(root: Node) -> Manifest:
         engines=_engines(_nullable(root, "engines")),
         providers=_providers(_nullable(root, "providers")),
         omitted=_omitted(_nullable(root, "omitted")),
+        ends=_ends(_nullable(root, "ends")),
     )
     check_contract(manifest)
     return manifest
@@ -117,6 +121,20 @@ def _providers(node: Node | None) -> tuple[str, ...] | None:
 
 def _omitted(node: Node | None) -> tuple[str, ...]:
     return () if node is None else tuple(_path(item) for item in node.items())
+
+
+def _ends(node: Node | None) -> Ends:
+    if node is None:
+        return Ends()
+    eos, stop = (_nullable(node, name) for name in ("eos", "stop"))
+    return Ends(eos=_ids(eos), stop=_ids(stop))
+
+
+def _ids(node: Node | None) -> tuple[int, ...]:
+    ids = () if node is None else tuple(item.integer(0) for item in node.items())
+    if node is not None and len(ids) > _MAX_ENDS:
+        node.fail(f"a list of at most {_MAX_ENDS} ids")
+    return ids
 
 
 def _model(node: Node) -> ModelInfo:

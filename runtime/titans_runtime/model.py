@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -62,7 +62,7 @@ class Model:
         self._options = options or LoadOptions()
         self._passed_over = dict(passed_over or {})
         self._backend = backend
-        self._shared = Shared(DirectFeeder(bundle.manifest, backend), lambda: self.tokenizer)
+        self._shared = Shared(DirectFeeder(bundle.manifest, backend), lambda: self.tokenizer, silent=self._silent)
 
     @property
     def manifest(self) -> Manifest:
@@ -97,18 +97,35 @@ class Model:
         self._bundle.check_tokenizer()  # after it: what was opened is what was hashed
         return opened
 
-    def encode(self, text: str | bytes) -> list[int]:
-        """The token ids of a text. Raises `TextError` without a tokenizer, or for text that is not UTF-8."""
+    def encode(self, text: str | bytes, special: bool = False) -> list[int]:
+        """The token ids of a text, without special tokens around it.
+
+        Args:
+            text: a string, or bytes of UTF-8.
+            special: read special tokens that are written out as tokens. Without it they are text, whoever wrote it.
+
+        Raises:
+            TextError: there is no tokenizer, the text is not UTF-8, or the tokenizer cannot express it.
+        """
         if self.tokenizer is None:
             raise TextError("this model has no tokenizer to read text with; pass token ids")
-        return self.tokenizer.encode(text)
+        return self.tokenizer.encode(text, special)
 
-    def decode(self, tokens: list[int]) -> str:
-        """The text of token ids. Raises `TextError` without a tokenizer."""
+    def decode(self, tokens: Sequence[int], special: bool = False) -> str:
+        """The text of token ids; special tokens are left out, or written out with `special`.
+
+        Raises:
+            TextError: there is no tokenizer.
+            InputError: ids that are negative or not whole numbers.
+        """
         if self.tokenizer is None:
             raise TextError("this model has no tokenizer to write text with; use the ids")
-        stream = self.tokenizer.stream()
-        return "".join(stream.push(token) for token in tokens) + stream.finish()
+        return self.tokenizer.decode(tokens, special)
+
+    def _silent(self, token: int) -> bool:
+        """Whether an id has no text, as far as that is known without opening the tokenizer for it."""
+        tokenizer: Tokenizer | None = self.__dict__.get("tokenizer")
+        return tokenizer is not None and tokenizer.silent(token)
 
     def session(self, name: str | None = None) -> Session:
         """A stream of its own, at its beginning; `name` is what logs and observers call it."""

@@ -16,7 +16,7 @@ import logging
 import operator
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -28,14 +28,14 @@ from titans_runtime.backends.base import Best, State
 from titans_runtime.driver import Fed, Feeder
 from titans_runtime.errors import InputError, NonFiniteError, SessionPoisonedError, TextError, TitansError
 from titans_runtime.guard import Guard
-from titans_runtime.inputs import Inputs, checked_inputs, checked_tokens
-from titans_runtime.manifest import Manifest, TokenInputs
+from titans_runtime.inputs import Inputs, checked_ends, checked_inputs, checked_tokens
+from titans_runtime.manifest import Ends, Manifest, TokenInputs
 from titans_runtime.memories import dead_memories, learned_names, memory_distances
 from titans_runtime.moment import KEPT, Mark, Moment
 from titans_runtime.observe import FeedEvent, Observer, SessionStats, record
 from titans_runtime.sampling import Sampler, SamplingOptions
-from titans_runtime.stopping import StopFilter
-from titans_runtime.text import TextStream, Tokenizer
+from titans_runtime.stopping import Reason, StopFilter, Transcript, check_stops
+from titans_runtime.text import Tokenizer
 
 _numbers = itertools.count(1)
 
@@ -47,11 +47,13 @@ class Shared:
     feeder: what runs their feeds.
     tokenizer: opened only for text: streams of ids need none.
     observers: called after every feed, before it counts.
+    silent: whether an id is known to have no text; none is before the tokenizer is opened.
     """
 
     feeder: Feeder
     tokenizer: Callable[[], Tokenizer | None]
     observers: list[Observer] = field(default_factory=list)
+    silent: Callable[[int], bool] = lambda token: False
 
     @property
     def manifest(self) -> Manifest:
@@ -68,6 +70,7 @@ class Session:
         self._manifest = shared.manifest
         self._guard = Guard()
         self._now = moment or self._beginning()
+        self._ended: Reason | None = None
         self._fed_tokens, self._seconds = 0, 0.0
 
     @property
@@ -217,11 +220,15 @@ class Session:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         stop: str | Sequence[str] | None = (),
+        stop_ids: Iterable[int] = (),
+        ignore_eos: bool = False,
+        special: bool = False,
     ) -> Iterator[str]:
         """Continue a prompt as text, piece by piece; no piece ends inside a character.
 
-        Reading the prompt is one call and so is each token: if one fails, or the iterator is closed, the session
-        stands after the last that completed.
+        It ends at an id that ends a text (`Manifest.ends`), at one of `stop_ids`, at a stop string, or after
+        `max_new_tokens`; `ended` says which. Reading the prompt is one call and so is each token: if one fails, or the
+        iterator is closed, the session stands after the last that completed.
 
         The session has consumed the prompt and every token generated, those of a stop string included, when the
         iterator ends. Arguments are checked now; the prompt is fed when the first piece is asked for.
@@ -230,11 +237,16 @@ class Session:
             prompt: text, UTF-8 bytes, or ids; None goes on from where the session is.
             max_new_tokens: generate at most this many tokens.
             temperature, top_k, top_p, min_p, repetition_penalty, seed: see `SamplingOptions`.
-            stop: strings that end the text and are not part of it; None is none.
+            stop: strings that end the text and are not part of it; None is none. Special tokens in them are met by
+                the tokens.
+            stop_ids: ids that end the text besides the model's own.
+            ignore_eos: do not end at the model's own.
+            special: read special tokens that are written out in the prompt as tokens, and not as text.
 
         Raises:
             TextError: the model has no tokenizer, or the prompt is not UTF-8.
-            InputError: an empty prompt, ids outside the vocabulary, or an option outside its range.
+            InputError: an empty prompt, ids outside the vocabulary, an option outside its range, or a stop string that
+                can never be met.
             SessionPoisonedError: an earlier feed met numbers that are not finite; call `reset` or `rewind`.
         """
         tokenizer = self._shared.tokenizer()
@@ -248,55 +260,110 @@ class Session:
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
-        tokens = self.generate_tokens(prompt, max_new_tokens, options)
-        return self._as_text(tokens, tokenizer, StopFilter(stop))
+        stops = StopFilter(stop)
+        check_stops(tokenizer, stops)
+        ends = self.ends(stop_ids, ignore_eos)
+        tokens = self._begin(prompt, max_new_tokens, options, ends, special)
+        return self._as_text(tokens, tokenizer, stops, ends)
 
     def generate_tokens(
         self,
         prompt: str | bytes | Sequence[int] | IdArray | None,
         max_new_tokens: int = 64,
         options: SamplingOptions | None = None,
+        *,
+        stop_ids: Iterable[int] = (),
+        ignore_eos: bool = False,
+        special: bool = False,
     ) -> Iterator[int]:
-        """Continue a prompt as token ids. Arguments, order of events and errors as in `generate`."""
+        """Continue a prompt as token ids, the one that ends them included.
+
+        Arguments, order of events and errors as in `generate`.
+        """
+        ends = self.ends(stop_ids, ignore_eos)
+        return self._begin(prompt, max_new_tokens, options or SamplingOptions(), ends, special)
+
+    def _begin(
+        self,
+        prompt: str | bytes | Sequence[int] | IdArray | None,
+        max_new_tokens: int,
+        options: SamplingOptions,
+        ends: Mapping[int, Reason],
+        special: bool,
+    ) -> Iterator[int]:
+        """Check everything, and generate when the first token is asked for."""
         kind = self._manifest.inputs
         if not isinstance(kind, TokenInputs):
             raise InputError("a continuous model has no tokens to generate; feed its predictions back with feed()")
         self._check()
         limit = _limit(max_new_tokens)
-        ids = None if prompt is None else checked_tokens(self._encode(prompt), kind.vocab_size)
+        ids = None if prompt is None else checked_tokens(self._encode(prompt, special), kind.vocab_size)
         if ids is None and self._now.last is None:
             raise InputError("there is nothing to go on from; pass a prompt, or feed the session first")
-        sampler = Sampler(options or SamplingOptions(), kind.vocab_size)
-        return self._tokens(ids, limit, sampler)
+        sampler = Sampler(options, kind.vocab_size)
+        return self._tokens(ids, limit, sampler, ends)
+
+    def ends(self, stop_ids: Iterable[int] = (), ignore_eos: bool = False) -> dict[int, Reason]:
+        """The ids at which `generate` ends with these arguments, and what `ended` says of each.
+
+        Raises:
+            InputError: an id that the vocabulary does not have.
+        """
+        known = Ends() if ignore_eos else self._manifest.ends
+        own = checked_ends(stop_ids, self._manifest.inputs.outputs)
+        ends: dict[int, Reason] = dict.fromkeys((*known.stop, *own), "stop")
+        return ends | dict.fromkeys(known.eos, "eos")
+
+    @property
+    def ended(self) -> Reason | None:
+        """Why the last text ended; None before the first, while one is generated, and where one was broken off.
+
+        "eos": at an id that ends a text of this model. "stop": at a stop string or a stop id. "length": after
+        `max_new_tokens`.
+        """
+        return self._ended
 
     @property
     def recent(self) -> tuple[int, ...]:
-        """The last ids consumed, eight at most: text that follows is decoded after them. None of vectors."""
+        """The last ids consumed that have text, eight at most: text that follows is decoded after them.
+
+        None of vectors.
+        """
         return self._now.recent
 
-    def _as_text(self, tokens: Iterator[int], tokenizer: Tokenizer, stops: StopFilter) -> Iterator[str]:
+    def _as_text(
+        self, tokens: Iterator[int], tokenizer: Tokenizer, stops: StopFilter, ends: Iterable[int]
+    ) -> Iterator[str]:
         """Text of the tokens, up to a stop string."""
-        stream: TextStream | None = None
+        transcript: Transcript | None = None
         for token in tokens:
-            if stream is None:
-                stream = tokenizer.stream(self.recent[:-1])  # what it follows: the prompt, or what came before
-            if text := stops.push(stream.push(token)):
+            transcript = transcript or Transcript(tokenizer, stops, ends, self.recent, token)
+            if text := transcript.push(token):
                 yield text
-            if stops.stopped:
+            if transcript.stopped:
+                self._ended = "stop"
                 return
-        if stream is not None and (text := stops.push(stream.finish()) + stops.finish()):
+        if transcript is not None and (text := transcript.finish()):
             yield text
 
-    def _tokens(self, prompt: IdArray | None, limit: int, sampler: Sampler) -> Iterator[int]:
+    def _tokens(
+        self, prompt: IdArray | None, limit: int, sampler: Sampler, ends: Mapping[int, Reason]
+    ) -> Iterator[int]:
+        self._ended = None
         try:
             if prompt is not None:
                 sampler.observe(prompt)
                 self._consume(prompt, every=False, best=sampler.needs)
-            for _ in range(limit):
+            for left in range(limit, 0, -1):
                 token = self._choose(sampler)
                 # before the yield: a reader may stop there
                 self._consume(np.array([token], np.int64), every=False, best=sampler.needs)
+                ended = ends.get(token, "length" if left == 1 else None)
+                self._ended = ended
                 yield token
+                if ended is not None:
+                    return
+            self._ended = "length"
         finally:
             self._settle()
 
@@ -334,8 +401,8 @@ class Session:
         last = fed.best or fed.outputs[0, -1].copy()  # what is returned belongs to the caller
         chunk = self._manifest.chunk
         commits = (now.position + tokens) // chunk - now.position // chunk
-        recent = (*now.recent, *array[-KEPT:].tolist())[-KEPT:] if array.ndim == 1 else ()
-        after = Moment(state, last, surprise, now.totals.add(surprise), now.commits + commits, recent)
+        totals = now.totals.add(surprise)
+        after = Moment(state, last, surprise, totals, now.commits + commits, self._recent_after(array))
         if self._shared.observers:
             mean = float(surprise.mean()) if surprise.size else 0.0
             event = FeedEvent(self.name, tokens, after.position, seconds, commits, mean)
@@ -346,6 +413,14 @@ class Session:
         self._now = after  # the only change that counts: whatever stopped us before has changed nothing
         outputs: FloatArray = fed.outputs[0]
         return outputs
+
+    def _recent_after(self, array: Array) -> tuple[int, ...]:
+        """The last ids with text once `array` is consumed."""
+        if array.ndim != 1:
+            return ()
+        silent = self._shared.silent
+        new = list(itertools.islice((token for token in map(int, reversed(array)) if not silent(token)), KEPT))
+        return (*self._now.recent, *reversed(new))[-KEPT:]
 
     def _fall_ill(self, error: NonFiniteError) -> None:
         self._now = replace(self._now, poison=str(error))
@@ -377,7 +452,7 @@ class Session:
     def _stands(self) -> None:
         """Told after the state was replaced by one that is in memory, outside of a feed."""
 
-    def _encode(self, prompt: str | bytes | Sequence[int] | IdArray) -> Sequence[int] | IdArray:
+    def _encode(self, prompt: str | bytes | Sequence[int] | IdArray, special: bool) -> Sequence[int] | IdArray:
         if not isinstance(prompt, str | bytes):
             return prompt
         tokenizer = self._shared.tokenizer()
@@ -385,7 +460,7 @@ class Session:
             raise TextError("this model has no tokenizer to read text with; pass token ids")
         if not prompt:
             raise InputError("the prompt is empty; give it at least one character")
-        return tokenizer.encode(prompt)
+        return tokenizer.encode(prompt, special)
 
 
 def moment_of(feeder: Feeder, data: bytes, source: str) -> Moment:

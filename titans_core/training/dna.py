@@ -156,6 +156,8 @@ class BaseTokenizer:
 
     vocab_size = VOCABULARY
     json: str | None = None
+    exact = True  # as bases: what else a letter says, such as masking by lower case, is not asked
+    has_decoder = True
 
     def encode(self, data: bytes) -> Ids:
         """Ids uint8 [T], one per base."""
@@ -167,6 +169,13 @@ class BaseTokenizer:
     def decode(self, ids: Ids) -> bytes:
         """The letters of `ids` [T]."""
         return bytes((BASES + "N").encode()[i] for i in ids)
+
+    def token_id(self, name: str) -> int:
+        """The id of a letter."""
+        letters = BASES + "N"
+        if name not in letters:
+            raise DataError(f"{name!r} is not one of the letters {letters}; name one of them")
+        return letters.index(name)
 
 
 def read_fasta(paths: Sequence[str]) -> list[Document]:

@@ -26,10 +26,15 @@ _STDLIB_EXCLUDED = frozenset(
 
 @dataclass(frozen=True)
 class Document:
-    """One file. `name` is its relative path with `/` between the parts."""
+    """One file, or a part of one.
+
+    name: its relative path with `/` between the parts.
+    whole: it ends where its text ends, and was not cut there.
+    """
 
     name: str
     data: bytes
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,10 @@ def split(documents: Sequence[Document]) -> Corpus:
     """Hold out about a tenth of the documents, chosen by a hash of the name; a lone document gives its last tenth."""
     if len(documents) == 1:
         name, data = documents[0].name, documents[0].data
-        cut = len(data) - max(2, round(len(data) * HELD_OUT_FRACTION))
+        cut = character_boundary(data, len(data) - max(2, round(len(data) * HELD_OUT_FRACTION)))
         if cut < 2:
             raise DataError(f"{name} has only {len(data)} bytes of text; give a longer file or more files")
-        return Corpus((Document(name, data[:cut]),), (Document(f"{name}[{cut}:]", data[cut:]),))
+        return Corpus((Document(name, data[:cut], whole=False),), (Document(f"{name}[{cut}:]", data[cut:]),))
     threshold = max(HELD_OUT_FRACTION, min(_hash(document.name) for document in documents))
     held_out = {document.name for document in documents if _hash(document.name) <= threshold}
     ordered = sorted(documents, key=lambda document: document.name)
@@ -84,6 +89,14 @@ def split(documents: Sequence[Document]) -> Corpus:
     if not train:  # a handful of files, all of them below the threshold: keep one back instead of all
         return Corpus(tuple(ordered[1:]), tuple(ordered[:1]))
     return Corpus(train, tuple(document for document in ordered if document.name in held_out))
+
+
+def character_boundary(data: bytes, at: int) -> int:
+    """`at`, or the few bytes before it where a UTF-8 character begins that it would cut; bytes of no text are cut."""
+    for begin in range(at, max(at - 4, -1), -1):
+        if begin >= len(data) or data[begin] & 0xC0 != 0x80:  # no byte that continues a character
+            return begin
+    return at
 
 
 def _hash(name: str) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from titans_core.errors import DataError
+from titans_core.round_trip import RoundTrip, round_trip
 from titans_core.tokens import Ids, Tokenizer
 from titans_core.training.documents import Corpus, Document
 from titans_core.training.task import Batch, Scalar, Totals
@@ -91,17 +92,35 @@ class TextTask:
         *,
         window: int,
         seed: int,
+        eos: int | None = None,
         held_out_rows: int = 8,
         held_out_tokens: int = 65_536,
     ) -> None:
-        """`window` in tokens; the evaluation reads about `held_out_tokens`, in `held_out_rows` streams at a time."""
-        train, held_out = _encode(corpus.train, tokenizer), _encode(corpus.held_out, tokenizer)
+        """Read a corpus.
+
+        Args:
+            corpus: the documents.
+            tokenizer: what makes ids of them.
+            window: tokens per slice.
+            seed: of the order in which documents are read.
+            eos: an id that is put at the end of every whole document, so that the model learns to end.
+            held_out_rows: streams that the evaluation reads at a time.
+            held_out_tokens: about as many tokens are read in an evaluation.
+
+        Raises:
+            DataError: there is too little text, or none of it comes back from its tokens.
+        """
+        (train, kept), (held_out, judged) = (
+            _encode(documents, tokenizer, eos) for documents in (corpus.train, corpus.held_out)
+        )
+        self._lost = judged.lost
+        self._notes = _notes(tokenizer, kept, judged)
         self._reader = StreamReader(train, window=window, seed=seed)
         self._judge = StreamReader(held_out, window=window, seed=0)  # one evaluation for all seeds
         self._rows = held_out_rows
         once = -(-self._judge.slices // held_out_rows)  # a short text need not be read again and again
         self._steps = min(once, max(1, held_out_tokens // (held_out_rows * window)))
-        self._tokens_per_byte = sum(map(len, held_out)) / sum(len(document.data) for document in corpus.held_out)
+        self._tokens_per_byte = sum(map(len, held_out)) / judged.kept
         self._settings: dict[str, Scalar] = {
             "task": "text",
             "window": window,
@@ -110,6 +129,13 @@ class TextTask:
             "held_out_tokens": held_out_tokens,
             "corpus_sha256": _digest(train, held_out),
         }
+        if eos is not None:
+            self._settings["eos"] = eos
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever trains should know of the tokenizer and this text, as sentences."""
+        return self._notes
 
     @property
     def settings(self) -> dict[str, Scalar]:
@@ -126,22 +152,52 @@ class TextTask:
             yield self._judge.batch(step, range(self._rows))
 
     def metrics(self, totals: Totals) -> dict[str, float]:
-        """`bits_per_byte`, at the held-out text's average of tokens per byte."""
+        """`bits_per_byte`, at the held-out text's average of tokens per byte.
+
+        Bytes that do not come back from the tokens are not counted; `text_lost` is their share, where there are any.
+        """
+        lost = {"text_lost": self._lost} if self._lost else {}
         return {
             "bits_per_byte": totals.mean_loss / math.log(2) * self._tokens_per_byte,
             "loss": totals.mean_loss,
             "accuracy": totals.correct / max(totals.count, 1),
+            **lost,
         }
 
 
-def _encode(documents: Sequence[Document], tokenizer: Tokenizer) -> list[Ids]:
-    encoded = []
+def _encode(documents: Sequence[Document], tokenizer: Tokenizer, eos: int | None) -> tuple[list[Ids], RoundTrip]:
+    """Ids of every document, and how much of the text comes back from them."""
+    encoded, compared = [], RoundTrip()
     for document in documents:
         try:
-            encoded.append(tokenizer.encode(document.data))
+            ids = tokenizer.encode(document.data)
+            back = document.data if tokenizer.exact else tokenizer.decode(ids)
         except DataError as error:
             raise DataError(f"{document.name}: {error}") from error
-    return encoded
+        compared += round_trip(document.data, back)
+        ends = eos is not None and document.whole
+        encoded.append(np.append(ids, np.asarray(eos, ids.dtype)) if ends else ids)
+    if not compared.kept:
+        raise DataError(
+            f"none of the text of {documents[0].name} comes back from its tokens; take a tokenizer that was made for"
+            " such text, or leave it out to train on bytes"
+        )
+    return encoded, compared
+
+
+def _notes(tokenizer: Tokenizer, train: RoundTrip, held_out: RoundTrip) -> tuple[str, ...]:
+    notes = []
+    if not tokenizer.has_decoder:
+        notes.append(
+            "the tokenizer has no decoder: text is written as its tokens with spaces between them, inner marks and all;"
+            " save it with one, such as ByteLevel"
+        )
+    if train.lost or held_out.lost:
+        notes.append(
+            f"the tokenizer loses text: {train.lost:.2%} of what is trained on and {held_out.lost:.2%} of what is held"
+            " out do not come back from the tokens; bits_per_byte counts the rest alone"
+        )
+    return tuple(notes)
 
 
 def _digest(*parts: Sequence[Ids]) -> str:

@@ -5,14 +5,15 @@ Knows the conversation's commands and when the memory is saved. Does not know ho
 
 from __future__ import annotations
 
-import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from titans_cli.options import bundle_argument, json_option, print_json
+from titans_cli.options import bundle_argument, json_option, print_json, unescaped, write_text
 
 if TYPE_CHECKING:
     from titans_runtime import Mark, SamplingOptions, Session
@@ -25,7 +26,6 @@ _HELP = """\
 /quit   leave; so does the end of input
 //...   a message that begins with one /
 """
-_ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
 
 
 @click.command(
@@ -41,10 +41,10 @@ Examples:
     "--template",
     default="{message}\\n",
     show_default=True,
-    help="How a message is put to the model; \\n is a new line, \\t a tab, \\\\ a backslash.",
+    help="How a message is put to the model; \\n is a new line, \\t a tab, \\\\ a backslash, a special token a token.",
 )
 @click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Per answer.")
-@click.option("--stop", multiple=True, help="An answer ends at this text; may be given several times.")
+@click.option("--stop", multiple=True, help="An answer ends at this text, \\n as in --template; repeatable.")
 @click.option("--temperature", type=float, default=0.8, show_default=True, help="0 takes the most likely token.")
 @click.option("--top-p", type=float, help="Choose among the likely tokens that make up this probability.")
 @click.option("--seed", type=int, help="Makes the choice of tokens repeatable.")
@@ -74,6 +74,8 @@ def chat(
     """
     import titans_runtime
     from titans_runtime.atomic import check_writable
+    from titans_runtime.stopping import StopFilter, check_stops
+    from titans_runtime.text import fill_template
 
     if "{message}" not in template:
         raise click.UsageError('--template must contain {message}, for example --template "User: {message}\\nBot:"')
@@ -90,8 +92,10 @@ def chat(
         _say(f"the memory of {memory} goes on after {session.position:,} tokens")
     else:
         session = model.session()
-    message = re.sub(r"\\[nt\\]", lambda found: _ESCAPES[found[0]], template)
-    conversation = _Conversation(session, memory, message, max_new_tokens, stop, options, show=not as_json)
+    stops = tuple(map(unescaped, stop))
+    check_stops(model.tokenizer, StopFilter(stops))
+    fill = partial(fill_template, model.tokenizer, unescaped(template))
+    conversation = _Conversation(session, memory, fill, max_new_tokens, stops, options, show=not as_json)
     try:
         conversation.run()
     finally:  # what was said is not lost with a memory that cannot be written
@@ -106,7 +110,7 @@ class _Conversation:
         self,
         session: Session,
         memory: Path | None,
-        template: str,
+        fill: Callable[[bytes], bytes | list[int]],
         max_new_tokens: int,
         stop: tuple[str, ...],
         options: SamplingOptions,
@@ -114,7 +118,7 @@ class _Conversation:
     ) -> None:
         self.exchanges: list[dict[str, str | bool]] = []
         self._show = show
-        self._session, self._memory, self._template = session, memory, template.encode()
+        self._session, self._memory, self._fill = session, memory, fill
         self._limit, self._stop, self._options = max_new_tokens, stop, options
         self._marks: list[tuple[Mark, dict[str, str | bool]]] = []  # before what, for /undo
 
@@ -169,7 +173,7 @@ class _Conversation:
         self.exchanges.append(exchange)
         answer = ""
         try:
-            message = self._template.replace(b"{message}", line)  # bytes, because the tokenizer knows what is text
+            message = self._fill(line)  # bytes, because the tokenizer knows what is text
             for piece in self._session.generate(
                 message,
                 self._limit,
@@ -181,7 +185,7 @@ class _Conversation:
                 answer += piece
                 exchange["answer"] = answer
                 if self._show:
-                    click.echo(piece, nl=False)
+                    write_text(piece)
         except KeyboardInterrupt:
             _say("\n(interrupted)")
         except (InputError, NonFiniteError) as error:
@@ -191,6 +195,8 @@ class _Conversation:
                 click.echo()
             _say(f"this message is forgotten, back at {self._session.position:,} tokens: {error}")
             return
+        if self._session.ended is not None:
+            exchange["ended"] = self._session.ended
         if self._show:
             click.echo()
         self._marks = [*self._marks[-31:], (mark, exchange)]  # each holds a state; so far back is enough

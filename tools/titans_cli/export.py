@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from titans_cli.options import json_option, print_json, progress_bar
+from titans_cli.options import json_option, print_json, progress_bar, unescaped
 
 
 @click.command(
@@ -38,6 +38,15 @@ Examples:
 @click.option(
     "--control", type=click.Choice(["writes-off"]), help="Export the same model with its memory never written."
 )
+@click.option(
+    "--eos",
+    multiple=True,
+    metavar="TOKEN",
+    help="A token that ends a text, by its name; repeatable. [default: as trained, or as the tokenizer names it]",
+)
+@click.option(
+    "--stop", multiple=True, metavar="TOKEN", help="A token at which an answer ends besides, by its name; repeatable."
+)
 @click.option("--overwrite", is_flag=True, help="Replace the bundle that is there.")
 @json_option
 @click.pass_context
@@ -48,6 +57,8 @@ def export(
     dtype: str,
     verify_tokens: int,
     control: str | None,
+    eos: tuple[str, ...],
+    stop: tuple[str, ...],
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -58,6 +69,7 @@ def export(
     """
     from titans_export.errors import VerificationError
     from titans_export.export import export_checkpoint
+    from titans_export.texts import EndNames
 
     try:
         with progress_bar("exporting") as progress:
@@ -69,6 +81,7 @@ def export(
                 overwrite=overwrite,
                 progress=progress,
                 writes=control != "writes-off",
+                ends=EndNames(eos=tuple(map(unescaped, eos)), stop=tuple(map(unescaped, stop))),
             )
     except VerificationError as error:
         click.echo(f"Error: {error}", err=True)

@@ -66,6 +66,8 @@ def _show(manifest: Manifest, sizes: dict[str, int], norms: dict[str, float]) ->
     takes = [f"{name} {value}" for name, value in asdict(manifest.inputs).items()]
     if manifest.tokenizer:
         takes.append(f"{manifest.tokenizer.kind} tokenizer")
+    if ends := (*manifest.ends.eos, *manifest.ends.stop):
+        takes.append(f"text ends at {' or '.join(map(str, ends))}")
     click.echo(", ".join([*takes, f"chunk {manifest.chunk}"]))
     made = [f"{name} {value}" for name, value in manifest.provenance.items() if "." not in name]  # a.b: settings
     click.echo(f"made with {', '.join(made)}")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 Command = TypeVar("Command", bound=Callable[..., None])
 PICTURES = (".svg", ".png")  # endings that --plot knows
+_ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
 ReportProgress = Callable[[int, int], None]  # (done, total), in the same unit
 
 
@@ -31,9 +34,27 @@ def json_option(function: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")(function)
 
 
+def unescaped(text: str) -> str:
+    """Text from a command line with \\n as a line break, \\t as a tab and \\\\ as a backslash."""
+    return re.sub(r"\\[nt\\]", lambda found: _ESCAPES[found[0]], text)
+
+
+def write_text(text: str, nl: bool = False, err: bool = False) -> None:
+    """Write a model's text to stdout, or stderr, in the encoding that it has.
+
+    Not by click's own choice of stream, which writes UTF-8 where the encoding is ASCII. What the encoding lacks is
+    escaped (see `titans_cli.main.main`).
+    """
+    click.echo(text, nl=nl, file=sys.stderr if err else sys.stdout)
+
+
 def print_json(document: object) -> None:
-    """Write `document` to stdout as one JSON document; NaN and infinity are not JSON and are errors."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    """Write `document` to stdout as one JSON document; NaN and infinity are not JSON and are errors.
+
+    Where stdout's encoding is not UTF-8, characters beyond ASCII are written as JSON escapes.
+    """
+    ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
+    click.echo(json.dumps(document, indent=2, ensure_ascii=ascii_only, allow_nan=False))
 
 
 def plot_option(help: str) -> Callable[[Command], Command]:

@@ -5,6 +5,8 @@ Knows the options and what is printed. Never imports PyTorch or ONNX.
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +14,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from titans_cli.options import bundle_argument, json_option, print_json
+from titans_cli.options import bundle_argument, json_option, print_json, unescaped, write_text
 
 if TYPE_CHECKING:
     from titans_runtime import Model, SamplingOptions, Session
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @click.command(
@@ -36,7 +40,9 @@ Examples:
 @click.option("--min-p", type=float, help="Drop tokens less likely than this fraction of the most likely one.")
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1: repeat less.")
 @click.option("--seed", type=int, help="Makes the choice of tokens repeatable.")
-@click.option("--stop", multiple=True, help="End at this text; may be given several times.")
+@click.option("--stop", multiple=True, help="End at this text, \\n a new line; may be given several times.")
+@click.option("--ignore-eos", is_flag=True, help="Go on where the model ends a text.")
+@click.option("--special", is_flag=True, help="Read special tokens in the prompt as tokens, and not as text.")
 @click.option("--state-in", type=click.Path(path_type=Path), help="Go on from this saved session.")
 @click.option("--state-out", type=click.Path(path_type=Path), help="Save the session here afterwards.")
 @click.option(
@@ -59,6 +65,8 @@ def run(
     repetition_penalty: float,
     seed: int | None,
     stop: tuple[str, ...],
+    ignore_eos: bool,
+    special: bool,
     state_in: Path | None,
     state_out: Path | None,
     stream: bool | None,
@@ -90,7 +98,18 @@ def run(
     session = model.session() if state_in is None else model.restore(state_in)
     show = not as_json if stream is None else stream
     try:
-        answer = _generate(model, session, text, max_new_tokens, options, stop, show=show, err=as_json)
+        answer = _generate(
+            model,
+            session,
+            text,
+            max_new_tokens,
+            options,
+            tuple(map(unescaped, stop)),
+            ignore_eos=ignore_eos,
+            special=special,
+            show=show,
+            err=as_json,
+        )
     except (KeyboardInterrupt, BrokenPipeError):
         if state_out is not None:
             session.save(state_out)
@@ -102,7 +121,7 @@ def run(
         if as_json:
             print_json({**answer.figures(), "position": session.position, **_provider(model)})
         else:
-            click.echo("" if show else answer.text)
+            write_text("" if show else answer.text, nl=True)
             click.echo(answer.summary(), err=True)
 
 
@@ -116,7 +135,13 @@ def _prompt(prompt: str | None, file: Path | None, optional: bool) -> str | byte
         return None
     if (prompt is None) == (file is None):
         raise click.UsageError("give the text to continue with either --prompt or --prompt-file")
-    return file.read_bytes() if file is not None else prompt or ""
+    if file is not None:
+        return file.read_bytes()
+    text = prompt or ""
+    # Python reads bytes that the terminal's encoding does not have as half surrogates; here they are bytes again.
+    with contextlib.suppress(UnicodeEncodeError):
+        return text.encode("utf-8", "surrogateescape") if _SURROGATES.search(text) else text
+    return text
 
 
 @dataclass
@@ -124,6 +149,7 @@ class _Answer:
     """What came out, and how fast."""
 
     text: str = ""
+    ended: str | None = None  # why; see `Session.ended`
     prompt_tokens: int = 0
     surprise: list[float] = field(default_factory=list)  # per generated token, mean over the memory layers
     arrived: list[float] = field(default_factory=list)  # seconds from the start, per generated token
@@ -143,12 +169,13 @@ class _Answer:
             "first_token_seconds": self.arrived[0],
             "tokens_per_second": self.tokens_per_second,
             "surprise_mean": sum(self.surprise) / len(self.surprise),
+            "ended": self.ended,
         }
 
     def summary(self) -> str:
         """One line for people."""
         speed = "" if self.tokens_per_second is None else f", {self.tokens_per_second:,.0f} tokens/s"
-        return f"{self.prompt_tokens:,} prompt tokens, {len(self.arrived):,} new ones{speed}"
+        return f"{self.prompt_tokens:,} prompt tokens, {len(self.arrived):,} new ones{speed}, ended by {self.ended}"
 
 
 def _generate(
@@ -159,32 +186,37 @@ def _generate(
     options: SamplingOptions,
     stop: tuple[str, ...],
     *,
+    ignore_eos: bool,
+    special: bool,
     show: bool,
     err: bool,
 ) -> _Answer:
     """Continue `prompt`; with `show`, write each piece of text to stdout, or stderr, as soon as it is certain."""
     from titans_runtime import TextError
-    from titans_runtime.stopping import StopFilter
+    from titans_runtime.stopping import StopFilter, Transcript, check_stops
 
     if model.tokenizer is None:
         raise TextError("this model has no tokenizer, so it cannot continue text; drive it from Python with feed()")
-    pieces, stops, before = None, StopFilter(stop), session.position
+    stops = StopFilter(stop)
+    check_stops(model.tokenizer, stops)
+    written, ends, before = None, session.ends(ignore_eos=ignore_eos), session.position
     answer = _Answer()
 
     def emit(piece: str) -> None:
         answer.text += piece
         if show:
-            click.echo(piece, nl=False, err=err)
+            write_text(piece, err=err)
 
     start = time.perf_counter()
-    for token in session.generate_tokens(prompt, max_new_tokens, options):
+    for token in session.generate_tokens(prompt, max_new_tokens, options, ignore_eos=ignore_eos, special=special):
         answer.arrived.append(time.perf_counter() - start)
         answer.surprise.append(float(session.surprise[-1]))
-        pieces = pieces or model.tokenizer.stream(session.recent[:-1])
-        emit(stops.push(pieces.push(token)))
-        if stops.stopped:
+        written = written or Transcript(model.tokenizer, stops, ends, session.recent, token)
+        emit(written.push(token))
+        if written.stopped:
             break
-    if pieces is not None:
-        emit(stops.push(pieces.finish()) + stops.finish())
+    if written is not None:
+        emit(written.finish())
+    answer.ended = "stop" if stops.stopped else session.ended
     answer.prompt_tokens = session.position - before - len(answer.arrived)
     return answer

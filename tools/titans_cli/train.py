@@ -125,6 +125,8 @@ def train(
         recompute=recompute,
     )
     lesson = TASKS[task](ModelOptions(variant, preset, config, overrides, control), seed, **own)
+    for note in lesson.notes:
+        click.echo(f"note: {note}", err=True)
     with ProgressLine(sys.stderr, steps=steps) as line:
         result = run(
             lesson.model,
@@ -137,4 +139,5 @@ def train(
         )
     if as_json and result.rank == 0:
         document = {"checkpoint": str(out), "task": task, "variant": lesson.model.variant, **dataclasses.asdict(result)}
+        document |= {"notes": list(lesson.notes)} if lesson.notes else {}
         click.echo(json.dumps(document))

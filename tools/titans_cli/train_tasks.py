@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from titans_cli.model_options import ModelOptions
+from titans_cli.options import unescaped
 from titans_cli.task_options import task_option
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ OPTIONS = (
     ),
     task_option(
         "--tokenizer", tasks=["text"], type=click.Path(path_type=Path), help="A tokenizer.json; the default is bytes."
+    ),
+    task_option(
+        "--eos", tasks=["text"], metavar="TOKEN",
+        help="A token to end every document with, by its name; generated text ends there too.",
     ),
     task_option(
         "--window-tokens", "window", tasks=["text", "series", "dna with --data"], type=click.IntRange(1),
@@ -76,15 +81,23 @@ class Lesson:
     """What to train, and on what.
 
     tokenizer_json: what the checkpoint carries along, or None for bytes and plain ids.
+    notes: what whoever trains should know of the data, as sentences.
     """
 
     model: TitansConfig
     task: Task
     tokenizer_json: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def _text(
-    base: ModelOptions, seed: int, *, data: tuple[str, ...], tokenizer: Path | None, window: int | None
+    base: ModelOptions,
+    seed: int,
+    *,
+    data: tuple[str, ...],
+    tokenizer: Path | None,
+    eos: str | None,
+    window: int | None,
 ) -> Lesson:
     if not data:
         raise click.UsageError("--task text needs --data: stdlib, or files")
@@ -94,8 +107,9 @@ def _text(
 
     reader = load_tokenizer(tokenizer)
     model = base.build(reader.vocab_size)
-    window = _slice(window, model)
-    return Lesson(model, TextTask(read_corpus(data), reader, window=window, seed=seed), reader.json)
+    end = None if eos is None else reader.token_id(unescaped(eos))
+    text = TextTask(read_corpus(data), reader, window=_slice(window, model), seed=seed, eos=end)
+    return Lesson(model, text, reader.json, text.notes)
 
 
 def _recall(base: ModelOptions, seed: int, *, keys: int, pairs: int, gap: int, eval_gap: int) -> Lesson:

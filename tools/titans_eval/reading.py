@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from titans_core.training.documents import Document
+from titans_core.training.documents import Document, character_boundary
 from titans_eval.errors import EvalError
 from titans_eval.likelihood import MODES, Bits, Bucket, Ids, Mode, by_position, document_bits
 from titans_eval.report import Progress, Subject
@@ -49,9 +49,11 @@ class Report:
 
     task: whose documents they are.
     unit: what the bits are counted per, `byte` or `base`.
-    bits: the mean over all bytes but the first of each document, in each mode.
+    bits: the mean over all bytes but the first of each document, in each mode. Bytes that do not come back from the
+        tokens are not counted.
     positions: the same by position in the document, in tokens.
     dead_memories: those that could not learn any more at the end of a document, with the memory kept.
+    lost: the share of the bytes that do not come back.
     """
 
     task: str
@@ -63,6 +65,7 @@ class Report:
     bits: dict[Mode, float]
     positions: tuple[Bucket, ...]
     dead_memories: tuple[str, ...] = ()
+    lost: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -75,6 +78,7 @@ class Report:
             f"bits_per_{self.unit}": dict(self.bits),
             "positions": [bucket.as_json() for bucket in self.positions],
             "dead_memories": list(self.dead_memories),
+            **({"text_lost": self.lost} if self.lost else {}),
         }
 
     def lines(self) -> Sequence[str]:
@@ -84,6 +88,8 @@ class Report:
             f"{self.task}: {self.subject}",
             f"  {len(self.documents)} held-out documents, {total:,} {self.unit}s",
         ]
+        if self.lost:
+            found.append(f"  the tokenizer loses {self.lost:.2%} of it; bits per {self.unit} count the rest alone")
         words = {
             "kept": "memory kept",
             "reset": f"memory reset every {self.sizes.window} tokens",
@@ -104,7 +110,8 @@ class Report:
 
 def long_enough(documents: Sequence[Document], sizes: Sizes) -> list[Document]:
     """The documents of at least the shortest size, cut to the longest. Raises `EvalError` if there are none."""
-    found = [Document(d.name, _cut(d.data, sizes.longest)) for d in documents if len(d.data) >= sizes.shortest]
+    enough = [document for document in documents if len(document.data) >= sizes.shortest]
+    found = [Document(d.name, d.data[: character_boundary(d.data, sizes.longest)]) for d in enough]
     if not found:
         longest = max((len(document.data) for document in documents), default=0)
         raise EvalError(
@@ -112,13 +119,6 @@ def long_enough(documents: Sequence[Document], sizes: Sizes) -> list[Document]:
             " give longer files or a smaller --shortest"
         )
     return found
-
-
-def _cut(data: bytes, size: int) -> bytes:
-    """The first `size` bytes, or a few less where that is inside a UTF-8 character."""
-    while 0 < size < len(data) and data[size] & 0xC0 == 0x80:
-        size -= 1
-    return data[:size]
 
 
 def read_documents(
@@ -131,8 +131,27 @@ def read_documents(
     task: str,
     unit: str,
     data: tuple[str, ...],
+    kept: Sequence[int] | None = None,
 ) -> Report:
-    """Read `documents`, whose ids are `tokens`, in all modes. Raises `ExecutionError` if a graph failed."""
+    """Read documents in all modes.
+
+    Args:
+        model: what reads them.
+        documents: what it reads.
+        tokens: their ids.
+        sizes: how they are read.
+        progress: hears of tokens.
+        task, unit, data: see `Report`.
+        kept: bytes of each document that come back from its ids; None for all.
+
+    Raises:
+        EvalError: hardly a byte of a document comes back.
+        ExecutionError: a graph failed.
+    """
+    counted = [len(document.data) for document in documents] if kept is None else kept
+    for document, count in zip(documents, counted, strict=True):
+        if count < 2:
+            raise EvalError(f"none of the text of {document.name} comes back from its tokens; read other text")
     models: dict[Mode, Model] = dict.fromkeys(MODES, model)
     try:
         models["writes_off"] = model.without_writes()
@@ -146,7 +165,7 @@ def read_documents(
         progress(done, total)
 
     windows = {"window": sizes.window, "frozen_after": sizes.frozen_after}
-    per_unit = [(len(ids) - 1) / (len(d.data) - 1) for d, ids in zip(documents, tokens, strict=True)]
+    per_unit = [(len(ids) - 1) / (count - 1) for count, ids in zip(counted, tokens, strict=True)]
     bits: dict[Mode, Sequence[Bits]] = {}
     dead: dict[str, None] = {}  # in the order in which they are met
     for mode, reader in models.items():
@@ -167,6 +186,7 @@ def read_documents(
         bits={mode: float(np.concatenate(found).mean()) for mode, found in bits.items()},
         positions=by_position(bits),
         dead_memories=tuple(dead),
+        lost=1 - sum(counted) / sum(len(document.data) for document in documents),
     )
 
 

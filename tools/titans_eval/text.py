@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from titans_core.training.documents import read_corpus
+from titans_core.round_trip import round_trip
+from titans_core.training.documents import Document, read_corpus
 from titans_eval.fitness import require_tokens
+from titans_eval.likelihood import Ids
 from titans_eval.reading import Report, Sizes, long_enough, read_documents
 from titans_eval.report import Progress, unwatched
 from titans_runtime import Model
@@ -38,5 +40,13 @@ def evaluate(
     """
     require_tokens(model, "text")
     documents = long_enough(read_corpus(data).held_out, sizes)
-    tokens = [np.array(model.encode(document.data), np.int64) for document in documents]
-    return read_documents(model, documents, tokens, sizes, progress, task="text", unit="byte", data=data)
+    tokens = [np.array(model.encode(document.data, special=True), np.int64) for document in documents]
+    kept = [_kept(model, document, ids) for document, ids in zip(documents, tokens, strict=True)]
+    return read_documents(model, documents, tokens, sizes, progress, task="text", unit="byte", data=data, kept=kept)
+
+
+def _kept(model: Model, document: Document, ids: Ids) -> int:
+    """Bytes of a document that come back from its ids; text that is read as bytes comes back whatever it is."""
+    if model.manifest.tokenizer is not None and model.manifest.tokenizer.kind == "byte":
+        return len(document.data)
+    return round_trip(document.data, model.decode(ids.tolist(), special=True).encode()).kept

@@ -47,7 +47,7 @@ class Batch:
             None if folder is None else Path(folder),
         )
         self._engine = engine
-        self._shared = Shared(_EngineFeeder(shared.feeder, engine), shared.tokenizer, shared.observers)
+        self._shared = Shared(_EngineFeeder(shared.feeder, engine), shared.tokenizer, shared.observers, shared.silent)
 
     def session(self, name: str | None = None) -> BatchSession:
         """A stream of its own, at its beginning."""

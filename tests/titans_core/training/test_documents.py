@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from titans_core.errors import DataError
-from titans_core.training.documents import Document, read_corpus, split, stdlib_documents
+from titans_core.training.documents import Document, character_boundary, read_corpus, split, stdlib_documents
 
 names = st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=60, unique=True)
 
@@ -63,6 +63,7 @@ def test_a_lone_file_gives_its_last_tenth(tmp_path: Path) -> None:
     corpus = read_corpus([str(tmp_path / "only.txt")])
     assert corpus.train[0].data + corpus.held_out[0].data == bytes(range(200))
     assert len(corpus.held_out[0].data) == 20
+    assert (corpus.train[0].whole, corpus.held_out[0].whole) == (False, True)
 
 
 def test_unusable_data_is_named_in_the_error(tmp_path: Path) -> None:
@@ -73,3 +74,15 @@ def test_unusable_data_is_named_in_the_error(tmp_path: Path) -> None:
         read_corpus([str(tmp_path / "missing.txt")])
     with pytest.raises(DataError, match=r"is a directory; name the files in it"):
         read_corpus([str(tmp_path)])
+
+
+@given(st.text(min_size=8), st.integers(0, 3))
+def test_a_lone_file_is_cut_between_characters(text: str, more: int) -> None:
+    data = text.encode("utf-8", "replace") + b"." * (20 + more)
+    corpus = split([Document("only", data)])
+    assert corpus.train[0].data.decode() + corpus.held_out[0].data.decode() == data.decode()
+
+
+def test_bytes_that_are_no_text_are_cut_where_asked() -> None:
+    assert character_boundary(b"\x80" * 12, 6) == 6
+    assert [character_boundary("a記b".encode(), at) for at in range(6)] == [0, 1, 1, 1, 4, 5]

@@ -1,12 +1,15 @@
 """Rows read whole documents in order, slice by slice, and a step's batch needs no history."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import tokenizer_kinds
 from titans_core.errors import DataError
-from titans_core.tokens import ByteTokenizer, Ids
+from titans_core.tokens import ByteTokenizer, Ids, Tokenizer, load_tokenizer
 from titans_core.training.documents import Corpus, Document
 from titans_core.training.task import Totals
 from titans_core.training.text import StreamReader, TextTask
@@ -106,3 +109,73 @@ def test_other_text_or_another_window_is_another_setting() -> None:
     assert task.settings != longer.settings
     assert task.settings != other.settings
     assert task.settings == small_task().settings
+
+
+class Lossy(ByteTokenizer):
+    """Knows letters from a to m, and drops the rest."""
+
+    exact = False
+
+    def encode(self, data: bytes) -> Ids:
+        """The letters that it knows."""
+        return super().encode(bytes(byte for byte in data if 97 <= byte <= 109))
+
+
+def lossy_task(held_out: bytes = b"abxx" * 50) -> TextTask:
+    corpus = Corpus((Document("a", b"abcx" * 40),), (Document("b", held_out),))
+    return TextTask(corpus, Lossy(), window=WINDOW, seed=0)
+
+
+def test_bytes_that_the_tokenizer_loses_do_not_make_a_figure_better() -> None:
+    """Half of the bytes are lost, and the others cost what they cost."""
+    totals = Totals(loss=float(np.log(256)) * 10, correct=1, count=10)
+    metrics = lossy_task().metrics(totals)
+    assert metrics["bits_per_byte"] == pytest.approx(8.0)
+    assert metrics["text_lost"] == pytest.approx(0.5)
+    assert next(iter(metrics)) == "bits_per_byte"
+    assert "text_lost" not in small_task().metrics(totals)
+
+
+def test_what_is_lost_is_said_of_both_parts() -> None:
+    assert small_task().notes == ()
+    (note,) = lossy_task().notes
+    assert "25.00% of what is trained on and 50.00% of what is held out" in note
+
+
+def test_text_of_which_nothing_survives_is_refused() -> None:
+    with pytest.raises(DataError, match=r"none of the text of b comes back from its tokens"):
+        lossy_task(b"xyz" * 50)
+
+
+def task_of(kind: str, folder: Path, text: str) -> TextTask:
+    tokenizer: Tokenizer = load_tokenizer(tokenizer_kinds.write(kind, folder))
+    documents = tuple(Document(name, text.encode()) for name in "ab")
+    return TextTask(Corpus(documents[:1], documents[1:]), tokenizer, window=WINDOW, seed=0)
+
+
+@pytest.mark.parametrize("kind", tokenizer_kinds.WHOLE)
+def test_a_tokenizer_that_expresses_all_text_has_nothing_said_of_it(tmp_path: Path, kind: str) -> None:
+    text = "".join(tokenizer_kinds.TEXTS.values()) + "<|user|>hello</s>"
+    assert task_of(kind, tmp_path, text).notes == ()
+
+
+def test_a_tokenizer_without_a_decoder_and_one_that_folds_case_are_told_of(tmp_path: Path) -> None:
+    assert "has no decoder" in task_of("no decoder", tmp_path, "the memory\n" * 20).notes[0]
+    (note,) = task_of("wordpiece", tmp_path, "The Memory\n" * 20).notes
+    assert "27.27% of what is trained on" in note  # T, M and the line break
+
+
+def test_documents_end_with_the_token_that_is_named() -> None:
+    corpus = Corpus((Document("a", b"abc"), Document("b", b"xyz")), (Document("c", b"klm" * 50),))
+    task = TextTask(corpus, ByteTokenizer(), window=WINDOW, seed=0, eos=0)
+    batch = task.batch(0, range(1))
+    assert batch.targets[batch.mask][-1] == 0
+    assert task.settings["eos"] == 0
+    cut = Corpus((Document("a", b"abc" * 20, whole=False),), corpus.held_out)
+    batches = [TextTask(cut, ByteTokenizer(), window=WINDOW, seed=0, eos=0).batch(step, range(1)) for step in range(4)]
+    assert all(0 not in batch.targets[batch.mask] for batch in batches)
+    assert "eos" not in small_task().settings
+    assert (
+        task.settings["corpus_sha256"]
+        != TextTask(corpus, ByteTokenizer(), window=WINDOW, seed=0).settings["corpus_sha256"]
+    )
