@@ -36,6 +36,7 @@ from titans_export.steppable import SteppableModel
 from titans_export.weights import write_tensors
 from titans_export.widen import is_half, widened
 from titans_runtime.manifest import MANIFEST_FILE, DataFile, GraphSpec, Manifest, ModelInfo, TokenizerInfo
+from titans_runtime.series import SeriesScaling
 
 WEIGHTS_FILE = "weights.safetensors"
 INITIAL_STATE_FILE = "initial_state.safetensors"
@@ -83,6 +84,7 @@ def write_bundle(
     dtype: str,
     tokenizer_json: str | None,
     provenance: dict[str, str],
+    series: SeriesScaling | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write every file of a bundle into an empty directory.
@@ -93,6 +95,7 @@ def write_bundle(
         dtype: name of that precision; integers are made of the weights here.
         tokenizer_json: a `tokenizer.json` document, or None.
         provenance: where the model came from.
+        series: how a forecaster's series was scaled, or None.
         progress: called with (steps done, steps in all).
 
     Returns:
@@ -147,6 +150,7 @@ def write_bundle(
         initial_state=data_file(directory / INITIAL_STATE_FILE) if learned else None,
         provenance=provenance | versions(),
         providers=wanted.providers,
+        series=series,
     )
     write_manifest(directory, manifest)
     if progress is not None:

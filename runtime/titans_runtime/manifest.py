@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias, cast, get_args
 
 from titans_runtime.jsonread import JsonObject, JsonValue
 from titans_runtime.seal import seal
+from titans_runtime.series import SeriesScaling, scaling_object
 
 FORMAT = "titans-bundle"
 FORMAT_VERSION = 1
@@ -206,6 +207,7 @@ class Manifest:
 
     providers: what can run it; None is everything.
     omitted: files that were left out for want of use to these providers (`titans slim`).
+    series: how a forecaster's series was scaled; None for other models.
     """
 
     model: ModelInfo
@@ -224,6 +226,7 @@ class Manifest:
     engines: tuple[JsonObject, ...] = ()
     providers: tuple[str, ...] | None = None
     omitted: tuple[str, ...] = ()
+    series: SeriesScaling | None = None
 
     @staticmethod
     def from_json(text: str) -> Manifest:
@@ -280,9 +283,11 @@ def _to_object(manifest: Manifest) -> JsonObject:
     model = manifest.model
     providers: JsonObject = {} if manifest.providers is None else {"providers": list(manifest.providers)}
     omitted: JsonObject = {"omitted": list(manifest.omitted)} if manifest.omitted else {}
+    series: JsonObject = {} if manifest.series is None else {"series": scaling_object(manifest.series)}
     return (
         providers
         | omitted
+        | series
         | {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,

@@ -37,6 +37,7 @@ from titans_runtime.manifest import (
     TokenInputs,
     TokenizerInfo,
 )
+from titans_runtime.series import SeriesScaling, read_scaling
 
 # A file name is joined to the bundle's directory; these would leave it, or mean something else elsewhere.
 _UNSAFE_CHARACTERS = ("\\", ":", "\0")
@@ -69,6 +70,7 @@ def read_manifest(text: str) -> Manifest:
         engines=_engines(_nullable(root, "engines")),
         providers=_providers(_nullable(root, "providers")),
         omitted=_omitted(_nullable(root, "omitted")),
+        series=_series(_nullable(root, "series"), root.field("inputs")),
     )
     check_contract(manifest)
     return manifest
@@ -119,6 +121,15 @@ def _providers(node: Node | None) -> tuple[str, ...] | None:
 
 def _omitted(node: Node | None) -> tuple[str, ...]:
     return () if node is None else tuple(_path(item) for item in node.items())
+
+
+def _series(node: Node | None, inputs: Node) -> SeriesScaling | None:
+    if node is None:
+        return None
+    scaling, kind = read_scaling(node), _inputs(inputs)
+    if not isinstance(kind, ContinuousInputs) or (kind.features, kind.targets) != (scaling.features, scaling.targets):
+        inputs.fail(f"continuous, {scaling.features} features and {scaling.targets} targets, as the series makes them")
+    return scaling
 
 
 def _model(node: Node) -> ModelInfo:

@@ -6,6 +6,7 @@
         weights.safetensors          the model's state_dict
         training.safetensors         optimizer moments, carried memory of every row, random state
         tokenizer.json               only if the model has one
+        series.json                  only of a forecaster: how its series was scaled
         checkpoint.json              step, settings, provenance, and size and hash of the files above
 
 A step directory is written under a temporary name, flushed to disk and renamed. Nothing is ever unpickled.
@@ -37,7 +38,7 @@ MARKER = "titans-checkpoint.json"
 FORMAT = {"format": "titans-checkpoint", "format_version": 1}
 KEPT = 2
 _CONFIG, _WEIGHTS, _TRAINING = "config.json", "weights.safetensors", "training.safetensors"
-_TOKENIZER, _MANIFEST = "tokenizer.json", "checkpoint.json"
+_TOKENIZER, _SERIES, _MANIFEST = "tokenizer.json", "series.json", "checkpoint.json"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]  # the model's state_dict, on the CPU
     tokenizer_json: str | None
     provenance: dict[str, str | int | float]
+    series_json: str | None = None  # `Forecasting.document` as JSON
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         config = TitansConfig.from_json((step / _CONFIG).read_text(encoding="utf-8"))
     except ConfigError as error:
         raise CheckpointError(f"{step / _CONFIG}: {error}") from error
-    tokenizer = (step / _TOKENIZER).read_text(encoding="utf-8") if _TOKENIZER in manifest.files else None
-    return Checkpoint(config, _tensors(step / _WEIGHTS), tokenizer, manifest.provenance)
+    tokenizer, series = (
+        (step / name).read_text(encoding="utf-8") if name in manifest.files else None for name in (_TOKENIZER, _SERIES)
+    )
+    return Checkpoint(config, _tensors(step / _WEIGHTS), tokenizer, manifest.provenance, series)
 
 
 def load_model(path: Path) -> tuple[TitansModel, Checkpoint]:
@@ -179,8 +183,9 @@ def _newest(path: Path) -> Path:
 
 def _write_step(directory: Path, checkpoint: Checkpoint, progress: Progress) -> None:
     _write_text(directory / _CONFIG, checkpoint.config.to_json() + "\n")
-    if checkpoint.tokenizer_json is not None:
-        _write_text(directory / _TOKENIZER, checkpoint.tokenizer_json)
+    for name, text in ((_TOKENIZER, checkpoint.tokenizer_json), (_SERIES, checkpoint.series_json)):
+        if text is not None:
+            _write_text(directory / name, text)
     for name, tensors in ((_WEIGHTS, checkpoint.tensors), (_TRAINING, progress.tensors)):
         save_file({key: value.contiguous() for key, value in tensors.items()}, directory / name)
         _sync(directory / name)

@@ -115,6 +115,7 @@ def train(
     out: Path,
     *,
     tokenizer_json: str | None = None,
+    series_json: str | None = None,
     resume: bool = False,
     observers: Sequence[Observer] = (),
 ) -> TrainResult:
@@ -129,7 +130,7 @@ def train(
         TrainingError: the loss is no longer finite.
     """
     with _denormals_as_zero(), join_workers(options.device) as workers:
-        run = _Run(config, task, options, out, workers, tokenizer_json)
+        run = _Run(config, task, options, out, workers, tokenizer_json, series_json)
         run.start(resume)
         return run.finish(observers)
 
@@ -155,12 +156,13 @@ class _Run:
         out: Path,
         workers: Workers,
         tokenizer_json: str | None,
+        series_json: str | None,
     ) -> None:
         pieces = workers.count * options.accumulate
         if options.batch % pieces:
             raise ConfigError(f"a batch of {options.batch} rows does not divide into {pieces} equal pieces; change one")
         self.config, self.task, self.options, self.out, self.workers = config, task, options, out, workers
-        self.tokenizer_json = tokenizer_json
+        self.tokenizer_json, self.series_json = tokenizer_json, series_json
         torch.manual_seed(options.seed)
         self.model = TitansModel(config).to(workers.device)
         prepare(self.model, compiled=options.compile, recompute=options.recompute)
@@ -300,7 +302,7 @@ class _Run:
         tensors = {f"optimizer/{k}": v.cpu() for k, v in optimizer_tensors(self.model, self.optimizer).items()}
         tensors |= {f"stream/{name}": value.cpu() for name, value in streams.items()}
         tensors["random/cpu"] = torch.get_rng_state()
-        checkpoint = Checkpoint(self.config, weights, self.tokenizer_json, self._provenance())
+        checkpoint = Checkpoint(self.config, weights, self.tokenizer_json, self._provenance(), self.series_json)
         save_checkpoint(self.out, checkpoint, Progress(self.step, tensors, self._settings()))
 
     def _restore(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -125,15 +126,19 @@ def train(
         recompute=recompute,
     )
     lesson = TASKS[task](ModelOptions(variant, preset, config, overrides, control), seed, **own)
-    with ProgressLine(sys.stderr, steps=steps) as line:
+    if os.environ.get("RANK", "0") == "0":  # of several processes, the one that reports
+        for line in lesson.told:
+            click.echo(f"data: {line}", err=True)
+    with ProgressLine(sys.stderr, steps=steps) as progress:
         result = run(
             lesson.model,
             lesson.task,
             options,
             out,
             tokenizer_json=lesson.tokenizer_json,
+            series_json=lesson.series_json,
             resume=resume,
-            observers=[line],
+            observers=[progress],
         )
     if as_json and result.rank == 0:
         document = {"checkpoint": str(out), "task": task, "variant": lesson.model.variant, **dataclasses.asdict(result)}

@@ -5,6 +5,7 @@ Imports PyTorch only when a task is made. Does not know how training goes (`trai
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,11 +77,15 @@ class Lesson:
     """What to train, and on what.
 
     tokenizer_json: what the checkpoint carries along, or None for bytes and plain ids.
+    series_json: how a series was scaled, which the checkpoint carries along too.
+    told: what was read and what is held out, for a person.
     """
 
     model: TitansConfig
     task: Task
     tokenizer_json: str | None = None
+    series_json: str | None = None
+    told: tuple[str, ...] = ()
 
 
 def _text(
@@ -95,7 +100,9 @@ def _text(
     reader = load_tokenizer(tokenizer)
     model = base.build(reader.vocab_size)
     window = _slice(window, model)
-    return Lesson(model, TextTask(read_corpus(data), reader, window=window, seed=seed), reader.json)
+    corpus = read_corpus(data)
+    task = TextTask(corpus, reader, window=window, seed=seed)
+    return Lesson(model, task, reader.json, told=(corpus.described(),))
 
 
 def _recall(base: ModelOptions, seed: int, *, keys: int, pairs: int, gap: int, eval_gap: int) -> Lesson:
@@ -114,7 +121,8 @@ def _needle(
 
     needle = NeedleConfig(form=form, length=length, held_out_length=eval_length)
     model = base.build(VOCAB_SIZE)
-    return Lesson(model, NeedleTask(needle, read_corpus(data or (STDLIB,)), chunk=model.chunk, seed=seed))
+    corpus = read_corpus(data or (STDLIB,))
+    return Lesson(model, NeedleTask(needle, corpus, chunk=model.chunk, seed=seed), told=(corpus.described(),))
 
 
 def _series(base: ModelOptions, seed: int, *, data: tuple[str, ...], window: int | None, horizon: int) -> Lesson:
@@ -123,9 +131,16 @@ def _series(base: ModelOptions, seed: int, *, data: tuple[str, ...], window: int
 
     if len(data) != 1:
         raise click.UsageError(f"--task series needs one --data: a .csv or .npy file, or one of {', '.join(SOURCES)}")
-    forecasting = Forecasting.of(read_series(data[0]), horizon=horizon)
+    series = read_series(data[0])
+    forecasting = Forecasting.of(series, horizon=horizon)
     model = base.build_continuous(forecasting.features, forecasting.targets)
-    return Lesson(model, SeriesTask(forecasting, window=_slice(window, model), seed=seed))
+    split = f"trains on the first {forecasting.split:,} steps; holds out {len(series.values) - forecasting.split:,}"
+    return Lesson(
+        model,
+        SeriesTask(forecasting, window=_slice(window, model), seed=seed),
+        series_json=json.dumps(forecasting.document(), indent=1),
+        told=(*series.told, split),
+    )
 
 
 def _dna(
@@ -138,11 +153,14 @@ def _dna(
     gap: int,
     eval_gap: int,
 ) -> Lesson:
-    from titans_core.training.dna import VOCABULARY, GenomeTask, PlantedConfig, PlantedTask, read_fasta
+    from titans_core.training.dna import VOCABULARY, GenomeTask, PlantedConfig, PlantedTask, described, read_fasta
+    from titans_core.training.documents import split
 
     model = base.build(VOCABULARY)
     if data:
-        return Lesson(model, GenomeTask(read_fasta(data), window=_slice(window, model), seed=seed))
+        records = read_fasta(data)
+        task = GenomeTask(records, window=_slice(window, model), seed=seed)
+        return Lesson(model, task, told=(described(records), split(records).described("record")))
     planted = PlantedConfig(families=families, gap=gap, held_out_gap=eval_gap)
     return Lesson(model, PlantedTask(planted, chunk=model.chunk, seed=seed))
 
