@@ -50,6 +50,7 @@ class Checkpoint:
     tokenizer_json: str | None
     provenance: dict[str, str | int | float]
     series_json: str | None = None  # `Forecasting.document` as JSON
+    weights_sha256: str = ""  # of the stored file; "" before it is stored
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     tokenizer, series = (
         (step / name).read_text(encoding="utf-8") if name in manifest.files else None for name in (_TOKENIZER, _SERIES)
     )
-    return Checkpoint(config, _tensors(step / _WEIGHTS), tokenizer, manifest.provenance, series)
+    weights = _tensors(step / _WEIGHTS)
+    return Checkpoint(config, weights, tokenizer, manifest.provenance, series, manifest.files[_WEIGHTS])
 
 
 def load_model(path: Path) -> tuple[TitansModel, Checkpoint]:

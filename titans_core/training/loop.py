@@ -49,6 +49,7 @@ from titans_core.training.speed import prepare
 from titans_core.training.task import Scalar, Task, Totals
 from titans_core.training.workers import Workers, join_workers
 
+_FROM = "run.from_sha256"  # the setting that says what a run began with
 HELD_OUT = "held_out."  # prefix of the metrics in a checkpoint's provenance
 
 
@@ -96,6 +97,23 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
+class Start:
+    """What a run begins with instead of fresh weights.
+
+    The optimizer, the learning rate's schedule and the streams of the data begin anew.
+
+    Attributes:
+        tensors: the model's state_dict.
+        sha256: of the file they were stored in; a resumed run has to begin with the same.
+        provenance: where they come from, for the checkpoints of this run.
+    """
+
+    tensors: dict[str, Tensor]
+    sha256: str
+    provenance: dict[str, str | int | float]
+
+
+@dataclass(frozen=True)
 class TrainResult:
     """The end of a run: `loss` of the last step, `metrics` of the last evaluation (of the first process only)."""
 
@@ -116,13 +134,15 @@ def train(
     *,
     tokenizer_json: str | None = None,
     series_json: str | None = None,
+    start: Start | None = None,
     resume: bool = False,
     observers: Sequence[Observer] = (),
 ) -> TrainResult:
     """Train a model of `config` on `task` into the checkpoint directory `out`.
 
     With `resume` a checkpoint in `out` is continued exactly, as if the run had never stopped; without one it starts
-    from the beginning, and a checkpoint in `out` is an error. Under `torchrun` every process calls this.
+    from the beginning, which is `start` or fresh weights, and a checkpoint in `out` is an error. Under `torchrun` every
+    process calls this.
 
     Raises:
         ConfigError: options that cannot be used together, or that differ from those of the run to resume.
@@ -130,7 +150,7 @@ def train(
         TrainingError: the loss is no longer finite.
     """
     with _denormals_as_zero(), join_workers(options.device) as workers:
-        run = _Run(config, task, options, out, workers, tokenizer_json, series_json)
+        run = _Run(config, task, options, out, workers, tokenizer_json, series_json, start)
         run.start(resume)
         return run.finish(observers)
 
@@ -157,6 +177,7 @@ class _Run:
         workers: Workers,
         tokenizer_json: str | None,
         series_json: str | None,
+        start: Start | None,
     ) -> None:
         pieces = workers.count * options.accumulate
         if options.batch % pieces:
@@ -165,6 +186,9 @@ class _Run:
         self.tokenizer_json, self.series_json = tokenizer_json, series_json
         torch.manual_seed(options.seed)
         self.model = TitansModel(config).to(workers.device)
+        self.origin = start
+        if start is not None:
+            self.model.load_state_dict(start.tensors)
         prepare(self.model, compiled=options.compile, recompute=options.recompute)
         self.objective = Objective(self.model)
         self.optimizer = build_optimizer(self.model, weight_decay=options.weight_decay)
@@ -180,7 +204,8 @@ class _Run:
         if has_checkpoint(self.out):
             if not resume:
                 raise CheckpointError(
-                    f"{self.out} already holds a checkpoint; add --resume to continue it, or choose another directory"
+                    f"{self.out} already holds a checkpoint; add --resume to continue its run, choose another"
+                    f" directory, or train it further with --from {self.out} and another --out"
                 )
             self._restore()
         elif self.workers.first:
@@ -292,6 +317,7 @@ class _Run:
 
     def _settings(self) -> dict[str, Scalar]:
         run = {f"run.{name}": value for name, value in self.options.settings().items()}
+        run |= {_FROM: self.origin.sha256} if self.origin else {}
         return {**run, **{f"task.{name}": value for name, value in self.task.settings.items()}}
 
     def _save(self) -> None:
@@ -309,12 +335,10 @@ class _Run:
         checkpoint, progress = load_checkpoint(self.out), load_progress(self.out)
         if checkpoint.config != self.config:
             raise ConfigError(f"{self.out} holds a model of another configuration; give the same one, or a new --out")
-        for name, value in self._settings().items():
-            found = progress.settings.get(name)
-            if found != value:
-                raise ConfigError(
-                    f"{self.out} was trained with {name} = {found}, now it is {value}; use {found} to resume it"
-                )
+        settings = self._settings()
+        for name in [*settings, *(_FROM for _ in progress.settings.keys() & {_FROM} - settings.keys())]:
+            if settings.get(name) != progress.settings.get(name):
+                raise ConfigError(self._changed(name, progress.settings.get(name), settings.get(name)))
         self.model.load_state_dict(checkpoint.tensors)
         restore_optimizer(self.model, self.optimizer, _below("optimizer/", progress.tensors))
         torch.set_rng_state(progress.tensors["random/cpu"])
@@ -324,6 +348,15 @@ class _Run:
         held_out = (name for name in stored if name.startswith(HELD_OUT))
         self.metrics = {name.removeprefix(HELD_OUT): float(stored[name]) for name in held_out}
         self._scatter_streams(_below("stream/", progress.tensors))
+
+    def _changed(self, name: str, found: Scalar, value: Scalar) -> str:
+        """Why a run cannot be resumed with another setting, and what to do instead."""
+        if name == _FROM:
+            return f"{self.out} began with other weights than now; give the --from that it was started with, or none"
+        return (
+            f"{self.out} was trained with {name} = {found}, now it is {value}; use {found} to resume it, or train it"
+            f" further with --from {self.out} and another --out"
+        )
 
     def _provenance(self) -> dict[str, str | int | float]:
         known: dict[str, Scalar] = {
@@ -335,6 +368,7 @@ class _Run:
             "loss": self.loss,
             "parameters": self.model.num_parameters(),
             **self._settings(),
+            **(self.origin.provenance if self.origin else {}),
             **{f"{HELD_OUT}{name}": value for name, value in self.metrics.items()},
         }
         return {name: value for name, value in known.items() if value is not None}

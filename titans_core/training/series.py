@@ -12,8 +12,9 @@ Knows the split, the scaling and the layout of inputs and targets. Does not know
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,30 @@ Values = NDArray[np.float64]
 def features(channels: int) -> int:
     """Numbers a model takes per step of a series of so many channels."""
     return channels * (len(_VALUE_SCALES) + len(_CHANGE_SCALES))
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What `Forecasting.document` says of a series: its columns and the statistics of its training part."""
+
+    columns: tuple[str, ...]
+    mean: Values  # [F]
+    deviation: Values  # [F]
+    change: Values  # [H, F]
+
+    @classmethod
+    def from_json(cls, text: str) -> Scaling:
+        """The scaling in a checkpoint's document. Raises `DataError`."""
+        try:
+            values = json.loads(text)
+            columns = tuple(str(column) for column in values["columns"])
+            mean, deviation, change = (np.array(values[name], np.float64) for name in ("mean", "deviation", "change"))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"the scaling of the series is damaged ({error!r}); train the model again") from error
+        shapes = (mean.shape, deviation.shape, change.shape[1:]), ((len(columns),),) * 3
+        if shapes[0] != shapes[1] or not np.isfinite(mean).all() or not (deviation > 0).all() or not (change > 0).all():
+            raise DataError("the scaling of the series is damaged (its numbers do not fit); train the model again")
+        return cls(columns, mean, deviation, change)
 
 
 @dataclass(frozen=True)
@@ -119,6 +144,22 @@ class Forecasting:
         """Normalised forecasts [T, H, F] of a model that answered `outputs` [T, H * F] to `values` [T, F]."""
         changes = outputs.astype(np.float64).reshape(len(values), self.horizon, -1) * self.change
         return (values[:, None] + changes - self.mean) / self.deviation
+
+    def scaled_as(self, scaling: Scaling) -> Forecasting:
+        """The same series in the scaling of another one, which a model has learned to read.
+
+        Raises:
+            DataError: it has other channels or another horizon.
+        """
+        if scaling.change.shape != self.change.shape:
+            (ours, channels), (theirs, known) = self.change.shape, scaling.change.shape
+            raise DataError(
+                f"{self.series.name} has {channels} channels and a horizon of {ours}, the scaling {known} and {theirs};"
+                " use a series like the one it comes from"
+            )
+        of = replace(self, mean=scaling.mean, deviation=scaling.deviation, change=scaling.change)
+        _check_range(of)
+        return of
 
     def document(self) -> dict[str, object]:
         """The scaling as plain data: what it takes to feed a model and to read its answers, without the series itself.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from titans_cli.start import Beginning
     from titans_core.config import TitansConfig, Variant
 
 VARIANTS = ("lmm", "mac", "mag", "mal")
@@ -29,6 +30,7 @@ class ModelOptions:
     config: Path | None
     overrides: tuple[str, ...]
     control: str | None = None  # one of CONTROLS: what the described model is to be compared with
+    beginning: Beginning | None = None  # the checkpoint whose model it is instead
 
     def build(self, vocab_size: int) -> TitansConfig:
         """The configuration they describe, for a vocabulary of `vocab_size` ids unless a file says otherwise."""
@@ -54,6 +56,8 @@ class ModelOptions:
         from titans_core.config import TitansConfig
         from titans_core.presets import preset
 
+        if self.beginning is not None:
+            return self.beginning.checkpoint.config
         if self.config is not None:
             values = _read_json(self.config)
         else:

@@ -97,7 +97,7 @@ def _text(
     from titans_core.training.documents import read_corpus
     from titans_core.training.text import TextTask
 
-    reader = load_tokenizer(tokenizer)
+    reader = base.beginning.tokenizer(tokenizer) if base.beginning else load_tokenizer(tokenizer)
     model = base.build(reader.vocab_size)
     window = _slice(window, model)
     corpus = read_corpus(data)
@@ -131,9 +131,11 @@ def _series(base: ModelOptions, seed: int, *, data: tuple[str, ...], window: int
 
     if len(data) != 1:
         raise click.UsageError(f"--task series needs one --data: a .csv or .npy file, or one of {', '.join(SOURCES)}")
-    series = read_series(data[0])
+    series = base.beginning.read_series(data[0]) if base.beginning else read_series(data[0])
     forecasting = Forecasting.of(series, horizon=horizon)
     model = base.build_continuous(forecasting.features, forecasting.targets)
+    if base.beginning is not None:
+        forecasting = base.beginning.scaled(forecasting)
     split = f"trains on the first {forecasting.split:,} steps; holds out {len(series.values) - forecasting.split:,}"
     return Lesson(
         model,

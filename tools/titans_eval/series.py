@@ -16,13 +16,13 @@ Knows the task's measure. Does not know where series come from (`titans_core.tra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from titans_core.training.series import Forecasting, features
+from titans_core.training.series import Forecasting, Scaling, features
 from titans_core.training.series_data import read_series
 from titans_eval.anomalies import FEWEST_STEPS, KINDS, WINDOW, Injected, inject
 from titans_eval.errors import EvalError
@@ -174,9 +174,8 @@ def evaluate(model: Model, wish: Wish, progress: Progress = unwatched) -> Report
         )
     of = Forecasting.of(series, horizon=kind.targets // series.features)
     if scaling is not None:  # what the model was trained with, whatever recording it is judged by
-        of = replace(
-            of, mean=np.array(scaling.mean), deviation=np.array(scaling.deviation), change=np.array(scaling.change)
-        )
+        known = (np.array(numbers) for numbers in (scaling.mean, scaling.deviation, scaling.change))
+        of = of.scaled_as(Scaling(scaling.columns, *known))
     held_out = len(series.values) - of.split
     runs = wish.anomalies if held_out >= FEWEST_STEPS else 0
     done, total = 0, len(series.values) * (2 if runs else 1)
