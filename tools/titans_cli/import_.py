@@ -63,7 +63,7 @@ def titans_pytorch(
     with a PyTorch form of our own. Exits with 1 if they disagree, and leaves no bundle.
     """
     from titans_export.errors import VerificationError
-    from titans_export.titans_pytorch.importer import import_checkpoint
+    from titans_export.titans_pytorch.importer import NOTES, import_checkpoint
 
     try:
         with progress_bar("importing") as progress:
@@ -79,6 +79,8 @@ def titans_pytorch(
     except VerificationError as error:
         click.echo(f"Error: {error}", err=True)
         context.exit(1)
+    if NOTES in manifest.provenance:
+        click.echo(f"{checkpoint}: {manifest.provenance[NOTES]}", err=True)
     report = manifest.verification
     if as_json:
         print_json(
