@@ -8,7 +8,7 @@ from titans_core.model import TitansModel
 from titans_export.bundle_writer import Progress, staged, with_verification, write_bundle, write_manifest
 from titans_export.errors import ExportError, VerificationError
 from titans_export.original import CONTROL, WRITES_OFF, load_original
-from titans_export.precision import at_precision, precision
+from titans_export.precision import at_precision, check_range, precision
 from titans_export.verify import compare
 from titans_runtime.errors import BundleError
 from titans_runtime.jsonread import parse
@@ -87,12 +87,13 @@ def export_model(
         The manifest, verification report included.
 
     Raises:
-        ExportError: unknown dtype, or the bundle cannot be written.
+        ExportError: unknown dtype, a weight that it cannot hold, or the bundle cannot be written.
         TraceError: the model computes something that has no ONNX form.
         VerificationError: the bundle disagrees with the model; nothing is left at `out`.
     """
     wanted = precision(dtype)
     model.eval().requires_grad_(False)
+    check_range(model, wanted)
     with staged(out, overwrite) as stage:
         manifest = write_bundle(
             at_precision(model, wanted),
