@@ -35,7 +35,7 @@ def load(path: str | os.PathLike[str], provider: str = "auto", threads: int | No
         path: the bundle's directory.
         provider: where it runs, such as "cpu" or "webgpu" (`titans doctor` lists them); "auto" is the best one that
             works here, and `Model.passed_over` then says why better ones do not.
-        threads: CPU threads per graph; None is one per core.
+        threads: CPU threads per graph; None is one for each core that this process may use.
 
     Raises:
         BundleError: a file is missing, truncated, altered or of a newer format.

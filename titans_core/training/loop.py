@@ -47,6 +47,7 @@ from titans_core.training.optimizer import (
 from titans_core.training.schedule import default_warmup, learning_rate
 from titans_core.training.speed import prepare
 from titans_core.training.task import Scalar, Task, Totals
+from titans_core.training.threads import own_threads, quicker
 from titans_core.training.workers import Workers, join_workers
 
 _FROM = "run.from_sha256"  # the setting that says what a run began with
@@ -76,6 +77,8 @@ class TrainOptions:
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto is bf16 autocast on CUDA devices that have it
     compile: bool = False  # the memory's chunks with torch.compile
     recompute: bool = False  # activations of one chunk at a time: less memory, more time
+    threads: int | None = None  # of the CPU; None is 1 or `most_threads`, whichever is quicker at the beginning
+    most_threads: int | None = None  # None is torch's own number
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch", 1), ("accumulate", 1), ("seed", 0), ("eval_every", 0)):
@@ -83,6 +86,9 @@ class TrainOptions:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.warmup is not None and not 0 <= self.warmup <= self.steps:
             raise ConfigError(f"warmup is {self.warmup}; use 0 to {self.steps}, the number of steps")
+        for name in ("threads", "most_threads"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise ConfigError(f"{name} is {count}; it must be at least 1")
         if self.save_every < 0:
             raise ConfigError(f"save_every is {self.save_every}; use a number of steps, or 0 for only at the end")
         if not 0 <= self.write_cost < math.inf:
@@ -93,6 +99,7 @@ class TrainOptions:
     def settings(self) -> dict[str, Scalar]:
         """The options that shape the loss curve; the others may differ on resume."""
         free = {"eval_every", "save_every", "device", "precision", "accumulate", "compile", "recompute"}
+        free |= {"threads", "most_threads"}
         return {name: value for name, value in asdict(self).items() if name not in free}
 
 
@@ -149,7 +156,7 @@ def train(
         CheckpointError: `out` is not usable.
         TrainingError: the loss is no longer finite.
     """
-    with _denormals_as_zero(), join_workers(options.device) as workers:
+    with _denormals_as_zero(), own_threads(), join_workers(options.device) as workers:
         run = _Run(config, task, options, out, workers, tokenizer_json, series_json, start)
         run.start(resume)
         return run.finish(observers)
@@ -197,6 +204,7 @@ class _Run:
         self.states: list[State | None] = [None] * options.accumulate
         self.step, self.tokens, self.loss = 0, 0, math.nan
         self.metrics: dict[str, float] = {}
+        self.threads = options.threads
 
     # -- the run ---------------------------------------------------------------------------------------------------
 
@@ -217,6 +225,7 @@ class _Run:
         began, tokens_before = time.monotonic(), self.tokens
         try:
             forward = self._distributed()
+            self._set_threads()
             while self.step < self.options.steps:
                 norm, rate = self._train_step(forward)
                 speed = (self.tokens - tokens_before) / (time.monotonic() - began)
@@ -233,6 +242,23 @@ class _Run:
         seconds = time.monotonic() - began
         parameters = self.model.num_parameters()
         return TrainResult(self.workers.rank, self.step, self.loss, self.metrics, parameters, self.tokens, seconds)
+
+    def _set_threads(self) -> None:
+        """One number of threads for the whole run; sums of others differ in their last digits."""
+        if self.threads is None:
+            most = min(torch.get_num_threads(), self.options.most_threads or torch.get_num_threads())
+            choice = most > 1 and self.workers.count == 1 and self.workers.device.type == "cpu"
+            self.threads = quicker(self._dry_run, most) if choice and self.step < self.options.steps else most
+        torch.set_num_threads(self.threads)
+
+    def _dry_run(self) -> None:
+        """The work of one piece of the next step, which leaves nothing behind."""
+        batch = self.task.batch(self.step, self.workers.rows(self.options.batch))
+        piece = Slice.of(batch, self.workers.device).split(self.options.accumulate)[0]
+        with torch.autocast(self.workers.device.type, torch.bfloat16, enabled=self.bf16):
+            loss, _, _ = self.objective(piece.inputs, piece.targets, piece.mask, piece.reset, self.states[0])
+        loss.backward()
+        self.optimizer.zero_grad(set_to_none=True)
 
     # -- one step --------------------------------------------------------------------------------------------------
 
@@ -345,6 +371,8 @@ class _Run:
         self.step = progress.step
         stored = checkpoint.provenance
         self.tokens, self.loss = int(stored["tokens"]), float(stored["loss"])
+        if self.threads is None and "threads" in stored:  # with another number, last digits would differ
+            self.threads = int(stored["threads"])
         held_out = (name for name in stored if name.startswith(HELD_OUT))
         self.metrics = {name.removeprefix(HELD_OUT): float(stored[name]) for name in held_out}
         self._scatter_streams(_below("stream/", progress.tensors))
@@ -367,6 +395,7 @@ class _Run:
             "tokens": self.tokens,
             "loss": self.loss,
             "parameters": self.model.num_parameters(),
+            "threads": self.threads,
             **self._settings(),
             **(self.origin.provenance if self.origin else {}),
             **{f"{HELD_OUT}{name}": value for name, value in self.metrics.items()},

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from titans_cli.options import json_option, print_json, progress_bar
+from titans_cli.threads import threads_option, torch_threads
 
 
 @click.command(
@@ -39,6 +40,7 @@ Examples:
     "--control", type=click.Choice(["writes-off"]), help="Export the same model with its memory never written."
 )
 @click.option("--overwrite", is_flag=True, help="Replace the bundle that is there.")
+@threads_option("those that this process may use; 1 for small models")
 @json_option
 @click.pass_context
 def export(
@@ -49,6 +51,7 @@ def export(
     verify_tokens: int,
     control: str | None,
     overwrite: bool,
+    threads: int | None,
     as_json: bool,
 ) -> None:
     """Turn a checkpoint into a bundle of ONNX graphs, and verify it.
@@ -56,6 +59,7 @@ def export(
     A bundle appears under its name only when it is complete and, unless --verify-tokens is 0, has agreed with the
     PyTorch model on every output and every state tensor. Exits with 1 if they disagree, and leaves no bundle.
     """
+    torch_threads(threads)
     from titans_export.errors import VerificationError
     from titans_export.export import export_checkpoint
 

@@ -17,7 +17,9 @@ import click
 from titans_cli.model_options import CONTROLS, PRESETS, VARIANTS, ModelOptions
 from titans_cli.start import Beginning
 from titans_cli.task_options import options_of, was_given, with_options
+from titans_cli.threads import threads_option, wait_passively
 from titans_cli.train_tasks import OPTIONS, TASKS
+from titans_runtime.cores import usable_cores
 
 if TYPE_CHECKING:
     from titans_core.config import Variant
@@ -63,6 +65,7 @@ Examples:
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
 @click.option("--compile", "compiled", is_flag=True, help="Compile the memory's chunks: slow to start, then faster.")
 @click.option("--recompute", is_flag=True, help="Keep the activations of one chunk at a time: less memory, more time.")
+@threads_option("one or all that this process may use, whichever is quicker at the beginning")
 @with_options(OPTIONS)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout at the end.")
 @click.pass_context
@@ -92,6 +95,7 @@ def train(
     precision: Literal["auto", "fp32", "bf16"],
     compiled: bool,
     recompute: bool,
+    threads: int | None,
     as_json: bool,
     **_options: Any,
 ) -> None:
@@ -106,6 +110,7 @@ def train(
     --control writes-off trains the model with a memory that is never written, attention-only one without memories whose
     feed-forward is widened to at least the same number of parameters.
     """
+    wait_passively()
     beginning = None if start is None else Beginning.at(start)
     if beginning is not None:
         beginning.refuse_model_options(context)
@@ -143,6 +148,8 @@ def train(
         precision=precision,
         compile=compiled,
         recompute=recompute,
+        threads=threads,
+        most_threads=usable_cores(),
     )
     lesson = TASKS[task](ModelOptions(variant, preset, config, overrides, control, beginning), seed, **own)
     if os.environ.get("RANK", "0") == "0":  # of several processes, the one that reports
