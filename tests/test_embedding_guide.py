@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import socket
 import subprocess
@@ -14,9 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from bench.kit import random_bundle
 
+import titans_runtime
+from tests.conftest import SMALL, titans
 from titans_core.presets import preset
 
 GUIDE = Path(__file__).resolve().parents[1] / "docs" / "embedding.md"
@@ -62,7 +66,7 @@ def serving(file: Path, *arguments: object) -> Iterator[int]:
 
 
 def test_the_page_has_the_programs_it_promises() -> None:
-    assert set(PROGRAMS) == {"chat.py", "monitor.py", "web.py", "service.py", "metrics.py"}
+    assert set(PROGRAMS) == {"chat.py", "monitor.py", "web.py", "service.py", "metrics.py", "forecast.py"}
 
 
 def test_the_chat_remembers_across_processes(program: Write, tiny_bundle: Path, tmp_path: Path) -> None:
@@ -145,3 +149,23 @@ def test_metrics_and_logs_are_data(program: Write, tiny_bundle: Path) -> None:
     assert saved["bytes"] > 0
     assert figures["tokens_total"] == figures["position"] == len("an observer sees every feed")
     assert figures["tokens_per_second"] > 0
+
+
+def test_the_forecaster_says_what_one_call_on_the_whole_recording_says(program: Write, tmp_path: Path) -> None:
+    values = [[20 + 5 * math.sin(i / 9), 1000.0 - i % 37] for i in range(200)]
+    lines = [",".join(map(str, step)) for step in values]
+    (tmp_path / "plant.csv").write_text("\n".join(["temperature,pressure", *lines]))
+    shape = [word for name, value in {**SMALL, "persistent_tokens": 0}.items() for word in ("--set", f"{name}={value}")]
+    common = ("--variant", "lmm", "--horizon", "3", "--steps", "2", "--batch", "2", "--out", tmp_path / "model")
+    titans("train", "--task", "series", "--data", tmp_path / "plant.csv", *shape, *common)
+    titans("export", tmp_path / "model", "--out", tmp_path / "model.titans", "--verify-tokens", "0")
+    forecast, memory = program("forecast.py"), tmp_path / "plant.state"
+    first, *found = run(forecast, tmp_path / "model.titans", memory, text="\n".join(lines[:40]) + "\n")
+    assert first == "forecasts 3 steps of temperature, pressure"
+    model = titans_runtime.load(tmp_path / "model.titans", provider="cpu")
+    part = np.array(values[:40])
+    expected = model.series.forecasts(model.session().feed(model.series.inputs(part)), part)
+    assert np.array([json.loads(line) for line in found]) == pytest.approx(expected, abs=2e-3)
+    gaps = run(forecast, tmp_path / "model.titans", memory, text="21.5,\n,990\n")[1:]
+    assert all(np.isfinite(json.loads(line)).all() for line in gaps)
+    assert model.restore(memory).position == 42

@@ -38,6 +38,7 @@ from titans_export.texts import AS_FOUND, EndNames, find_ends, tokenizer_of
 from titans_export.weights import write_tensors
 from titans_export.widen import is_half, widened
 from titans_runtime.manifest import MANIFEST_FILE, DataFile, GraphSpec, Manifest, ModelInfo, TokenizerInfo
+from titans_runtime.series import SeriesScaling
 
 WEIGHTS_FILE = "weights.safetensors"
 INITIAL_STATE_FILE = "initial_state.safetensors"
@@ -86,6 +87,7 @@ def write_bundle(
     tokenizer_json: str | None,
     provenance: dict[str, str],
     ends: EndNames = AS_FOUND,
+    series: SeriesScaling | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write every file of a bundle into an empty directory.
@@ -97,6 +99,7 @@ def write_bundle(
         tokenizer_json: a `tokenizer.json` document, or None.
         provenance: where the model came from.
         ends: which tokens end a text.
+        series: how a forecaster's series was scaled, or None.
         progress: called with (steps done, steps in all).
 
     Returns:
@@ -155,6 +158,7 @@ def write_bundle(
         initial_state=data_file(directory / INITIAL_STATE_FILE) if learned else None,
         provenance=provenance | versions(),
         providers=wanted.providers,
+        series=series,
     )
     write_manifest(directory, manifest)
     if progress is not None:

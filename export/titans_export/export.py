@@ -6,12 +6,15 @@ from pathlib import Path
 
 from titans_core.model import TitansModel
 from titans_export.bundle_writer import Progress, staged, with_verification, write_bundle, write_manifest
-from titans_export.errors import VerificationError
+from titans_export.errors import ExportError, VerificationError
 from titans_export.original import CONTROL, WRITES_OFF, load_original
-from titans_export.precision import at_precision, precision
+from titans_export.precision import at_precision, check_range, precision
 from titans_export.texts import AS_FOUND, EndNames
 from titans_export.verify import compare
+from titans_runtime.errors import BundleError
+from titans_runtime.jsonread import parse
 from titans_runtime.manifest import Manifest
+from titans_runtime.series import SeriesScaling, read_scaling
 
 
 def export_checkpoint(
@@ -39,6 +42,7 @@ def export_checkpoint(
         out,
         dtype=dtype,
         tokenizer_json=loaded.tokenizer_json,
+        series=_scaling(checkpoint, loaded.series_json),
         provenance=provenance,
         verify_tokens=verify_tokens,
         progress=progress,
@@ -47,12 +51,23 @@ def export_checkpoint(
     )
 
 
+def _scaling(checkpoint: Path, document: str | None) -> SeriesScaling | None:
+    """The scaling that a checkpoint carries. Raises `ExportError`."""
+    if document is None:
+        return None
+    try:
+        return read_scaling(parse(document, f"{checkpoint} series.json"))
+    except BundleError as error:
+        raise ExportError(f"{checkpoint} is damaged ({error}); train it again") from error
+
+
 def export_model(
     model: TitansModel,
     out: Path,
     *,
     dtype: str = "fp32",
     tokenizer_json: str | None = None,
+    series: SeriesScaling | None = None,
     provenance: dict[str, str] | None = None,
     verify_tokens: int = 2048,
     progress: Progress | None = None,
@@ -66,6 +81,7 @@ def export_model(
         out: the bundle directory to make; it appears only when complete and verified.
         dtype: fp32, fp16, bf16 or int8; see `precision`.
         tokenizer_json: a `tokenizer.json` document to carry along.
+        series: how a forecaster's series was scaled.
         provenance: where the model came from.
         verify_tokens: length of the stream it is verified on; 0 skips verification.
         progress: called with (done, total).
@@ -76,19 +92,22 @@ def export_model(
         The manifest, verification report included.
 
     Raises:
-        ExportError: unknown dtype, a tokenizer that does not fit, or the bundle cannot be written.
+        ExportError: unknown dtype, a weight that it cannot hold, a tokenizer that does not fit, or the bundle cannot be
+            written.
         DataError: the tokenizer cannot be read, or lacks a token that is to end a text.
         TraceError: the model computes something that has no ONNX form.
         VerificationError: the bundle disagrees with the model; nothing is left at `out`.
     """
     wanted = precision(dtype)
     model.eval().requires_grad_(False)
+    check_range(model, wanted)
     with staged(out, overwrite) as stage:
         manifest = write_bundle(
             at_precision(model, wanted),
             stage,
             dtype=dtype,
             tokenizer_json=tokenizer_json,
+            series=series,
             provenance=provenance or {},
             ends=ends,
             progress=None if verify_tokens else progress,

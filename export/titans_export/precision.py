@@ -44,6 +44,8 @@ class Precision:
     providers: tuple[str, ...] | None = None
 
 
+_LOST = 0.01  # share of a weight's norm; rounding to bf16 takes 0.002, so more is lost only where numbers become 0
+
 PRECISIONS = {
     precision.name: precision
     for precision in (
@@ -133,6 +135,46 @@ class StoredStates(TitansSteppable):
 
     def _cast(self, feeds: Feeds, dtype: torch.dtype) -> Feeds:
         return {name: value.to(dtype) if name in self._names else value for name, value in feeds.items()}
+
+
+def check_range(model: TitansModel, wanted: Precision) -> None:
+    """Whether every weight of `model` can be stored at that precision.
+
+    Raises:
+        ExportError: one is not finite, too large, or all but lost because it is too small.
+    """
+    kept = _kept(model)
+    for name, parameter in model.named_parameters():
+        value = parameter.detach()
+        if not bool(torch.isfinite(value).all()):
+            raise ExportError(
+                f"the weight {name} holds {_first(value, ~torch.isfinite(value))}, which is not finite; go back to an"
+                " earlier step of the checkpoint, or train it again with a lower --lr"
+            )
+        if wanted.quantised or name in kept or wanted.compute == value.dtype:
+            continue
+        stored, limits = value.to(wanted.compute).to(value.dtype), torch.finfo(wanted.compute)
+        if bool((beyond := ~torch.isfinite(stored)).any()):
+            raise ExportError(
+                f"the weight {name} holds {_first(value, beyond)}, and {wanted.name} ends at {limits.max:g}; use"
+                f" {_wider(wanted)}"
+            )
+        lost = float((stored - value).double().norm())
+        if lost > _LOST * float(value.double().norm()):
+            raise ExportError(
+                f"the weight {name} holds {_first(value, stored != value)}, and {wanted.name} has no numbers but 0"
+                f" below {limits.smallest_normal * limits.eps:g}; use {_wider(wanted)}"
+            )
+
+
+def _first(value: Tensor, where: Tensor) -> str:
+    """The first number of a weight that stands out, and its place."""
+    place = [int(i) for i in torch.nonzero(where)[0]]
+    return f"{float(value[tuple(place)]):g} at {place}"
+
+
+def _wider(wanted: Precision) -> str:
+    return "--dtype bf16 or fp32" if wanted.name == "fp16" else "--dtype fp32"
 
 
 def _kept(model: TitansModel) -> set[str]:

@@ -31,6 +31,7 @@ from titans_runtime.model import Model, load
 from titans_runtime.moment import Mark
 from titans_runtime.observe import FeedEvent, SessionStats
 from titans_runtime.sampling import SamplingOptions
+from titans_runtime.series import SeriesScaling
 from titans_runtime.session import Session
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "NonFiniteError",
     "ProviderError",
     "SamplingOptions",
+    "SeriesScaling",
     "Session",
     "SessionBusyError",
     "SessionPoisonedError",

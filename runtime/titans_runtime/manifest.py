@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias, cast, get_args
 
 from titans_runtime.jsonread import JsonObject, JsonValue, parse
 from titans_runtime.seal import seal
+from titans_runtime.series import SeriesScaling, scaling_object
 
 FORMAT = "titans-bundle"
 FORMAT_VERSION = 1
@@ -215,6 +216,7 @@ class Manifest:
 
     providers: what can run it; None is everything.
     omitted: files that were left out for want of use to these providers (`titans slim`).
+    series: how a forecaster's series was scaled; None for other models.
     """
 
     model: ModelInfo
@@ -234,6 +236,7 @@ class Manifest:
     providers: tuple[str, ...] | None = None
     omitted: tuple[str, ...] = ()
     ends: Ends = Ends()
+    series: SeriesScaling | None = None
 
     @staticmethod
     def from_json(text: str) -> Manifest:
@@ -293,10 +296,12 @@ def _to_object(manifest: Manifest) -> JsonObject:
     ends: JsonObject = {}
     if manifest.ends != Ends():
         ends["ends"] = {"eos": list(manifest.ends.eos), "stop": list(manifest.ends.stop)}
+    series: JsonObject = {} if manifest.series is None else {"series": scaling_object(manifest.series)}
     return (
         providers
         | omitted
         | ends
+        | series
         | {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,

@@ -38,6 +38,7 @@ from titans_runtime.manifest import (
     TokenizerInfo,
 )
 from titans_runtime.names import INSIDE, PLAIN, is_plain, stays_inside
+from titans_runtime.series import SeriesScaling, read_scaling
 from titans_runtime.tensorfile import MOST_AXES
 
 # A dimension beyond this is damage: one float32 row of it would be 4 GiB.
@@ -71,6 +72,7 @@ def read_manifest(root: Node) -> Manifest:
         providers=_providers(_nullable(root, "providers")),
         omitted=_omitted(_nullable(root, "omitted")),
         ends=_ends(_nullable(root, "ends")),
+        series=_series(_nullable(root, "series"), root.field("inputs")),
     )
     check_contract(manifest)
     return manifest
@@ -135,6 +137,15 @@ def _ids(node: Node | None) -> tuple[int, ...]:
     if node is not None and len(ids) > _MAX_ENDS:
         node.fail(f"a list of at most {_MAX_ENDS} ids")
     return ids
+
+
+def _series(node: Node | None, inputs: Node) -> SeriesScaling | None:
+    if node is None:
+        return None
+    scaling, kind = read_scaling(node), _inputs(inputs)
+    if not isinstance(kind, ContinuousInputs) or (kind.features, kind.targets) != (scaling.features, scaling.targets):
+        inputs.fail(f"continuous, {scaling.features} features and {scaling.targets} targets, as the series makes them")
+    return scaling
 
 
 def _model(node: Node) -> ModelInfo:

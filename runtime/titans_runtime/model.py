@@ -20,6 +20,7 @@ from titans_runtime.driver import DirectFeeder, Driver
 from titans_runtime.errors import InputError, TextError
 from titans_runtime.manifest import Manifest, TokenInputs
 from titans_runtime.observe import Observer
+from titans_runtime.series import SeriesScaling
 from titans_runtime.session import Session, Shared, moment_of
 from titans_runtime.text import Tokenizer, open_tokenizer
 
@@ -34,7 +35,7 @@ def load(path: str | os.PathLike[str], provider: str = "auto", threads: int | No
         path: the bundle's directory.
         provider: where it runs, such as "cpu" or "webgpu" (`titans doctor` lists them); "auto" is the best one that
             works here, and `Model.passed_over` then says why better ones do not.
-        threads: CPU threads per graph; None is one per core.
+        threads: CPU threads per graph; None is one for each core that this process may use.
 
     Raises:
         BundleError: a file is missing, truncated, altered or of a newer format.
@@ -84,6 +85,19 @@ class Model:
         """Token ids are 0..vocab_size-1; None for a continuous model."""
         inputs = self.manifest.inputs
         return inputs.vocab_size if isinstance(inputs, TokenInputs) else None
+
+    @property
+    def series(self) -> SeriesScaling:
+        """How a forecaster's series was scaled: `inputs` of measured values, `forecasts` of outputs.
+
+        Raises `InputError` for a model that was not trained on a series.
+        """
+        if self.manifest.series is None:
+            raise InputError(
+                "this bundle knows no series; export a checkpoint of `titans train --task series` with this version of"
+                " titans-deploy, or scale inputs and outputs as its training did"
+            )
+        return self.manifest.series
 
     @property
     def state_bytes(self) -> int:

@@ -247,3 +247,61 @@ def test_an_int8_bundle_is_for_cpus_and_says_so(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("titans_runtime.backends.PROVIDERS", ("cpu", "cuda"))
     with pytest.raises(ProviderError, match=r"int8 bundle for cpu only, not for cuda.*--dtype"):
         titans_runtime.load(tmp_path / "m.titans", provider="cuda")
+
+
+# -- weights that a precision cannot hold ------------------------------------------------------------------------------
+
+
+def with_weight(value: float, name: str = "layers.0.feed_forward.down.weight") -> tuple[TitansModel, str]:
+    """A model with one number of one weight changed."""
+    model = build("mag-tokens")
+    parameters = dict(model.named_parameters())
+    name = name if name in parameters else next(path for path in parameters if parameters[path].dim() == 2)
+    with torch.no_grad():
+        parameters[name][1, 2] = value
+    return model, name
+
+
+@pytest.mark.parametrize("verify_tokens", [0, 20])
+@pytest.mark.parametrize(
+    ("dtype", "value", "words"),
+    [
+        ("fp16", 70000.0, "holds 70000 at [1, 2], and fp16 ends at 65504; use --dtype bf16 or fp32"),
+        ("fp16", -65520.0, "holds -65520 at [1, 2], and fp16 ends at 65504; use --dtype bf16 or fp32"),
+        ("bf16", 3.4e38, "holds 3.4e+38 at [1, 2], and bf16 ends at 3.38953e+38; use --dtype fp32"),
+        *[(dtype, float("nan"), "holds nan at [1, 2], which is not finite") for dtype in ("fp32", *LOWER)],
+        *[(dtype, float("-inf"), "holds -inf at [1, 2], which is not finite") for dtype in ("fp32", *LOWER)],
+    ],
+)
+def test_a_weight_beyond_the_range_is_named_and_nothing_is_left(
+    tmp_path: Path, dtype: str, value: float, words: str, verify_tokens: int
+) -> None:
+    model, name = with_weight(value)
+    with pytest.raises(ExportError) as caught:
+        export_model(model, tmp_path / "out", dtype=dtype, verify_tokens=verify_tokens)
+    assert f"the weight {name} {words}" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("fp16", 65504.0), ("fp16", 65519.0), ("bf16", 3.3e38), ("int8", 7e4)])
+def test_the_largest_weight_that_fits_is_stored(tmp_path: Path, dtype: str, value: float) -> None:
+    model, _ = with_weight(value)
+    export_model(model, tmp_path / "out", dtype=dtype, verify_tokens=0)
+
+
+def test_a_weight_that_would_become_nothing_is_named(tmp_path: Path) -> None:
+    model, name = with_weight(1.0)
+    with torch.no_grad():
+        dict(model.named_parameters())[name].mul_(1e-9)
+    with pytest.raises(ExportError, match=f"the weight {name} holds .*has no numbers but 0 below 5.96046e-08"):
+        export_model(model, tmp_path / "out", dtype="fp16", verify_tokens=0)
+    export_model(model, tmp_path / "out", dtype="bf16", verify_tokens=0)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-44, 1e-38, 1e30])
+def test_integers_of_any_scale_are_finite_and_right(scale: float) -> None:
+    weight = torch.randn(32, 48, generator=torch.Generator().manual_seed(0)) * scale
+    found = rounded(weight, axis=0)
+    assert torch.isfinite(found).all()
+    # Below the smallest normal float, steps are 0, and so are the numbers.
+    assert (found - weight).abs().max() <= weight.abs().max() / 127 + torch.finfo(torch.float32).smallest_normal

@@ -6,6 +6,7 @@
         weights.safetensors          the model's state_dict
         training.safetensors         optimizer moments, carried memory of every row, random state
         tokenizer.json               only if the model has one
+        series.json                  only of a forecaster: how its series was scaled
         checkpoint.json              step, settings, provenance, and size and hash of the files above
 
 A step directory is written under a temporary name, flushed to disk and renamed. Nothing is ever unpickled.
@@ -39,8 +40,8 @@ MARKER = "titans-checkpoint.json"
 FORMAT = {"format": "titans-checkpoint", "format_version": 1}
 KEPT = 2
 _CONFIG, _WEIGHTS, _TRAINING = "config.json", "weights.safetensors", "training.safetensors"
-_TOKENIZER, _MANIFEST = "tokenizer.json", "checkpoint.json"
-_FILES = {_CONFIG, _WEIGHTS, _TRAINING, _TOKENIZER}
+_TOKENIZER, _SERIES, _MANIFEST = "tokenizer.json", "series.json", "checkpoint.json"
+_FILES = {_CONFIG, _WEIGHTS, _TRAINING, _TOKENIZER, _SERIES}
 MOST_TEXT = 128 * MIB  # of a JSON file; the largest tokenizers in use have 40 MiB
 MOST_BESIDES = 2**30  # bytes of rotations and masks; the largest preset has 4 MiB
 
@@ -53,6 +54,8 @@ class Checkpoint:
     tensors: dict[str, Tensor]  # the model's state_dict, on the CPU
     tokenizer_json: str | None
     provenance: dict[str, str | int | float]
+    series_json: str | None = None  # `Forecasting.document` as JSON
+    weights_sha256: str = ""  # of the stored file; "" before it is stored
 
 
 @dataclass(frozen=True)
@@ -140,8 +143,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         config = TitansConfig.from_stored_json(_text(step / _CONFIG))
     except (ConfigError, RecursionError) as error:
         raise CheckpointError(f"{step / _CONFIG}: {error}") from error
-    tokenizer = _text(step / _TOKENIZER) if _TOKENIZER in manifest.files else None
-    return Checkpoint(config, _tensors(step / _WEIGHTS), tokenizer, manifest.provenance)
+    tokenizer, series = (_text(step / name) if name in manifest.files else None for name in (_TOKENIZER, _SERIES))
+    weights = _tensors(step / _WEIGHTS)
+    return Checkpoint(config, weights, tokenizer, manifest.provenance, series, manifest.files[_WEIGHTS])
 
 
 def load_model(path: Path) -> tuple[TitansModel, Checkpoint]:
@@ -226,8 +230,9 @@ def _newest(path: Path) -> Path:
 
 def _write_step(directory: Path, checkpoint: Checkpoint, progress: Progress) -> None:
     _write_text(directory / _CONFIG, checkpoint.config.to_json() + "\n")
-    if checkpoint.tokenizer_json is not None:
-        _write_text(directory / _TOKENIZER, checkpoint.tokenizer_json)
+    for name, text in ((_TOKENIZER, checkpoint.tokenizer_json), (_SERIES, checkpoint.series_json)):
+        if text is not None:
+            _write_text(directory / name, text)
     for name, tensors in ((_WEIGHTS, checkpoint.tensors), (_TRAINING, progress.tensors)):
         save_file({key: value.contiguous() for key, value in tensors.items()}, directory / name)
         _sync(directory / name)

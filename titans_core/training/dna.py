@@ -23,6 +23,7 @@ from titans_core.tokens import Ids
 from titans_core.training.documents import Document, split
 from titans_core.training.task import Batch, Scalar, Totals
 from titans_core.training.text import TextTask
+from titans_core.training.textfile import read_text
 
 BASES = "ACGT"
 VOCABULARY = 5  # the four bases, and N for everything else that FASTA allows
@@ -150,9 +151,13 @@ class PlantedTask:
 
 # -- FASTA -------------------------------------------------------------------------------------------------------------
 
+_LETTERS = set("ACGTURYKMSWBDHVN-*.")  # IUPAC's, gaps of alignments, and the end of a translated reading frame
+_LEAST_BASES = 0.5  # share of A, C, G, T and U in a record; a protein that has no other letters has a third
+_FORMATS = {"@": "FASTQ", "LOCUS": "GenBank", "ID ": "EMBL", "##gff": "GFF", "CLUSTAL": "Clustal", "#NEXUS": "NEXUS"}
+
 
 class BaseTokenizer:
-    """Bases to ids: A, C, G, T in either case, and N for what else there is."""
+    """Bases to ids: A, C, G, T (or U) in either case, and N for what else there is."""
 
     vocab_size = VOCABULARY
     json: str | None = None
@@ -164,6 +169,7 @@ class BaseTokenizer:
         table = np.full(256, _UNKNOWN, np.uint8)
         for number, base in enumerate(BASES):
             table[[ord(base), ord(base.lower())]] = number
+        table[[ord("U"), ord("u")]] = BASES.index("T")  # what RNA has in its place
         return table[np.frombuffer(data, np.uint8)]
 
     def decode(self, ids: Ids) -> bytes:
@@ -179,34 +185,57 @@ class BaseTokenizer:
 
 
 def read_fasta(paths: Sequence[str]) -> list[Document]:
-    """The records of FASTA files, in order, without line breaks.
+    """The records of FASTA files, in order, without line breaks; compressed with gzip or not.
 
     Raises:
-        DataError: a file is missing, unreadable or not FASTA.
+        DataError: a file is missing, unreadable or not FASTA, or its letters are those of a protein.
     """
     records: list[Document] = []
     for path in map(Path, paths):
-        try:
-            text = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"cannot read {path} ({error.strerror}); give FASTA files") from error
-        if not text.lstrip().startswith(b">"):
-            raise DataError(f"{path} is not FASTA, which starts with '>'; give a header line before every sequence")
-        for record in text.lstrip()[1:].split(b"\n>"):
-            header, _, body = record.partition(b"\n")
-            sequence = b"".join(body.split())
-            wrong = set(sequence.upper()) - set(b"ACGTURYKMSWBDHVN-*")
-            if wrong:
-                raise DataError(
-                    f"{path}: {bytes([min(wrong)])!r} in {header.decode(errors='replace')!r} is no nucleotide;"
-                    " give DNA, not protein"
-                )
+        text = read_text(path, "give FASTA, compressed with gzip or not").text
+        lines = [line for line in text.split("\n") if line.strip() and not line.startswith(";")]
+        if not lines or not lines[0].startswith(">"):
+            raise DataError(_not_fasta(path, lines[0] if lines else ""))
+        starts = [i for i, line in enumerate(lines) if line.startswith(">")]
+        for start, stop in zip(starts, [*starts[1:], len(lines)], strict=True):
+            header, sequence = lines[start][1:].strip(), "".join("".join(lines[start + 1 : stop]).split())
+            _check_nucleotides(path, header, sequence)
             if len(sequence) > 1:
-                name = (header.split() or [b"record"])[0].decode(errors="replace")
-                records.append(Document(f"{path.name}/{len(records)}-{name}", sequence))
+                name = (header.split() or ["record"])[0]
+                records.append(Document(f"{path.name}/{len(records)}-{name}", sequence.encode("ascii")))
     if not records:
         raise DataError("there is no sequence in the FASTA files; name files that have some")
     return records
+
+
+def described(records: Sequence[Document]) -> str:
+    """What was read, for a person: records and bases, and how many letters stand for U or for N."""
+    whole = b"".join(record.data for record in records).upper()
+    unknown = int((BaseTokenizer().encode(whole) == _UNKNOWN).sum())
+    plain = whole.count(b"N")
+    notes = [
+        f"{len(records):,} records, {len(whole):,} bases",
+        *([f"{uracil:,} U read as T"] if (uracil := whole.count(b"U")) else []),
+        *([f"{unknown - plain:,} other letters read as N"] if unknown > plain else []),
+        *([f"{plain:,} N"] if plain else []),
+    ]
+    return ", ".join(notes)
+
+
+def _not_fasta(path: Path, line: str) -> str:
+    known = next((name for start, name in _FORMATS.items() if line.startswith(start)), None)
+    found = f"it looks like {known}; convert it" if known else "give a header line before every sequence"
+    return f"{path} is not FASTA, which starts with '>'; {found}"
+
+
+def _check_nucleotides(path: Path, header: str, sequence: str) -> None:
+    wrong = sorted(letter for letter in set(sequence) if letter.upper() not in _LETTERS)
+    if wrong:
+        raise DataError(f"{path}: {wrong[0]!r} in {header!r} is no nucleotide; give DNA or RNA, not protein")
+    sequence = sequence.upper()
+    letters = len(sequence) - sum(map(sequence.count, "N-*."))
+    if sum(map(sequence.count, "ACGTU")) < _LEAST_BASES * letters:
+        raise DataError(f"{path}: {header!r} is hardly any A, C, G, T or U; give DNA or RNA, not protein")
 
 
 class GenomeTask(TextTask):

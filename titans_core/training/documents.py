@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from titans_core.errors import DataError
 
 STDLIB = "stdlib"
 HELD_OUT_FRACTION = 0.1
+_LEAST, _MOST = 0.02, 0.25  # share of the bytes that whole documents may be held out as
 
 # Not source in the sense of the rest: installed packages, test data, and modules that are one big table.
 _STDLIB_EXCLUDED = frozenset(
@@ -43,6 +44,16 @@ class Corpus:
 
     train: tuple[Document, ...]
     held_out: tuple[Document, ...]
+    tails: bool = False  # whether what is held out are the ends of documents that are trained on
+
+    def described(self, unit: str = "file") -> str:
+        """What is trained on and what is held out, for a person; `unit` is what a document is called."""
+        size, held_out = _size(self.train), _size(self.held_out)
+        parts = ("the last tenth of " if self.tails else "") + _counted(len(self.held_out), unit)
+        return (
+            f"trains on {_counted(len(self.train), unit)}, {size:,} bytes; holds out {parts}, {held_out:,} bytes"
+            f" ({held_out / (size + held_out):.1%})"
+        )
 
 
 def read_corpus(sources: Sequence[str]) -> Corpus:
@@ -75,20 +86,51 @@ def stdlib_documents() -> list[Document]:
 
 
 def split(documents: Sequence[Document]) -> Corpus:
-    """Hold out about a tenth of the documents, chosen by a hash of the name; a lone document gives its last tenth."""
-    if len(documents) == 1:
-        name, data = documents[0].name, documents[0].data
-        cut = character_boundary(data, len(data) - max(2, round(len(data) * HELD_OUT_FRACTION)))
-        if cut < 2:
-            raise DataError(f"{name} has only {len(data)} bytes of text; give a longer file or more files")
-        return Corpus((Document(name, data[:cut], whole=False),), (Document(f"{name}[{cut}:]", data[cut:]),))
-    threshold = max(HELD_OUT_FRACTION, min(_hash(document.name) for document in documents))
-    held_out = {document.name for document in documents if _hash(document.name) <= threshold}
+    """Hold out about a tenth of the bytes.
+
+    Documents are held out whole, by a hash of their names, where that is between a fiftieth and a quarter of all
+    bytes. Of few documents, or one that is larger than all others together, it may be none or nearly all: then every
+    document is trained on and its last tenth held out.
+    """
     ordered = sorted(documents, key=lambda document: document.name)
-    train = tuple(document for document in ordered if document.name not in held_out)
-    if not train:  # a handful of files, all of them below the threshold: keep one back instead of all
-        return Corpus(tuple(ordered[1:]), tuple(ordered[:1]))
-    return Corpus(train, tuple(document for document in ordered if document.name in held_out))
+    held_out = tuple(document for document in ordered if _hash(document.name) <= HELD_OUT_FRACTION)
+    train = tuple(document for document in ordered if _hash(document.name) > HELD_OUT_FRACTION)
+    if _LEAST <= _size(held_out) / max(1, _size(ordered)) <= _MOST:
+        return Corpus(train, held_out)
+    return _tails(ordered)
+
+
+def _tails(documents: Sequence[Document]) -> Corpus:
+    """The last tenth of every document that is long enough held out, the rest trained on."""
+    train, held_out = [], []
+    for document in documents:
+        name, data = document.name, document.data
+        cut = tail_start(data, HELD_OUT_FRACTION)
+        if cut < 2 or len(data) - cut < 2:
+            train.append(document)
+            continue
+        train.append(Document(name, data[:cut], whole=False))
+        held_out.append(Document(f"{name}[{cut}:]", data[cut:]))
+    if held_out:
+        return Corpus(tuple(train), tuple(held_out), tails=True)
+    if len(train) > 1:  # all of a few bytes: keep the shortest back
+        least = min(train, key=lambda document: len(document.data))
+        return Corpus(tuple(document for document in train if document is not least), (least,))
+    size = _size(train)
+    raise DataError(f"{documents[0].name} has only {size} bytes of text; give a longer file or more files")
+
+
+def tail_start(data: bytes, share: float) -> int:
+    """Where the last `share` of `data` begins, at least two bytes from its end and between two characters."""
+    return character_boundary(data, len(data) - max(2, round(len(data) * share)))
+
+
+def _size(documents: Iterable[Document]) -> int:
+    return sum(len(document.data) for document in documents)
+
+
+def _counted(count: int, unit: str) -> str:
+    return f"{count:,} {unit}{'' if count == 1 else 's'}"
 
 
 def character_boundary(data: bytes, at: int) -> int:

@@ -117,7 +117,7 @@ class ProgressLine:
         name, value = next(iter(metrics.items()))
         self._latest = f"  held-out {name} {value:.4f}"
         text = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        self._console.print(f"step {step}  held out: {text}", highlight=False)
+        self._console.print(f"step {step}  held out: {text}", highlight=False, soft_wrap=True)
 
 
 def _records(path: Path, done: int) -> list[dict[str, object]]:

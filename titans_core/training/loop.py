@@ -48,8 +48,10 @@ from titans_core.training.optimizer import (
 from titans_core.training.schedule import default_warmup, learning_rate
 from titans_core.training.speed import prepare
 from titans_core.training.task import Scalar, Task, Totals
+from titans_core.training.threads import own_threads, quicker
 from titans_core.training.workers import Workers, join_workers
 
+_FROM = "run.from_sha256"  # the setting that says what a run began with
 HELD_OUT = "held_out."  # prefix of the metrics in a checkpoint's provenance
 
 
@@ -76,6 +78,8 @@ class TrainOptions:
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto is bf16 autocast on CUDA devices that have it
     compile: bool = False  # the memory's chunks with torch.compile
     recompute: bool = False  # activations of one chunk at a time: less memory, more time
+    threads: int | None = None  # of the CPU; None is 1 or `most_threads`, whichever is quicker at the beginning
+    most_threads: int | None = None  # None is torch's own number
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch", 1), ("accumulate", 1), ("seed", 0), ("eval_every", 0)):
@@ -83,6 +87,9 @@ class TrainOptions:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.warmup is not None and not 0 <= self.warmup <= self.steps:
             raise ConfigError(f"warmup is {self.warmup}; use 0 to {self.steps}, the number of steps")
+        for name in ("threads", "most_threads"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise ConfigError(f"{name} is {count}; it must be at least 1")
         if self.save_every < 0:
             raise ConfigError(f"save_every is {self.save_every}; use a number of steps, or 0 for only at the end")
         if not 0 <= self.write_cost < math.inf:
@@ -93,7 +100,25 @@ class TrainOptions:
     def settings(self) -> dict[str, Scalar]:
         """The options that shape the loss curve; the others may differ on resume."""
         free = {"eval_every", "save_every", "device", "precision", "accumulate", "compile", "recompute"}
+        free |= {"threads", "most_threads"}
         return {name: value for name, value in asdict(self).items() if name not in free}
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with instead of fresh weights.
+
+    The optimizer, the learning rate's schedule and the streams of the data begin anew.
+
+    Attributes:
+        tensors: the model's state_dict.
+        sha256: of the file they were stored in; a resumed run has to begin with the same.
+        provenance: where they come from, for the checkpoints of this run.
+    """
+
+    tensors: dict[str, Tensor]
+    sha256: str
+    provenance: dict[str, str | int | float]
 
 
 @dataclass(frozen=True)
@@ -116,21 +141,24 @@ def train(
     out: Path,
     *,
     tokenizer_json: str | None = None,
+    series_json: str | None = None,
+    start: Start | None = None,
     resume: bool = False,
     observers: Sequence[Observer] = (),
 ) -> TrainResult:
     """Train a model of `config` on `task` into the checkpoint directory `out`.
 
     With `resume` a checkpoint in `out` is continued exactly, as if the run had never stopped; without one it starts
-    from the beginning, and a checkpoint in `out` is an error. Under `torchrun` every process calls this.
+    from the beginning, which is `start` or fresh weights, and a checkpoint in `out` is an error. Under `torchrun` every
+    process calls this.
 
     Raises:
         ConfigError: options that cannot be used together, or that differ from those of the run to resume.
         CheckpointError: `out` is not usable.
         TrainingError: the loss is no longer finite.
     """
-    with _denormals_as_zero(), join_workers(options.device) as workers:
-        run = _Run(config, task, options, out, workers, tokenizer_json)
+    with _denormals_as_zero(), own_threads(), join_workers(options.device) as workers:
+        run = _Run(config, task, options, out, workers, tokenizer_json, series_json, start)
         run.start(resume)
         return run.finish(observers)
 
@@ -156,14 +184,19 @@ class _Run:
         out: Path,
         workers: Workers,
         tokenizer_json: str | None,
+        series_json: str | None,
+        start: Start | None,
     ) -> None:
         pieces = workers.count * options.accumulate
         if options.batch % pieces:
             raise ConfigError(f"a batch of {options.batch} rows does not divide into {pieces} equal pieces; change one")
         self.config, self.task, self.options, self.out, self.workers = config, task, options, out, workers
-        self.tokenizer_json = tokenizer_json
+        self.tokenizer_json, self.series_json = tokenizer_json, series_json
         torch.manual_seed(options.seed)
         self.model = TitansModel(config).to(workers.device)
+        self.origin = start
+        if start is not None:
+            self.model.load_state_dict(start.tensors)
         prepare(self.model, compiled=options.compile, recompute=options.recompute)
         self.objective = Objective(self.model)
         self.optimizer = build_optimizer(self.model, weight_decay=options.weight_decay)
@@ -172,6 +205,7 @@ class _Run:
         self.states: list[State | None] = [None] * options.accumulate
         self.step, self.tokens, self.loss = 0, 0, math.nan
         self.metrics: dict[str, float] = {}
+        self.threads = options.threads
 
     # -- the run ---------------------------------------------------------------------------------------------------
 
@@ -179,7 +213,8 @@ class _Run:
         if has_checkpoint(self.out):
             if not resume:
                 raise CheckpointError(
-                    f"{self.out} already holds a checkpoint; add --resume to continue it, or choose another directory"
+                    f"{self.out} already holds a checkpoint; add --resume to continue its run, choose another"
+                    f" directory, or train it further with --from {self.out} and another --out"
                 )
             self._restore()
         elif self.workers.first:
@@ -191,6 +226,7 @@ class _Run:
         began, tokens_before = time.monotonic(), self.tokens
         try:
             forward = self._distributed()
+            self._set_threads()
             while self.step < self.options.steps:
                 norm, rate = self._train_step(forward)
                 speed = (self.tokens - tokens_before) / (time.monotonic() - began)
@@ -207,6 +243,23 @@ class _Run:
         seconds = time.monotonic() - began
         parameters = self.model.num_parameters()
         return TrainResult(self.workers.rank, self.step, self.loss, self.metrics, parameters, self.tokens, seconds)
+
+    def _set_threads(self) -> None:
+        """One number of threads for the whole run; sums of others differ in their last digits."""
+        if self.threads is None:
+            most = min(torch.get_num_threads(), self.options.most_threads or torch.get_num_threads())
+            choice = most > 1 and self.workers.count == 1 and self.workers.device.type == "cpu"
+            self.threads = quicker(self._dry_run, most) if choice and self.step < self.options.steps else most
+        torch.set_num_threads(self.threads)
+
+    def _dry_run(self) -> None:
+        """The work of one piece of the next step, which leaves nothing behind."""
+        batch = self.task.batch(self.step, self.workers.rows(self.options.batch))
+        piece = Slice.of(batch, self.workers.device).split(self.options.accumulate)[0]
+        with torch.autocast(self.workers.device.type, torch.bfloat16, enabled=self.bf16):
+            loss, _, _ = self.objective(piece.inputs, piece.targets, piece.mask, piece.reset, self.states[0])
+        loss.backward()
+        self.optimizer.zero_grad(set_to_none=True)
 
     # -- one step --------------------------------------------------------------------------------------------------
 
@@ -305,6 +358,7 @@ class _Run:
 
     def _settings(self) -> dict[str, Scalar]:
         run = {f"run.{name}": value for name, value in self.options.settings().items()}
+        run |= {_FROM: self.origin.sha256} if self.origin else {}
         return {**run, **{f"task.{name}": value for name, value in self.task.settings.items()}}
 
     def _save(self) -> None:
@@ -315,28 +369,37 @@ class _Run:
         tensors = {f"optimizer/{k}": v.cpu() for k, v in optimizer_tensors(self.model, self.optimizer).items()}
         tensors |= {f"stream/{name}": value.cpu() for name, value in streams.items()}
         tensors["random/cpu"] = torch.get_rng_state()
-        checkpoint = Checkpoint(self.config, weights, self.tokenizer_json, self._provenance())
+        checkpoint = Checkpoint(self.config, weights, self.tokenizer_json, self._provenance(), self.series_json)
         save_checkpoint(self.out, checkpoint, Progress(self.step, tensors, self._settings()))
 
     def _restore(self) -> None:
         checkpoint, progress = load_checkpoint(self.out), load_progress(self.out)
         if checkpoint.config != self.config:
             raise ConfigError(f"{self.out} holds a model of another configuration; give the same one, or a new --out")
-        for name, value in self._settings().items():
-            found = progress.settings.get(name)
-            if found != value:
-                raise ConfigError(
-                    f"{self.out} was trained with {name} = {found}, now it is {value}; use {found} to resume it"
-                )
+        settings = self._settings()
+        for name in [*settings, *(_FROM for _ in progress.settings.keys() & {_FROM} - settings.keys())]:
+            if settings.get(name) != progress.settings.get(name):
+                raise ConfigError(self._changed(name, progress.settings.get(name), settings.get(name)))
         self.model.load_state_dict(checkpoint.tensors)
         restore_optimizer(self.model, self.optimizer, _below("optimizer/", progress.tensors))
         torch.set_rng_state(progress.tensors["random/cpu"])
         self.step = progress.step
         stored = checkpoint.provenance
         self.tokens, self.loss = int(stored["tokens"]), float(stored["loss"])
+        if self.threads is None and "threads" in stored:  # with another number, last digits would differ
+            self.threads = int(stored["threads"])
         held_out = (name for name in stored if name.startswith(HELD_OUT))
         self.metrics = {name.removeprefix(HELD_OUT): float(stored[name]) for name in held_out}
         self._scatter_streams(_below("stream/", progress.tensors))
+
+    def _changed(self, name: str, found: Scalar, value: Scalar) -> str:
+        """Why a run cannot be resumed with another setting, and what to do instead."""
+        if name == _FROM:
+            return f"{self.out} began with other weights than now; give the --from that it was started with, or none"
+        return (
+            f"{self.out} was trained with {name} = {found}, now it is {value}; use {found} to resume it, or train it"
+            f" further with --from {self.out} and another --out"
+        )
 
     def _provenance(self) -> dict[str, str | int | float]:
         known: dict[str, Scalar] = {
@@ -347,7 +410,9 @@ class _Run:
             "tokens": self.tokens,
             "loss": self.loss,
             "parameters": self.model.num_parameters(),
+            "threads": self.threads,
             **self._settings(),
+            **(self.origin.provenance if self.origin else {}),
             **{f"{HELD_OUT}{name}": value for name, value in self.metrics.items()},
         }
         return {name: value for name, value in known.items() if value is not None}

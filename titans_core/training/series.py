@@ -12,8 +12,9 @@ Knows the split, the scaling and the layout of inputs and targets. Does not know
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,9 @@ TRAINING_SHARE = 0.8
 HORIZON = 12
 _LONGEST_STREAM = 4096  # steps a training stream is read on from a random place before its memory starts afresh
 _CONTEXT = 1024  # steps before the held-out part that a training's own evaluation reads first
+_LEAST = 1e-12  # smallest deviation and change, in units of a channel's largest value
+_SHADOW = 1e9  # times the usual change; beside a larger one the usual ones are nothing in float32
+_FARTHEST = 1e15  # largest value in typical changes; its square must be a float32
 _TRAINING = 7  # first number of the random seeds, as in `recall`
 
 _VALUE_SCALES = (1.0, 3.0)  # in deviations
@@ -37,6 +41,30 @@ Values = NDArray[np.float64]
 def features(channels: int) -> int:
     """Numbers a model takes per step of a series of so many channels."""
     return channels * (len(_VALUE_SCALES) + len(_CHANGE_SCALES))
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What `Forecasting.document` says of a series: its columns and the statistics of its training part."""
+
+    columns: tuple[str, ...]
+    mean: Values  # [F]
+    deviation: Values  # [F]
+    change: Values  # [H, F]
+
+    @classmethod
+    def from_json(cls, text: str) -> Scaling:
+        """The scaling in a checkpoint's document. Raises `DataError`."""
+        try:
+            values = json.loads(text)
+            columns = tuple(str(column) for column in values["columns"])
+            mean, deviation, change = (np.array(values[name], np.float64) for name in ("mean", "deviation", "change"))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"the scaling of the series is damaged ({error!r}); train the model again") from error
+        shapes = (mean.shape, deviation.shape, change.shape[1:]), ((len(columns),),) * 3
+        if shapes[0] != shapes[1] or not np.isfinite(mean).all() or not (deviation > 0).all() or not (change > 0).all():
+            raise DataError("the scaling of the series is damaged (its numbers do not fit); train the model again")
+        return cls(columns, mean, deviation, change)
 
 
 @dataclass(frozen=True)
@@ -69,12 +97,21 @@ class Forecasting:
                 f" horizon of {horizon}; use a horizon below {least}, or a longer series"
             )
         seen = series.values[:split]
+        # In units of a power of two, which changes no digit: squares of 1e200 would be infinite, those of 1e-200 zero.
+        unit = np.ldexp(1.0, np.frexp(np.abs(seen).max(0))[1] - 1)
+        scaled = seen / unit
         steps = range(1, horizon + 1)
-        change = np.sqrt(np.stack([np.square(seen[h:] - seen[:-h]).mean(0) for h in steps]))
-        if not change.all():
-            channel = int(np.argwhere(~change.all(0))[0, 0])
-            raise DataError(f"{series.name}: channel {channel} never changes in the training part; leave it out")
-        return cls(series, horizon, split, seen.mean(0), seen.std(0), change)
+        change = np.sqrt(np.stack([np.square(scaled[h:] - scaled[:-h]).mean(0) for h in steps]))
+        _check_spread(series, scaled, change)
+        of = cls(series, horizon, split, scaled.mean(0) * unit, scaled.std(0) * unit, change * unit)
+        _check_range(of)
+        for first, last, part in ((0, split - horizon, "train on"), (split, len(series.values), "hold out")):
+            if not of.judged(first, last).any():
+                raise DataError(
+                    f"{series.name} has no {horizon + 1} steps in a row without a gap to {part}; use a shorter horizon"
+                    f" than {horizon}, or fill the gaps"
+                )
+        return of
 
     @property
     def features(self) -> int:
@@ -108,6 +145,38 @@ class Forecasting:
         changes = outputs.astype(np.float64).reshape(len(values), self.horizon, -1) * self.change
         return (values[:, None] + changes - self.mean) / self.deviation
 
+    def scaled_as(self, scaling: Scaling) -> Forecasting:
+        """The same series in the scaling of another one, which a model has learned to read.
+
+        Raises:
+            DataError: it has other channels or another horizon.
+        """
+        if scaling.change.shape != self.change.shape:
+            (ours, channels), (theirs, known) = self.change.shape, scaling.change.shape
+            raise DataError(
+                f"{self.series.name} has {channels} channels and a horizon of {ours}, the scaling {known} and {theirs};"
+                " use a series like the one it comes from"
+            )
+        of = replace(self, mean=scaling.mean, deviation=scaling.deviation, change=scaling.change)
+        _check_range(of)
+        return of
+
+    def document(self) -> dict[str, object]:
+        """The scaling as plain data: what it takes to feed a model and to read its answers, without the series itself.
+
+        `titans_runtime.series` reads it.
+        """
+        return {
+            "name": self.series.name,
+            "columns": list(self.series.columns),
+            "horizon": self.horizon,
+            "mean": self.mean.tolist(),
+            "deviation": self.deviation.tolist(),
+            "change": self.change.tolist(),
+            "value_scales": list(_VALUE_SCALES),
+            "change_scales": list(_CHANGE_SCALES),
+        }
+
     def judged(self, start: int, stop: int) -> NDArray[np.bool_]:
         """Which of the steps start..stop-1 have all H steps after them measured and before the end: bool [T]."""
         observed = self.series.observed
@@ -115,6 +184,42 @@ class Forecasting:
         windows = np.lib.stride_tricks.sliding_window_view(observed[1:], self.horizon)
         complete[: len(windows)] = windows.all(1)
         return complete[start:stop]
+
+
+def _check_spread(series: Series, seen: Values, change: Values) -> None:
+    """Raise for a channel of the training part `seen` that does not change, or hardly beside its largest value."""
+    constant = ~(np.ptp(seen, axis=0) > 0)
+    if constant.any():
+        channel = int(np.argmax(constant))
+        name = series.columns[channel]
+        raise DataError(f"{series.name}: channel {channel} never changes in the training part; leave {name} out")
+    if (small := change.min(0) < _LEAST).any():
+        name = series.columns[int(np.argmax(small))]
+        raise DataError(
+            f"{series.name}: {name} changes by less than {_LEAST:g} of its largest value, which is hardly more than"
+            " rounding; take an offset off"
+        )
+    for channel, steps in enumerate(np.abs(np.diff(seen, axis=0)).T):
+        step = int(np.argmax(steps))
+        if steps[step] > _SHADOW * np.median(steps[steps > 0]):
+            where = f"step {step + 1} of {series.columns[channel]} is {series.values[step + 1, channel]:g}"
+            raise DataError(
+                f"{series.name}: {where} after {series.values[step, channel]:g}, beside which all other changes are"
+                " lost; empty that cell or cut the series there"
+            )
+
+
+def _check_range(of: Forecasting) -> None:
+    """Raise for a value so far from the training part's that errors would overflow."""
+    with np.errstate(over="ignore"):
+        far = np.abs(of.series.values / of.change.min(0)) > _FARTHEST
+    if far.any():
+        step, channel = (int(i) for i in np.argwhere(far)[0])
+        where = f"step {step} of {of.series.columns[channel]} is {of.series.values[step, channel]:g}"
+        raise DataError(
+            f"{of.series.name}: {where}, where the typical change is {of.change[0, channel]:g}; fill it in or cut the"
+            " series there"
+        )
 
 
 class SeriesTask:

@@ -12,8 +12,9 @@ import csv
 import gzip
 import importlib.util
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,8 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from titans_core.errors import DataError
+from titans_core.training.table import read_table
+from titans_core.training.textfile import read_bytes, read_text, suffix_of
 
 SHORTEST = 64  # steps; less than that has no training part worth the name
+_ENDINGS = (".csv", ".tsv", ".txt", ".dat", ".npy")
 _EXTRA = "pip install 'titans-deploy[data]'"
 
 
@@ -34,8 +38,12 @@ class Series:
     values: NDArray[np.float64]
     observed: NDArray[np.bool_]
     season: int  # steps in the most obvious period; 1 if there is none
+    columns: tuple[str, ...] = ()  # a name per channel; () is "column 1" and so on
+    told: tuple[str, ...] = ()  # what was read and what was not, for a person
 
     def __post_init__(self) -> None:
+        if not self.columns:
+            object.__setattr__(self, "columns", tuple(f"column {i}" for i in range(1, self.features + 1)))
         if len(self.values) < SHORTEST:
             raise DataError(f"{self.name} has {len(self.values)} steps; give a series of at least {SHORTEST}")
         if not 1 <= self.season <= len(self.values) // 2:
@@ -43,6 +51,26 @@ class Series:
                 f"a season of {self.season} steps does not fit {self.name}, which has {len(self.values)};"
                 f" use 1 to {len(self.values) // 2}"
             )
+
+    def of_columns(self, columns: Sequence[str]) -> Series:
+        """The channels called `columns`, in that order. Where one side has no names, the series stays as it is.
+
+        Raises:
+            DataError: it has no such columns.
+        """
+        own = self.columns
+        if own == tuple(columns) or not _named(columns) or (self.features == len(columns) and not _named(own)):
+            return self
+        if self.name in SOURCES and len(columns) == 1 == self.features:
+            return self
+        missing = [column for column in columns if column not in own]
+        if missing:
+            raise DataError(
+                f"{self.name} has the columns {_listed(own)}, and the model was trained on {_listed(tuple(columns))};"
+                f" give a file with {missing[0]}, or rename its columns"
+            )
+        places = [own.index(column) for column in columns]
+        return replace(self, values=np.ascontiguousarray(self.values[:, places]), columns=tuple(columns))
 
     @property
     def features(self) -> int:
@@ -62,8 +90,8 @@ class Source:
 def read_series(source: str, *, season: int | None = None) -> Series:
     """The series called `source` in `SOURCES`, or the one in the file of that name.
 
-    Files are .npy (float or integer [T] or [T, F]) or .csv (one step per line, a header line or none, a first column
-    that is not a number is taken for the time and left out).
+    Files are .npy (float or integer [T] or [T, F], NaN for a gap) or text with one step per line (`read_table`),
+    compressed with gzip or not. A column of times or row numbers is left out; `Series.told` says so.
 
     Args:
         source: a name, or the path of a file.
@@ -75,14 +103,13 @@ def read_series(source: str, *, season: int | None = None) -> Series:
     if source in SOURCES:
         known = SOURCES[source]
         values, observed = known.read()
-        return Series(source, values, observed, known.season if season is None else season)
+        gaps = f", gaps filled in {int((~observed).sum()):,}" if not observed.all() else ""
+        told = (f"{len(values):,} steps of {known.domain}{gaps}",)
+        return Series(source, values, observed, known.season if season is None else season, (source,), told)
     path = Path(source)
     if not path.is_file():
         raise DataError(f"there is no series and no file {source}; name a .csv or .npy file, or one of {_names()}")
-    if path.suffix not in (".csv", ".npy"):
-        raise DataError(f"{path} is neither .csv nor .npy; save the series as one of them, one step per line")
-    values = _read_npy(path) if path.suffix == ".npy" else _read_csv(path)
-    return Series(path.name, values, np.ones(len(values), np.bool_), 1 if season is None else season)
+    return _read_file(path, 1 if season is None else season)
 
 
 def _names() -> str:
@@ -92,53 +119,68 @@ def _names() -> str:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
+def _read_file(path: Path, season: int) -> Series:
+    """The series in a file; see `read_series`."""
+    ending = suffix_of(path)
+    if ending not in _ENDINGS:
+        raise DataError(
+            f"{path} does not end in {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}; save the series as one of them, one"
+            " step per line"
+        )
+    if ending == ".npy":
+        values = _read_npy(path)
+        return _filled(path.name, values, tuple(f"column {i}" for i in range(1, values.shape[1] + 1)), (), season)
+    text = read_text(path, "save the series as CSV in UTF-8, or an array with numpy.save as .npy")
+    table = read_table(text.text, path.name)
+    return _filled(path.name, table.values, table.columns, text.notes + table.notes, season)
+
+
 def _read_npy(path: Path) -> NDArray[np.float64]:
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
+    except (ValueError, EOFError) as error:
         raise DataError(f"{path} is not a NumPy array ({error}); write it with numpy.save") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.ndim not in (1, 2):
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.ndim not in (1, 2) or not array.size:
         raise DataError(f"{path} is not an array of numbers [T] or [T, F]; write it with numpy.save")
-    return _finite(path.name, array.astype(np.float64).reshape(len(array), -1))
-
-
-def _read_csv(path: Path) -> NDArray[np.float64]:
-    try:
-        rows = [row for row in csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read {path} ({error}); give comma-separated text in UTF-8") from error
-    header = bool(rows) and not any(_is_number(cell) for cell in rows[0])
-    body = rows[1:] if header else rows
-    first = 1 if body and len(body[0]) > 1 and not _is_number(body[0][0]) else 0
-    width = len(body[0]) if body else 0
-    lines = []
-    for number, row in enumerate(body, 2 if header else 1):
-        cells = row[first:]
-        wrong = next((cell for cell in cells if not _is_number(cell)), None)
-        if wrong is not None:
-            raise DataError(f"{path} row {number}: {wrong!r} is not a number; keep only columns of numbers")
-        if len(row) != width:
-            raise DataError(f"{path} row {number} has {len(row)} columns, the first has {width}; make them equal")
-        lines.append([float(cell) for cell in cells])
-    return _finite(path.name, np.array(lines, np.float64).reshape(len(lines), width - first))
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _finite(name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    wrong = np.argwhere(~np.isfinite(values))
-    if len(wrong):
-        step, channel = wrong[0]
-        raise DataError(
-            f"{name}: step {step} of channel {channel} is {values[step, channel]}; fill it in or cut the series there"
-        )
+    values = array.astype(np.float64).reshape(len(array), -1)
+    infinite = np.argwhere(np.isinf(values))
+    if len(infinite):
+        step, channel = infinite[0]
+        raise DataError(f"{path.name}: step {step} of channel {channel} is infinite; write NaN if there is no value")
     return values
+
+
+def _filled(
+    name: str, values: NDArray[np.float64], columns: tuple[str, ...], notes: tuple[str, ...], season: int
+) -> Series:
+    """`values` [T, F] with gaps filled by the last value; steps before every channel has one are left out."""
+    if len(values) < SHORTEST <= values.shape[1]:
+        raise DataError(f"{name} has {len(values)} steps of {values.shape[1]} channels; give one step per row")
+    known = np.isfinite(values)
+    empty = ~known.any(0)
+    if len(values) and empty.any():
+        raise DataError(f"{name}: {columns[int(np.argmax(empty))]} has no values; leave it out")
+    first = int(known.argmax(0).max()) if len(values) else 0
+    values, known = values[first:], known[first:]
+    latest = np.maximum.accumulate(np.where(known, np.arange(len(values))[:, None], 0), axis=0)
+    observed = np.asarray(known.all(1))
+    told = [
+        f"{len(values):,} steps of {len(columns)} column{'' if len(columns) == 1 else 's'} ({_listed(columns)})",
+        *notes,
+        *([f"left out {first} steps before the first value of every column"] if first else []),
+        *([f"filled gaps in {len(values) - int(observed.sum()):,} steps"] if not observed.all() else []),
+    ]
+    filled = np.take_along_axis(values, latest, axis=0)
+    return Series(name, filled, observed, season, columns, tuple(told))
+
+
+def _named(columns: Sequence[str]) -> bool:
+    """Whether the columns have names of their own, rather than `column 1` and so on."""
+    return any(not re.fullmatch(r"column \d+", column) for column in columns)
+
+
+def _listed(columns: tuple[str, ...]) -> str:
+    return ", ".join(columns if len(columns) <= 8 else (*columns[:7], f"{len(columns) - 7} more"))
 
 
 # -- packages ----------------------------------------------------------------------------------------------------------

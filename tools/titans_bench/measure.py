@@ -6,7 +6,6 @@ shown (`titans_cli.bench`).
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from titans_bench.timing import Progress, Work, medians
 from titans_runtime import Model
 from titans_runtime.arrays import Array
 from titans_runtime.backends.onnx_cpu import import_onnxruntime
+from titans_runtime.cores import usable_cores
 from titans_runtime.driver import Driver
 from titans_runtime.manifest import TokenInputs
 
@@ -205,7 +205,7 @@ def machine() -> dict[str, Any]:
     """What the figures were measured on and with."""
     return {
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "titans_deploy": metadata.version("titans-deploy"),

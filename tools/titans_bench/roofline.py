@@ -5,7 +5,6 @@ Knows two probes. Does not know models.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 from titans_bench.timing import Work
 from titans_runtime.backends.onnx_cpu import import_onnxruntime
 from titans_runtime.backends.onnx_writer import Node, Value, model
+from titans_runtime.cores import usable_cores
 
 SIZE = 2048  # rows of the matrices, 16 MiB each: beyond a core's caches
 READ_BYTES = 256 * 2**20
@@ -38,7 +38,7 @@ class Probes:
     """
 
     def __init__(self, threads: int | None) -> None:
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads or usable_cores()
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads

@@ -35,7 +35,7 @@ Examples:
 )
 @bundle_argument
 @click.option("--provider", default="auto", show_default=True, help="Where it runs; titans doctor lists them.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads per graph.  [default: one per core]")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads per graph.  [default: one per core it may use]")
 @click.option(
     "--batch", "batches", type=click.IntRange(1), multiple=True, default=(1, 4, 16), show_default=True,
     help="Streams in lockstep; repeatable.",

@@ -26,7 +26,7 @@ Examples:
 @bundle_argument
 @click.option("--task", type=click.Choice(list(TASKS)), required=True, help="What to measure.")
 @click.option("--provider", default="auto", show_default=True, help="Where it runs; titans doctor lists them.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads per graph.  [default: one per core]")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads per graph.  [default: one per core it may use]")
 @plot_option("Also draw it, .svg or .png.")
 @with_options(OPTIONS)
 @json_option

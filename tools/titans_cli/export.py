@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from titans_cli.options import json_option, print_json, progress_bar, unescaped
+from titans_cli.threads import threads_option, torch_threads
 
 
 @click.command(
@@ -48,6 +49,7 @@ Examples:
     "--stop", multiple=True, metavar="TOKEN", help="A token at which an answer ends besides, by its name; repeatable."
 )
 @click.option("--overwrite", is_flag=True, help="Replace the bundle that is there.")
+@threads_option("those that this process may use; 1 for small models")
 @json_option
 @click.pass_context
 def export(
@@ -60,6 +62,7 @@ def export(
     eos: tuple[str, ...],
     stop: tuple[str, ...],
     overwrite: bool,
+    threads: int | None,
     as_json: bool,
 ) -> None:
     """Turn a checkpoint into a bundle of ONNX graphs, and verify it.
@@ -67,6 +70,7 @@ def export(
     A bundle appears under its name only when it is complete and, unless --verify-tokens is 0, has agreed with the
     PyTorch model on every output and every state tensor. Exits with 1 if they disagree, and leaves no bundle.
     """
+    torch_threads(threads)
     from titans_export.errors import VerificationError
     from titans_export.export import export_checkpoint
     from titans_export.texts import EndNames

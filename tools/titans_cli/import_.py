@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from titans_cli.options import json_option, print_json, progress_bar
+from titans_cli.threads import threads_option, torch_threads
 
 
 @click.group(
@@ -45,6 +46,7 @@ Example:
     help="Length of the stream that the new bundle is verified on; 0 leaves it unverified.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the bundle that is there.")
+@threads_option("those that this process may use; 1 for small models")
 @json_option
 @click.pass_context
 def titans_pytorch(
@@ -55,6 +57,7 @@ def titans_pytorch(
     tokenizer: Path | None,
     verify_tokens: int,
     overwrite: bool,
+    threads: int | None,
     as_json: bool,
 ) -> None:
     """Turn a titans-pytorch state_dict (.pt or .safetensors) into a bundle, and verify it.
@@ -62,8 +65,9 @@ def titans_pytorch(
     The bundle is compared with the full forward of the installed titans-pytorch, or, where that package is missing,
     with a PyTorch form of our own. Exits with 1 if they disagree, and leaves no bundle.
     """
+    torch_threads(threads)
     from titans_export.errors import VerificationError
-    from titans_export.titans_pytorch.importer import import_checkpoint
+    from titans_export.titans_pytorch.importer import NOTES, import_checkpoint
 
     try:
         with progress_bar("importing") as progress:
@@ -79,6 +83,8 @@ def titans_pytorch(
     except VerificationError as error:
         click.echo(f"Error: {error}", err=True)
         context.exit(1)
+    if NOTES in manifest.provenance:
+        click.echo(f"{checkpoint}: {manifest.provenance[NOTES]}", err=True)
     report = manifest.verification
     if as_json:
         print_json(

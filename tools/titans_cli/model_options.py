@@ -15,6 +15,7 @@ import click
 from titans_core.files import MIB, read_regular
 
 if TYPE_CHECKING:
+    from titans_cli.start import Beginning
     from titans_core.config import TitansConfig, Variant
 
 VARIANTS = ("lmm", "mac", "mag", "mal")
@@ -32,6 +33,7 @@ class ModelOptions:
     config: Path | None
     overrides: tuple[str, ...]
     control: str | None = None  # one of CONTROLS: what the described model is to be compared with
+    beginning: Beginning | None = None  # the checkpoint whose model it is instead
 
     def build(self, vocab_size: int) -> TitansConfig:
         """The configuration they describe, for a vocabulary of `vocab_size` ids unless a file says otherwise."""
@@ -57,6 +59,8 @@ class ModelOptions:
         from titans_core.config import TitansConfig
         from titans_core.presets import preset
 
+        if self.beginning is not None:
+            return self.beginning.checkpoint.config
         if self.config is not None:
             values = _read_json(self.config)
         else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,8 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from titans_cli.model_options import CONTROLS, PRESETS, VARIANTS, ModelOptions
+from titans_cli.start import Beginning
 from titans_cli.task_options import options_of, was_given, with_options
+from titans_cli.threads import threads_option, wait_passively
 from titans_cli.train_tasks import OPTIONS, TASKS
+from titans_runtime.cores import usable_cores
 
 if TYPE_CHECKING:
     from titans_core.config import Variant
@@ -28,9 +32,10 @@ Examples:
   titans train --task text --data notes.txt more.txt --tokenizer tokenizer.json --steps 2000 --out checkpoint
   titans train --task recall --variant lmm --steps 400 --out recall --json
   titans train ... --steps 2000 --save-every 200 --out checkpoint --resume
+  titans train --from checkpoint --data more.txt --steps 500 --lr 1e-3 --out further
   torchrun --nproc-per-node 2 -m titans_cli.main train --task text --data stdlib --steps 300 --out checkpoint"""
 )
-@click.option("--task", type=click.Choice(list(TASKS)), required=True, help="What to learn.")
+@click.option("--task", type=click.Choice(list(TASKS)), help="What to learn.  [required, but with --from]")
 @click.argument("files", nargs=-1, metavar="[FILE]...")
 @click.option("--variant", type=click.Choice(VARIANTS), default="mac", show_default=True)
 @click.option("--preset", type=click.Choice(PRESETS), default="tiny", show_default=True, help="Size of the model.")
@@ -41,6 +46,9 @@ Examples:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The checkpoint directory to make.")
 @click.option("--resume", is_flag=True, help="Continue the checkpoint in --out exactly; start one if there is none.")
+@click.option(
+    "--from", "start", type=click.Path(path_type=Path), help="Train the model in this checkpoint further, into --out."
+)
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Streams read side by side.")
 @click.option("--accumulate", type=click.IntRange(1), default=1, show_default=True, help="Pieces to run a batch in.")
 @click.option("--lr", type=float, default=3e-3, show_default=True, help="Peak learning rate.")
@@ -57,13 +65,14 @@ Examples:
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
 @click.option("--compile", "compiled", is_flag=True, help="Compile the memory's chunks: slow to start, then faster.")
 @click.option("--recompute", is_flag=True, help="Keep the activations of one chunk at a time: less memory, more time.")
+@threads_option("one or all that this process may use, whichever is quicker at the beginning")
 @with_options(OPTIONS)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout at the end.")
 @click.pass_context
 def train(
     context: click.Context,
     /,
-    task: str,
+    task: str | None,
     files: tuple[str, ...],
     variant: Variant,
     preset: str,
@@ -74,6 +83,7 @@ def train(
     seed: int,
     out: Path,
     resume: bool,
+    start: Path | None,
     batch: int,
     accumulate: int,
     lr: float,
@@ -85,6 +95,7 @@ def train(
     precision: Literal["auto", "fp32", "bf16"],
     compiled: bool,
     recompute: bool,
+    threads: int | None,
     as_json: bool,
     **_options: Any,
 ) -> None:
@@ -93,10 +104,24 @@ def train(
     The run can be killed at any time and continued with --resume; log.csv and log.jsonl in the checkpoint directory
     have every step. Under torchrun the batch is divided among the processes. FILEs are more of --data.
 
+    --from takes the model, its tokenizer and its task from a checkpoint, with any data, steps, rates and seed. The
+    optimizer and the learning rate begin anew.
+
     --control writes-off trains the model with a memory that is never written, attention-only one without memories whose
     feed-forward is widened to at least the same number of parameters.
     """
+    wait_passively()
+    beginning = None if start is None else Beginning.at(start)
+    if beginning is not None:
+        beginning.refuse_model_options(context)
+        if start is not None and out.resolve() in (start.resolve(), start.resolve().parent):
+            raise click.UsageError(f"--out {out} is where --from begins; give another directory for what comes of it")
+        task = beginning.task(task)
+    if task is None:
+        raise click.UsageError(f"Missing option '--task'. Choose from: {', '.join(TASKS)}")
     own = options_of(context, task, files)
+    if beginning is not None:
+        own = beginning.settle(context, task, own)
     if config is not None:
         for name in ("variant", "preset"):
             if was_given(context, name):
@@ -123,19 +148,26 @@ def train(
         precision=precision,
         compile=compiled,
         recompute=recompute,
+        threads=threads,
+        most_threads=usable_cores(),
     )
-    lesson = TASKS[task](ModelOptions(variant, preset, config, overrides, control), seed, **own)
-    for note in lesson.notes:
-        click.echo(f"note: {note}", err=True)
-    with ProgressLine(sys.stderr, steps=steps) as line:
+    lesson = TASKS[task](ModelOptions(variant, preset, config, overrides, control, beginning), seed, **own)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, the one that reports
+        for line in lesson.read:
+            click.echo(f"data: {line}", err=True)
+        for note in lesson.notes:
+            click.echo(f"note: {note}", err=True)
+    with ProgressLine(sys.stderr, steps=steps) as progress:
         result = run(
             lesson.model,
             lesson.task,
             options,
             out,
             tokenizer_json=lesson.tokenizer_json,
+            series_json=lesson.series_json,
+            start=None if beginning is None else beginning.start(),
             resume=resume,
-            observers=[line],
+            observers=[progress],
         )
     if as_json and result.rank == 0:
         document = {"checkpoint": str(out), "task": task, "variant": lesson.model.variant, **dataclasses.asdict(result)}

@@ -5,6 +5,7 @@ Imports PyTorch only when a task is made. Does not know how training goes (`trai
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,12 +82,16 @@ class Lesson:
     """What to train, and on what.
 
     tokenizer_json: what the checkpoint carries along, or None for bytes and plain ids.
+    series_json: how a series was scaled, which the checkpoint carries along too.
+    read: what was read and what is held out, for a person.
     notes: what whoever trains should know of the data, as sentences.
     """
 
     model: TitansConfig
     task: Task
     tokenizer_json: str | None = None
+    series_json: str | None = None
+    read: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -105,11 +110,13 @@ def _text(
     from titans_core.training.documents import read_corpus
     from titans_core.training.text import TextTask
 
-    reader = load_tokenizer(tokenizer)
+    reader = base.beginning.tokenizer(tokenizer) if base.beginning else load_tokenizer(tokenizer)
     model = base.build(reader.vocab_size)
+    window = _slice(window, model)
+    corpus = read_corpus(data)
     end = None if eos is None else reader.token_id(unescaped(eos))
-    text = TextTask(read_corpus(data), reader, window=_slice(window, model), seed=seed, eos=end)
-    return Lesson(model, text, reader.json, text.notes)
+    task = TextTask(corpus, reader, window=window, seed=seed, eos=end)
+    return Lesson(model, task, reader.json, read=(corpus.described(),), notes=task.notes)
 
 
 def _recall(base: ModelOptions, seed: int, *, keys: int, pairs: int, gap: int, eval_gap: int) -> Lesson:
@@ -128,7 +135,8 @@ def _needle(
 
     needle = NeedleConfig(form=form, length=length, held_out_length=eval_length)
     model = base.build(VOCAB_SIZE)
-    return Lesson(model, NeedleTask(needle, read_corpus(data or (STDLIB,)), chunk=model.chunk, seed=seed))
+    corpus = read_corpus(data or (STDLIB,))
+    return Lesson(model, NeedleTask(needle, corpus, chunk=model.chunk, seed=seed), read=(corpus.described(),))
 
 
 def _series(base: ModelOptions, seed: int, *, data: tuple[str, ...], window: int | None, horizon: int) -> Lesson:
@@ -137,9 +145,18 @@ def _series(base: ModelOptions, seed: int, *, data: tuple[str, ...], window: int
 
     if len(data) != 1:
         raise click.UsageError(f"--task series needs one --data: a .csv or .npy file, or one of {', '.join(SOURCES)}")
-    forecasting = Forecasting.of(read_series(data[0]), horizon=horizon)
+    series = base.beginning.read_series(data[0]) if base.beginning else read_series(data[0])
+    forecasting = Forecasting.of(series, horizon=horizon)
     model = base.build_continuous(forecasting.features, forecasting.targets)
-    return Lesson(model, SeriesTask(forecasting, window=_slice(window, model), seed=seed))
+    if base.beginning is not None:
+        forecasting = base.beginning.scaled(forecasting)
+    split = f"trains on the first {forecasting.split:,} steps; holds out {len(series.values) - forecasting.split:,}"
+    return Lesson(
+        model,
+        SeriesTask(forecasting, window=_slice(window, model), seed=seed),
+        series_json=json.dumps(forecasting.document(), indent=1),
+        read=(*series.told, split),
+    )
 
 
 def _dna(
@@ -152,11 +169,14 @@ def _dna(
     gap: int,
     eval_gap: int,
 ) -> Lesson:
-    from titans_core.training.dna import VOCABULARY, GenomeTask, PlantedConfig, PlantedTask, read_fasta
+    from titans_core.training.dna import VOCABULARY, GenomeTask, PlantedConfig, PlantedTask, described, read_fasta
+    from titans_core.training.documents import split
 
     model = base.build(VOCABULARY)
     if data:
-        return Lesson(model, GenomeTask(read_fasta(data), window=_slice(window, model), seed=seed))
+        records = read_fasta(data)
+        task = GenomeTask(records, window=_slice(window, model), seed=seed)
+        return Lesson(model, task, read=(described(records), split(records).described("record")))
     planted = PlantedConfig(families=families, gap=gap, held_out_gap=eval_gap)
     return Lesson(model, PlantedTask(planted, chunk=model.chunk, seed=seed))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from titans_cli.options import bundle_argument, check_plot, json_option, plot_option, print_json, progress_bar
+from titans_cli.threads import threads_option, torch_threads
 
 
 @click.command(
@@ -25,6 +26,7 @@ Examples:
 @click.option("--drift", is_flag=True, help="Compare with the fp32 model instead: what does the precision cost?")
 @click.option("--data", multiple=True, help="With --drift: text to feed, a file or stdlib; repeatable.")
 @plot_option("With --drift: draw it, .svg or .png.")
+@threads_option("those that this process may use; 1 for small models")
 @json_option
 @click.pass_context
 def verify(
@@ -36,6 +38,7 @@ def verify(
     drift: bool,
     data: tuple[str, ...],
     plot: Path | None,
+    threads: int | None,
     as_json: bool,
 ) -> None:
     """Drive a bundle beside its checkpoint and compare everything.
@@ -49,6 +52,7 @@ def verify(
     if (data or plot) and not drift:
         raise click.UsageError("--data and --plot belong to --drift")
     check_plot(plot)
+    torch_threads(threads)
     drifted = None
     with progress_bar("verifying") as progress:
         if drift:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from titans_core.training.series import Forecasting, features
+from titans_core.training.series import Forecasting, Scaling, features
 from titans_core.training.series_data import read_series
 from titans_eval.anomalies import FEWEST_STEPS, KINDS, WINDOW, Injected, inject
 from titans_eval.errors import EvalError
@@ -92,6 +92,7 @@ class Detection:
 class Report:
     """Forecasts and detections.
 
+    read: what was read of the file, and what was not.
     forecasts: origins that were judged.
     model, naive, seasonal: errors over all horizons.
     by_horizon: mean squared errors of the same three, 1..H steps ahead.
@@ -104,6 +105,7 @@ class Report:
     horizon: int
     steps: int
     split: int
+    read: tuple[str, ...]
     forecasts: int
     model: Errors
     naive: Errors
@@ -118,6 +120,7 @@ class Report:
             "model": self.subject.as_json(),
             "wish": asdict(self.wish),
             "series": {"steps": self.steps, "split": self.split, "season": self.season, "horizon": self.horizon},
+            "read": list(self.read),
             "forecasts": self.forecasts,
             "errors": {
                 "model": self.model.as_json(),
@@ -132,6 +135,7 @@ class Report:
         """One line per forecaster, and one for the detection."""
         found = [
             f"series: {self.subject}",
+            *(f"  read {line}" for line in self.read),
             f"  {self.wish.data}: {self.forecasts:,} forecasts of {self.horizon} steps from step {self.split:,} on",
         ]
         for name, errors in (("model", self.model), ("naive", self.naive), ("seasonal naive", self.seasonal)):
@@ -159,6 +163,9 @@ def evaluate(model: Model, wish: Wish, progress: Progress = unwatched) -> Report
     if not isinstance(kind, ContinuousInputs):
         raise EvalError("series needs a model of vectors, and this one takes tokens; train one with --task series")
     series = read_series(wish.data, season=wish.season)
+    scaling = model.manifest.series
+    if scaling is not None:
+        series = series.of_columns(scaling.columns)
     needs = features(series.features)
     if kind.features != needs or kind.targets % series.features:
         raise EvalError(
@@ -166,6 +173,9 @@ def evaluate(model: Model, wish: Wish, progress: Progress = unwatched) -> Report
             f" takes {kind.features} and answers {kind.targets}; use a model trained on this series"
         )
     of = Forecasting.of(series, horizon=kind.targets // series.features)
+    if scaling is not None:  # what the model was trained with, whatever recording it is judged by
+        known = (np.array(numbers) for numbers in (scaling.mean, scaling.deviation, scaling.change))
+        of = of.scaled_as(Scaling(scaling.columns, *known))
     held_out = len(series.values) - of.split
     runs = wish.anomalies if held_out >= FEWEST_STEPS else 0
     done, total = 0, len(series.values) * (2 if runs else 1)
@@ -191,6 +201,7 @@ def evaluate(model: Model, wish: Wish, progress: Progress = unwatched) -> Report
         horizon=of.horizon,
         steps=len(series.values),
         split=of.split,
+        read=series.told,
         forecasts=len(origins),
         model=errors["model"],
         naive=errors["naive"],

@@ -18,6 +18,7 @@ from titans_runtime.manifest import Manifest
 
 VERIFY_TOKENS = 600
 _MOST_CONFIG = 16 * MIB
+NOTES = "checkpoint.read"  # the entry of the provenance that says what was unusual about the checkpoint
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -68,7 +69,8 @@ def import_checkpoint(
     """
     settings = read_config(config)
     tokenizer_json = None if tokenizer is None else _read_tokenizer(tokenizer, settings)
-    tensors = read_state_dict(checkpoint)
+    read = read_state_dict(checkpoint)
+    tensors = read.tensors
     model = TitansPytorchModel(settings, tensors)
     with staged(out, overwrite) as stage:
         manifest = write_bundle(
@@ -76,7 +78,8 @@ def import_checkpoint(
             stage,
             dtype="fp32",
             tokenizer_json=tokenizer_json,
-            provenance={"source": "titans-pytorch", "checkpoint": checkpoint.name},
+            provenance={"source": "titans-pytorch", "checkpoint": checkpoint.name}
+            | ({NOTES: "; ".join(read.notes)} if read.notes else {}),
             progress=None if verify_tokens else progress,
         )
         if verify_tokens:

@@ -30,6 +30,7 @@ from titans_runtime.backends.cpu_lanes import CpuLanes
 from titans_runtime.backends.cpu_state import CpuExecutor, HostState, Layout
 from titans_runtime.backends.denormals import with_denormals_as_zero
 from titans_runtime.bundle import Bundle, Form, file_of
+from titans_runtime.cores import usable_cores
 from titans_runtime.errors import BundleError, ProviderError
 from titans_runtime.manifest import GraphSpec
 from titans_runtime.native import Kernels, kernels
@@ -190,8 +191,11 @@ class CpuBackend:
     def _session_options(self) -> ort.SessionOptions:
         options = self._ort.SessionOptions()
         options.log_severity_level = _QUIET
-        if self._options.threads is not None:
-            options.intra_op_num_threads = self._options.threads
+        threads = self._options.threads
+        if threads is None and (cores := usable_cores()) < (os.cpu_count() or 1):
+            threads = cores  # onnxruntime counts the machine's
+        if threads is not None:
+            options.intra_op_num_threads = threads
         # For onnxruntime's own threads; `denormals` does it for the caller's.
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         # A thread that fell asleep between two steps takes longer to wake than to do its share. Waiting 1 ms, longer

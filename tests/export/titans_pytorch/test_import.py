@@ -120,6 +120,56 @@ def test_a_memory_alone_has_no_use_for_a_tokenizer(tmp_path: Path) -> None:
         )
 
 
+def behind(prefix: str) -> Any:
+    """What puts `prefix` before every name."""
+    return lambda tensors: {prefix + name: value for name, value in tensors.items()}
+
+
+def partly(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One layer compiled by itself."""
+    return {name.replace("layers.0.", "layers.0._orig_mod."): value for name, value in tensors.items()}
+
+
+WRAPPERS = ("_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.", "model.", "model._orig_mod.")
+WRAPPED = {prefix: (prefix, behind(prefix)) for prefix in WRAPPERS}
+WRAPPED["a compiled part"] = ("_orig_mod.", partly)
+WRAPPED["beside an optimizer"] = ("'state_dict'", lambda tensors: {"state_dict": tensors, "lr": 0.1, "step": 3})
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_what_wrappers_put_before_names_is_taken_off_and_said(
+    files: tuple[Path, Path], tmp_path: Path, name: str
+) -> None:
+    taken_off, wrap = WRAPPED[name]
+    tensors = torch.load(files[0], weights_only=True)
+    torch.save(wrap(tensors), tmp_path / "wrapped.pt")
+    out = tmp_path / "out"
+    result = titans(tmp_path / "wrapped.pt", "--config", files[1], "--out", out, "--verify-tokens", "20")
+    assert result.exit_code == 0, result.output
+    assert taken_off in result.stderr
+    plain = import_checkpoint(*files, tmp_path / "plain", verify_tokens=0)
+    found = titans_runtime.load(out, provider="cpu").manifest
+    assert found.weights.sha256 == plain.weights.sha256
+    assert taken_off in found.provenance["checkpoint.read"]
+    assert "checkpoint.read" not in plain.provenance
+
+
+@pytest.mark.parametrize(
+    ("wrap", "words"),
+    [
+        (lambda t: {f"generator.{n}": v for n, v in t.items()}, "take 'generator.' off all names"),
+        (lambda t: {**{f"model.{n}": v for n, v in t.items()}, "loss.weight": torch.ones(1)}, "take 'model.' off all"),
+        (lambda t: {"encoder.weight": torch.ones(2, 2)}, "the checkpoint of another model"),
+        (lambda t: {**t, "loss.weight": torch.ones(1)}, "'loss.weight' .* save the state_dict of the model alone"),
+        (lambda t: {**t, **{f"_orig_mod.{n}": v for n, v in t.items()}}, "twice, with and without"),
+    ],
+)
+def test_the_likeliest_cause_is_named(files: tuple[Path, Path], tmp_path: Path, wrap: Any, words: str) -> None:
+    torch.save(wrap(torch.load(files[0], weights_only=True)), tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match=words):
+        import_checkpoint(tmp_path / "other.pt", files[1], tmp_path / "out", verify_tokens=0)
+
+
 def test_without_the_library_our_own_form_is_the_reference(
     files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from titans_core.training.dna import (
     GenomeTask,
     PlantedConfig,
     PlantedTask,
+    described,
     planted_sequence,
     promoters,
     read_fasta,
@@ -89,9 +91,49 @@ def test_bits_per_base_of_a_genome_task(tmp_path: Path) -> None:
     assert task.metrics(Totals(loss=10 * np.log(4), correct=0, count=10))["bits_per_base"] == pytest.approx(2.0)
 
 
+PLAIN = ">one chromosome\nACGT\nACGTN\n>two\nTTTT\n"
+WRITTEN = {
+    "RNA": PLAIN.replace("T", "U").replace("UUUU", "UUUu").encode(),
+    "a byte order mark": PLAIN.encode("utf-8-sig"),
+    "UTF-16": PLAIN.encode("utf-16"),
+    "gzip": gzip.compress(PLAIN.encode()),
+    "comments": (";by hand\n" + PLAIN.replace("ACGT\n", "ACGT\n; and here\n", 1)).encode(),
+    "line ends of Windows": PLAIN.replace("\n", "\r\n").encode(),
+    "line ends of old": PLAIN.replace("\n", "\r").encode(),
+    "lower case": PLAIN.replace("ACGT", "acgt").encode(),
+    "letters for several bases": PLAIN.replace("ACGTN", "ACGTR").encode(),
+    "blank lines": ("\n\n" + PLAIN.replace("\n", "\n\n")).encode(),
+    "spaces": PLAIN.replace("ACGT", "AC GT ").encode(),
+    "an umlaut in a header": PLAIN.replace("chromosome", "Käfer").encode("latin-1"),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_fasta_is_read_however_it_is_written(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.fa").write_bytes(WRITTEN[name])
+    records = read_fasta([str(tmp_path / "a.fa")])
+    assert [record.name for record in records] == ["a.fa/0-one", "a.fa/1-two"]
+    assert [BaseTokenizer().encode(record.data).tolist() for record in records] == [
+        [0, 1, 2, 3, 0, 1, 2, 3, 4],
+        [3] * 4,
+    ]
+
+
+def test_letters_that_are_read_as_others_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.fa").write_text(">a\nACGUUNRYACGU\n")
+    said = described(read_fasta([str(tmp_path / "a.fa")]))
+    assert said == "1 records, 12 bases, 3 U read as T, 2 other letters read as N, 1 N"
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
+        (">p\nMKVSAGHDRTKWYVMSAGHDRTK\n", "hardly any A, C, G, T or U"),
+        (">p\nACGTß\n", "no nucleotide"),
+        (">p\n1 ACGT 5 ACGT\n", "'1' in 'p' is no nucleotide"),
+        ("@read\nACGT\n+\nIIII\n", "looks like FASTQ; convert it"),
+        ("LOCUS  X\n", "looks like GenBank"),
+        ("", "not FASTA"),
         ("ACGT\n", "not FASTA"),
         (">p\nMKLVE\n", "no nucleotide"),
         (">p\n\n", "no sequence"),

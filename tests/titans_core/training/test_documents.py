@@ -9,25 +9,55 @@ from hypothesis import strategies as st
 from titans_core.errors import DataError
 from titans_core.training.documents import Document, character_boundary, read_corpus, split, stdlib_documents
 
-names = st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=60, unique=True)
+names = st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=60, unique=True)
+sizes = st.lists(st.integers(20, 3000), min_size=60, max_size=60)
 
 
-@given(names)
-def test_a_split_loses_no_document_and_shares_none(names: list[str]) -> None:
-    corpus = split([Document(name, b"text") for name in names])
-    train, held_out = {d.name for d in corpus.train}, {d.name for d in corpus.held_out}
-    assert train
-    assert held_out
-    assert not train & held_out
-    assert train | held_out == set(names)
+def made(names: list[str], sizes: list[int]) -> list[Document]:
+    return [Document(name, bytes(i % 251 for i in range(size))) for name, size in zip(names, sizes, strict=False)]
+
+
+@given(names, sizes)
+def test_a_split_loses_no_byte_and_shares_none(names: list[str], sizes: list[int]) -> None:
+    documents = made(names, sizes)
+    corpus = split(documents)
+    train, held_out = ({d.name: d.data for d in part} for part in (corpus.train, corpus.held_out))
+    assert not train.keys() & held_out.keys()
+    for document in documents:
+        end = next((data for name, data in held_out.items() if name.startswith(f"{document.name}[")), b"")
+        tail = end if corpus.tails else held_out.get(document.name, b"")
+        assert train.get(document.name, b"") + tail == document.data
+
+
+@given(names, sizes)
+def test_a_small_part_is_held_out_whatever_the_sizes(names: list[str], sizes: list[int]) -> None:
+    corpus = split(made(names, sizes))
+    held_out, train = (sum(len(d.data) for d in part) for part in (corpus.held_out, corpus.train))
+    assert 0.02 <= held_out / (held_out + train) <= 0.25
+
+
+@pytest.mark.parametrize("large", ["book.txt", "notes.txt", "a", "b", "c"])
+def test_the_large_one_of_two_files_is_trained_on_whatever_its_name(large: str) -> None:
+    corpus = split([Document(large, b"long " * 10_000), Document("small", b"short " * 40)])
+    trained = {d.name: len(d.data) for d in corpus.train}
+    assert trained == {large: 45_000, "small": 216}
+    assert corpus.described() == (
+        "trains on 2 files, 45,216 bytes; holds out the last tenth of 2 files, 5,024 bytes (10.0%)"
+    )
 
 
 @given(names, st.randoms())
-def test_a_split_depends_on_the_names_alone(names: list[str], random: object) -> None:
-    documents = [Document(name, name.encode("utf-8", "replace")) for name in names]
+def test_a_split_does_not_depend_on_the_order(names: list[str], random: object) -> None:
+    documents = [Document(name, 3 * name.encode("utf-8", "replace")) for name in names]
     shuffled = list(documents)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert split(shuffled) == split(documents)
+    if sum(len(document.data) for document in documents) > 3:
+        assert split(shuffled) == split(documents)
+
+
+def test_files_of_a_few_bytes_are_held_out_whole() -> None:
+    corpus = split([Document(name, data) for name, data in (("a", b"abc"), ("b", b"ab"), ("c", b"abc"))])
+    assert [d.name for d in corpus.held_out] == ["b"]
 
 
 def test_a_known_name_stays_where_it_was() -> None:
@@ -55,7 +85,7 @@ def test_files_are_named_relative_to_their_common_directory(tmp_path: Path) -> N
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"some text")
     corpus = read_corpus([str(tmp_path / name) for name in ("a/one.txt", "b/three.txt", "a/two.txt")])
-    assert {d.name for d in corpus.train + corpus.held_out} == {"a/one.txt", "a/two.txt", "b/three.txt"}
+    assert {d.name for d in corpus.train} == {"a/one.txt", "a/two.txt", "b/three.txt"}
 
 
 def test_a_lone_file_gives_its_last_tenth(tmp_path: Path) -> None:

@@ -109,8 +109,8 @@ def test_files_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("x\n" + "1\n" * 70 + "nan\n", "step 70 of channel 0 is nan; fill it in"),
-        ("1,2\n" * 70 + "1,two\n", "row 71: 'two' is not a number"),
+        ("x\n" + "1\n" * 70 + "inf\n", "row 72: 'inf' of x is infinite; leave the cell empty"),
+        ("1,2\n" * 70 + "1,two\n", "row 71: 'two' of column 2 is not a number"),
         ("1,2\n" * 70 + "1\n", "row 71 has 1 columns, the first has 2"),
         ("1\n" * 10, "has 10 steps; give a series of at least"),
         ("", "has 0 steps"),
@@ -126,9 +126,9 @@ def test_bad_files_are_refused_with_a_remedy(tmp_path: Path, content: str, words
 def test_what_is_not_a_series_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="one of daily-maximum, glucose"):
         read_series("tides")
-    (tmp_path / "a.txt").write_text("1")
-    with pytest.raises(DataError, match=r"neither \.csv nor \.npy"):
-        read_series(str(tmp_path / "a.txt"))
+    (tmp_path / "a.xlsx").write_text("1")
+    with pytest.raises(DataError, match=r"does not end in \.csv, \.tsv"):
+        read_series(str(tmp_path / "a.xlsx"))
     np.save(tmp_path / "a.npy", np.zeros((80, 2, 2)))
     with pytest.raises(DataError, match="not an array of numbers"):
         read_series(str(tmp_path / "a.npy"))
@@ -145,6 +145,46 @@ def test_impossible_splits_are_refused() -> None:
     constant = Series("constant", np.zeros((100, 1)), np.ones(100, np.bool_), 1)
     with pytest.raises(DataError, match="channel 0 never changes"):
         Forecasting.of(constant)
+
+
+@pytest.mark.parametrize("power", [-200, -30, 0, 30, 200])
+def test_the_unit_of_a_series_changes_nothing_that_a_model_sees(power: int) -> None:
+    series = made(channels=2)
+    unit = 2.0 ** (3 * power)  # of two, so that no digit changes
+    scaled = Series("made", series.values * [unit, 1.0], series.observed, series.season)
+    ours, theirs = Forecasting.of(series, horizon=5), Forecasting.of(scaled, horizon=5)
+    assert np.array_equal(ours.inputs(series.values), theirs.inputs(scaled.values))
+    assert np.array_equal(ours.changes(series.values), theirs.changes(scaled.values))
+    assert np.array_equal(theirs.deviation, ours.deviation * [unit, 1.0])
+
+
+def test_a_series_of_1e200_is_scaled_like_any_other() -> None:
+    series = made()
+    huge = Series("huge", series.values * 1e200, series.observed, series.season)
+    of = Forecasting.of(huge, horizon=5)
+    assert np.isfinite(of.change).all()
+    assert of.inputs(huge.values) == pytest.approx(Forecasting.of(series, horizon=5).inputs(series.values), abs=1e-6)
+    assert np.square(of.changes(huge.values)[: of.split - 5]).mean() == pytest.approx(1.0, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [(100, "step 10[01] of column 1 is .* all other changes are lost"), (350, "step 350 of column 1 is 1e\\+200")],
+)
+def test_one_value_that_hides_all_others_is_refused(step: int, words: str) -> None:
+    series = made()
+    series.values[step] = 1e200
+    with pytest.raises(DataError, match=words):
+        Forecasting.of(series, horizon=5)
+
+
+def test_gaps_that_leave_nothing_to_judge_by_are_refused() -> None:
+    for places, part in ((slice(0, 320, 5), "train on"), (slice(320, 400, 5), "hold out")):
+        series = made()
+        series.observed[places] = False
+        with pytest.raises(DataError, match=f"without a gap to {part}; use a shorter horizon than 6"):
+            Forecasting.of(series, horizon=6)
+        Forecasting.of(series, horizon=2)
 
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from titans_core.config import TitansConfig
 from titans_core.training.checkpoint import load_checkpoint
 from titans_core.training.loop import TrainOptions, TrainResult
 from titans_core.training.task import Task
+from titans_runtime.cores import usable_cores
 
 SMALL = [
     "--set",
@@ -74,7 +75,7 @@ def test_every_option_of_the_run_reaches_it(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr("titans_core.training.loop.train", record)
     wishes = {"steps": 7, "batch": 6, "seed": 5, "lr": 0.25, "warmup": 4, "accumulate": 3, "eval-every": 2}
-    wishes |= {"save-every": 1, "write-cost": 0.5}
+    wishes |= {"save-every": 1, "write-cost": 0.5, "threads": 2}
     arguments = [str(part) for name, value in wishes.items() for part in (f"--{name}", value)]
     flags = ["--device", "cpu", "--precision", "bf16", "--compile", "--recompute"]
     result = titans("train", "--task", "recall", *arguments, *flags, "--out", tmp_path / "out")
@@ -94,6 +95,8 @@ def test_every_option_of_the_run_reaches_it(tmp_path: Path, monkeypatch: pytest.
             precision="bf16",
             compile=True,
             recompute=True,
+            threads=2,
+            most_threads=usable_cores(),
         )
     ]
 

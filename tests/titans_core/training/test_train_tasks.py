@@ -60,7 +60,7 @@ def test_fasta_is_trained_on(tmp_path: Path) -> None:
         (["--task", "dna", "--data", "WAVE", "--families", "4"], "--families belongs to --task dna without --data"),
         (["--task", "dna", "WAVE", "--gap", "128"], "--gap belongs to --task recall and dna without --data"),
         (["--task", "dna", "--data", "WAVE", "--eval-gap", "9"], "leave it out for dna with --data"),
-        (["--task", "dna", "--data", "WAVE"], "is not FASTA"),
+        (["--task", "dna", "--data", "WAVE"], "is a NumPy array, not text; give FASTA"),
         (["--task", "recall", "--horizon", "2"], "belongs to --task series"),
     ],
 )
@@ -74,3 +74,20 @@ def test_bad_data_is_one_line_and_leaves_nothing_behind(
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1), result.output
     assert words in result.stderr
     assert not (tmp_path / "model").exists()
+
+
+def test_what_was_read_and_what_is_held_out_is_said(tmp_path: Path) -> None:
+    rows = [f"t{i},{'' if i % 50 == 7 else np.sin(i / 9)},ok" for i in range(200)]
+    (tmp_path / "a.CSV").write_text("\n".join(["time,a,state", *rows]))
+    result = train(
+        "--task", "series", "--data", tmp_path / "a.CSV", *SHAPE, "--horizon", "2", "--steps", "1", "--batch", "2",
+        "--out", tmp_path / "model",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert [line for line in result.stderr.splitlines() if line.startswith("data: ")] == [
+        "data: 200 steps of 1 column (a)",
+        "data: skipped time: it is not numbers ('t0')",
+        "data: skipped state: it is not numbers ('ok')",
+        "data: filled gaps in 4 steps",
+        "data: trains on the first 160 steps; holds out 40",
+    ]
