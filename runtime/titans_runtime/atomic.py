@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from titans_runtime.errors import StateError, os_remedy
+from titans_runtime.paths import checked_path
 
 _TEMPORARY = ".titans-tmp"  # the end of a temporary file's name
 _LEFTOVER_SECONDS = 3600.0  # a temporary file this old was left by a process that was killed
@@ -27,7 +28,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, *, durable: bool
     Raises:
         StateError: it cannot be written, or is a directory, a pipe or a device; what was there is as it was.
     """
-    target = _regular(path)
+    target = regular_target(path)
     temporary: Path | None = None
     try:
         mode = target.stat().st_mode & 0o777 if target.exists() else 0o600  # a memory is its user's alone
@@ -57,7 +58,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, *, durable: bool
 
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise `StateError` where a file plainly cannot be written, before work is done that is to end in it."""
-    target = _regular(path)
+    target = regular_target(path)
     if not target.parent.is_dir():
         raise StateError(
             f"{target} cannot be written ({target.parent} is no directory); make it or choose another place"
@@ -66,9 +67,14 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise StateError(f"{target} cannot be written (its directory is read-only); choose another place")
 
 
-def _regular(path: str | os.PathLike[str]) -> Path:
-    """Where a path leads, links followed. What is there and is no file would be replaced by one: it is refused."""
-    target = Path(os.path.realpath(path))
+def regular_target(path: str | os.PathLike[str]) -> Path:
+    """Where a path leads, links followed.
+
+    Raises:
+        InputError: it cannot name a file.
+        StateError: something else than a file is there, which would be replaced by one.
+    """
+    target = Path(os.path.realpath(checked_path(path)))
     if target.is_dir():
         raise StateError(f"{target} is a directory; name a file")
     if target.exists() and not target.is_file():

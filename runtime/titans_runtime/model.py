@@ -18,6 +18,7 @@ from titans_runtime.bundle import Bundle, open_bundle
 from titans_runtime.describe import Description, describe
 from titans_runtime.driver import DirectFeeder, Driver
 from titans_runtime.errors import InputError, TextError
+from titans_runtime.lineage import Lineage
 from titans_runtime.manifest import Manifest, TokenInputs
 from titans_runtime.observe import Observer
 from titans_runtime.session import Session, Shared, moment_of
@@ -110,14 +111,17 @@ class Model:
         Raises:
             StateError: a file that is missing, damaged, of a newer format, or of another model.
         """
-        return self._restored(statefile.read_file(path, self.manifest), str(path), name)
+        return self._restored(statefile.read_file(path, self.manifest), str(path), name, path)
 
     def restore_bytes(self, data: bytes, name: str | None = None) -> Session:
         """A session from what `Session.to_bytes` gave. Raises `StateError`."""
         return self._restored(data, "the state", name)
 
-    def _restored(self, data: bytes, source: str, name: str | None) -> Session:
-        return Session(self._shared, name, moment_of(self._shared.feeder, data, source))
+    def _restored(
+        self, data: bytes, source: str, name: str | None, path: str | os.PathLike[str] | None = None
+    ) -> Session:
+        moment = moment_of(self._shared.feeder, data, source)
+        return Session(self._shared, name, moment, Lineage(data, path))
 
     def batch(
         self, lanes: int = 16, resident: int | None = None, folder: str | os.PathLike[str] | None = None

@@ -23,12 +23,13 @@ import numpy as np
 
 from titans_runtime import statefile
 from titans_runtime.arrays import Array, FloatArray, IdArray
-from titans_runtime.atomic import write_atomically
+from titans_runtime.atomic import check_writable, regular_target, write_atomically
 from titans_runtime.backends.base import Best, State
 from titans_runtime.driver import Fed, Feeder
 from titans_runtime.errors import InputError, NonFiniteError, SessionPoisonedError, TextError, TitansError
 from titans_runtime.guard import Guard
 from titans_runtime.inputs import Inputs, checked_inputs, checked_tokens
+from titans_runtime.lineage import Lineage, locked
 from titans_runtime.manifest import Manifest, TokenInputs
 from titans_runtime.moment import KEPT, Mark, Moment
 from titans_runtime.observe import FeedEvent, Observer, SessionStats, record
@@ -37,6 +38,10 @@ from titans_runtime.stopping import StopFilter
 from titans_runtime.text import TextStream, Tokenizer
 
 _numbers = itertools.count(1)
+# Tokens of a prompt that are one call: what an interrupt loses at most, and the overhead of a call is nothing to it.
+PIECE = 1024
+
+OnProgress = Callable[[int, int], None]  # (tokens of the prompt that were read, all of them)
 
 
 @dataclass
@@ -61,13 +66,20 @@ class Shared:
 class Session:
     """One stream. Made by `Model.session()` and `Model.restore()`, or of another by `fork()`."""
 
-    def __init__(self, shared: Shared, name: str | None = None, moment: Moment | None = None) -> None:
+    def __init__(
+        self,
+        shared: Shared,
+        name: str | None = None,
+        moment: Moment | None = None,
+        lineage: Lineage | None = None,
+    ) -> None:
         self.name = name if name is not None else f"session-{next(_numbers)}"
         self._shared = shared
         self._manifest = shared.manifest
         self._guard = Guard()
         self._now = moment or self._beginning()
         self._poison: str | None = None
+        self._lineage = lineage or Lineage()
         self._fed_tokens, self._seconds = 0, 0.0
 
     @property
@@ -171,26 +183,48 @@ class Session:
         with self._guard:
             moment = self._own_moment()
         self._stands()
-        return self._sibling(name, moment)
+        branch = self._sibling(name, moment)
+        branch._lineage = self._lineage.copy()
+        return branch
 
-    def save(self, path: str | os.PathLike[str], *, compress: bool = False) -> None:
+    def save(self, path: str | os.PathLike[str], *, compress: bool = False, force: bool = False) -> None:
         """Write this session to a file that `Model.restore` reads: all of the old file or all of the new one.
 
+        A file that is there is replaced if this session, or one that it was forked from, has read or written what is
+        in it. Anything else is the memory of somebody else, who saved it in the meantime, and is kept.
+
         Args:
-            path: the file; one that is there is replaced.
+            path: the file.
             compress: about a tenth smaller and many times slower; see the documentation for figures.
+            force: replace the file whatever is in it.
 
         Raises:
-            StateError: the file cannot be written; the old one is as it was.
+            StateError: the file cannot be written, or holds what this session has not read; it is as it was.
         """
-        data = self.to_bytes(compress=compress)
-        write_atomically(path, data)
+        target = regular_target(path)
+        data = self._packed(compress)
+        with locked(target):
+            if not force:
+                self._lineage.check(target, data)
+            write_atomically(target, data)
+            self._lineage.written(data, target)
         record(
             logging.INFO, "session.saved", session=self.name, path=str(path), bytes=len(data), position=self.position
         )
 
+    def check_save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Raise `StateError` where `save` would be refused now, before work is done that is to end in it."""
+        check_writable(path)
+        if not force:
+            self._lineage.check(regular_target(path))
+
     def to_bytes(self, *, compress: bool = False) -> bytes:
         """This session as bytes, for a database or an object store; `Model.restore_bytes` reads them."""
+        data = self._packed(compress)
+        self._lineage.given(data)
+        return data
+
+    def _packed(self, compress: bool) -> bytes:
         with self._guard:
             now = self._now
             tensors = self._shared.feeder.backend.read(self._home(now.state))
@@ -208,11 +242,12 @@ class Session:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         stop: str | Sequence[str] | None = (),
+        on_progress: OnProgress | None = None,
     ) -> Iterator[str]:
         """Continue a prompt as text, piece by piece; no piece ends inside a character.
 
-        Reading the prompt is one call and so is each token: if one fails, or the iterator is closed, the session
-        stands after the last that completed.
+        The prompt is read in pieces of about a thousand tokens. Each piece is one call, and so is each new token: if
+        one fails or is interrupted, or the iterator is closed, the session stands after the last that completed.
 
         The session has consumed the prompt and every token generated, those of a stop string included, when the
         iterator ends. Arguments are checked now; the prompt is fed when the first piece is asked for.
@@ -222,6 +257,8 @@ class Session:
             max_new_tokens: generate at most this many tokens.
             temperature, top_k, top_p, min_p, repetition_penalty, seed: see `SamplingOptions`.
             stop: strings that end the text and are not part of it; None is none.
+            on_progress: called after every piece of the prompt with the number of its tokens that were read, and of
+                all. What it raises reaches the caller; the piece counts.
 
         Raises:
             TextError: the model has no tokenizer, or the prompt is not UTF-8.
@@ -239,7 +276,7 @@ class Session:
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
-        tokens = self.generate_tokens(prompt, max_new_tokens, options)
+        tokens = self.generate_tokens(prompt, max_new_tokens, options, on_progress)
         return self._as_text(tokens, tokenizer, StopFilter(stop))
 
     def generate_tokens(
@@ -247,6 +284,7 @@ class Session:
         prompt: str | bytes | Sequence[int] | IdArray | None,
         max_new_tokens: int = 64,
         options: SamplingOptions | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Iterator[int]:
         """Continue a prompt as token ids. Arguments, order of events and errors as in `generate`."""
         kind = self._manifest.inputs
@@ -258,7 +296,7 @@ class Session:
         if ids is None and self._now.last is None:
             raise InputError("there is nothing to go on from; pass a prompt, or feed the session first")
         sampler = Sampler(options or SamplingOptions(), kind.vocab_size)
-        return self._tokens(ids, limit, sampler)
+        return self._tokens(ids, limit, sampler, on_progress)
 
     @property
     def recent(self) -> tuple[int, ...]:
@@ -278,11 +316,13 @@ class Session:
         if stream is not None and (text := stops.push(stream.finish()) + stops.finish()):
             yield text
 
-    def _tokens(self, prompt: IdArray | None, limit: int, sampler: Sampler) -> Iterator[int]:
+    def _tokens(
+        self, prompt: IdArray | None, limit: int, sampler: Sampler, on_progress: OnProgress | None
+    ) -> Iterator[int]:
         try:
             if prompt is not None:
                 sampler.observe(prompt)
-                self._consume(prompt, every=False, best=sampler.needs)
+                self._read(prompt, sampler, on_progress)
             for _ in range(limit):
                 token = self._choose(sampler)
                 # before the yield: a reader may stop there
@@ -290,6 +330,17 @@ class Session:
                 yield token
         finally:
             self._settle()
+
+    def _read(self, prompt: IdArray, sampler: Sampler, on_progress: OnProgress | None) -> None:
+        """Consume a prompt in pieces that end where a chunk ends: the calls are those of the prompt as one piece."""
+        chunk = self._manifest.chunk
+        done = 0
+        while done < len(prompt):
+            piece = prompt[done : done + max(PIECE // chunk, 1) * chunk - self.position % chunk]
+            self._consume(piece, every=False, best=sampler.needs)
+            done += len(piece)
+            if on_progress is not None:
+                on_progress(done, len(prompt))
 
     def _settle(self) -> None:
         """Have the outputs after the last token here: a session at rest holds no more of a device than its state."""

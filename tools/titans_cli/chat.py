@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from titans_cli.options import bundle_argument, json_option, print_json
+from titans_cli.options import bundle_argument, json_option, print_json, prompt_progress
 
 if TYPE_CHECKING:
     from titans_runtime import Mark, SamplingOptions, Session
@@ -37,6 +37,7 @@ Examples:
 )
 @bundle_argument
 @click.option("--memory", type=click.Path(path_type=Path), help="Where the memory lives; made if it is not there.")
+@click.option("--force", is_flag=True, help="Write the memory over what another process wrote in the meantime.")
 @click.option(
     "--template",
     default="{message}\\n",
@@ -54,6 +55,7 @@ Examples:
 def chat(
     bundle: Path,
     memory: Path | None,
+    force: bool,
     template: str,
     max_new_tokens: int,
     stop: tuple[str, ...],
@@ -91,7 +93,7 @@ def chat(
     else:
         session = model.session()
     message = re.sub(r"\\[nt\\]", lambda found: _ESCAPES[found[0]], template)
-    conversation = _Conversation(session, memory, message, max_new_tokens, stop, options, show=not as_json)
+    conversation = _Conversation(session, memory, force, message, max_new_tokens, stop, options, show=not as_json)
     try:
         conversation.run()
     finally:  # what was said is not lost with a memory that cannot be written
@@ -106,6 +108,7 @@ class _Conversation:
         self,
         session: Session,
         memory: Path | None,
+        force: bool,
         template: str,
         max_new_tokens: int,
         stop: tuple[str, ...],
@@ -114,7 +117,7 @@ class _Conversation:
     ) -> None:
         self.exchanges: list[dict[str, str | bool]] = []
         self._show = show
-        self._session, self._memory, self._template = session, memory, template.encode()
+        self._session, self._memory, self._force, self._template = session, memory, force, template.encode()
         self._limit, self._stop, self._options = max_new_tokens, stop, options
         self._marks: list[tuple[Mark, dict[str, str | bool]]] = []  # before what, for /undo
 
@@ -122,12 +125,18 @@ class _Conversation:
         """Until /quit or the end of input."""
         if sys.stdin.isatty():
             _say("/help lists commands")
-        while (line := _read()) is not None and line != b"/quit":
-            if line.startswith(b"/") and not line.startswith(b"//"):
-                self._command(line.decode("utf-8", "replace"))
-            elif line:
-                self._answer(line[1:] if line.startswith(b"//") else line)
-                self._save()
+        try:
+            while (line := _read()) is not None and line != b"/quit":
+                before = self._session.position
+                if line.startswith(b"/") and not line.startswith(b"//"):
+                    self._command(line.decode("utf-8", "replace"))
+                elif line:
+                    self._answer(line[1:] if line.startswith(b"//") else line)
+                    if self._session.position != before:  # what has read nothing replaces nothing
+                        self._save()
+        except (KeyboardInterrupt, OSError):  # between an answer and its save, or nobody reads the text any more
+            self._save()
+            raise
 
     def _command(self, line: str) -> None:
         if line == "/undo" and self._marks:
@@ -170,18 +179,20 @@ class _Conversation:
         answer = ""
         try:
             message = self._template.replace(b"{message}", line)  # bytes, because the tokenizer knows what is text
-            for piece in self._session.generate(
-                message,
-                self._limit,
-                temperature=self._options.temperature,
-                top_p=self._options.top_p,
-                seed=self._options.seed,
-                stop=self._stop,
-            ):
-                answer += piece
-                exchange["answer"] = answer
-                if self._show:
-                    click.echo(piece, nl=False)
+            with prompt_progress() as progress:
+                for piece in self._session.generate(
+                    message,
+                    self._limit,
+                    temperature=self._options.temperature,
+                    top_p=self._options.top_p,
+                    seed=self._options.seed,
+                    stop=self._stop,
+                    on_progress=progress,
+                ):
+                    answer += piece
+                    exchange["answer"] = answer
+                    if self._show:
+                        click.echo(piece, nl=False)
         except KeyboardInterrupt:
             _say("\n(interrupted)")
         except (InputError, NonFiniteError) as error:
@@ -197,7 +208,7 @@ class _Conversation:
 
     def _save(self) -> None:
         if self._memory is not None:
-            self._session.save(self._memory)
+            self._session.save(self._memory, force=self._force)
 
 
 def _read() -> bytes | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -78,3 +78,20 @@ def progress_bar(label: str) -> Iterator[ReportProgress]:
             progress.update(task, completed=done, total=total)
 
         yield report
+
+
+@contextmanager
+def prompt_progress() -> Iterator[ReportProgress]:
+    """A progress bar for a prompt that is read in more than one piece, gone once it is read."""
+    with ExitStack() as bar:
+        report: ReportProgress | None = None
+
+        def read(done: int, total: int) -> None:
+            nonlocal report
+            if done == total:
+                bar.close()
+                return
+            report = report or bar.enter_context(progress_bar("reading the prompt"))
+            report(done, total)
+
+        yield read

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from titans_cli.options import bundle_argument, json_option, print_json
+from titans_cli.options import bundle_argument, json_option, print_json, prompt_progress
 
 if TYPE_CHECKING:
     from titans_runtime import Model, SamplingOptions, Session
@@ -39,6 +39,7 @@ Examples:
 @click.option("--stop", multiple=True, help="End at this text; may be given several times.")
 @click.option("--state-in", type=click.Path(path_type=Path), help="Go on from this saved session.")
 @click.option("--state-out", type=click.Path(path_type=Path), help="Save the session here afterwards.")
+@click.option("--force", is_flag=True, help="Let --state-out replace a file that is not the one of --state-in.")
 @click.option(
     "--stream/--no-stream",
     default=None,
@@ -61,6 +62,7 @@ def run(
     stop: tuple[str, ...],
     state_in: Path | None,
     state_out: Path | None,
+    force: bool,
     stream: bool | None,
     provider: str,
     threads: int | None,
@@ -69,8 +71,10 @@ def run(
     """Generate text with a bundle.
 
     The text streams to stdout as it comes; with --json it is part of the one JSON document instead. With --state-in the
-    memory of an earlier run goes on, and the prompt may be left out. Where it is interrupted, --state-out has the
-    memory of all that was read and written until then.
+    memory of an earlier run goes on, and the prompt may be left out. If it is interrupted, --state-out has the memory
+    of all that was read and written until then; if nothing was, the file is as it was. --state-out replaces the file
+    that --state-in has read. It replaces any other file only with --force, so no memory is lost to a run that never
+    read it, such as one that was saved in the meantime.
     """
     import titans_runtime
     from titans_runtime.atomic import check_writable
@@ -88,16 +92,19 @@ def run(
         check_writable(state_out)  # now, and not after all that is to be remembered
     model = titans_runtime.load(bundle, provider=provider, threads=threads)
     session = model.session() if state_in is None else model.restore(state_in)
+    if state_out is not None:
+        session.check_save(state_out, force=force)
+    begun = session.position
     show = not as_json if stream is None else stream
     try:
         answer = _generate(model, session, text, max_new_tokens, options, stop, show=show, err=as_json)
-    except (KeyboardInterrupt, BrokenPipeError):
-        if state_out is not None:
-            session.save(state_out)
+    except (KeyboardInterrupt, OSError):  # stopped from outside, or nobody reads the text any more
+        if state_out is not None and session.position > begun:
+            session.save(state_out, force=force)
         raise
     try:
         if state_out is not None:
-            session.save(state_out)
+            session.save(state_out, force=force)
     finally:  # what was said is not lost with a disk that is full
         if as_json:
             print_json({**answer.figures(), "position": session.position, **_provider(model)})
@@ -177,13 +184,14 @@ def _generate(
             click.echo(piece, nl=False, err=err)
 
     start = time.perf_counter()
-    for token in session.generate_tokens(prompt, max_new_tokens, options):
-        answer.arrived.append(time.perf_counter() - start)
-        answer.surprise.append(float(session.surprise[-1]))
-        pieces = pieces or model.tokenizer.stream(session.recent[:-1])
-        emit(stops.push(pieces.push(token)))
-        if stops.stopped:
-            break
+    with prompt_progress() as progress:
+        for token in session.generate_tokens(prompt, max_new_tokens, options, progress):
+            answer.arrived.append(time.perf_counter() - start)
+            answer.surprise.append(float(session.surprise[-1]))
+            pieces = pieces or model.tokenizer.stream(session.recent[:-1])
+            emit(stops.push(pieces.push(token)))
+            if stops.stopped:
+                break
     if pieces is not None:
         emit(stops.push(pieces.finish()) + stops.finish())
     answer.prompt_tokens = session.position - before - len(answer.arrived)

@@ -22,6 +22,7 @@ from titans_runtime.batching.tickets import Tally, Ticket
 from titans_runtime.driver import Fed, Feeder
 from titans_runtime.errors import InputError, NonFiniteError
 from titans_runtime.inputs import Inputs, checked_inputs
+from titans_runtime.lineage import Lineage
 from titans_runtime.manifest import Manifest, TokenInputs
 from titans_runtime.moment import Moment
 from titans_runtime.plan import FASTEST, Policy
@@ -54,7 +55,7 @@ class Batch:
 
     def restore(self, path: str | os.PathLike[str], name: str | None = None) -> BatchSession:
         """A session as `Session.save` wrote it. Raises `StateError`."""
-        return self._restored(statefile.read_file(path, self._shared.manifest), str(path), name)
+        return self._restored(statefile.read_file(path, self._shared.manifest), str(path), name, path)
 
     def restore_bytes(self, data: bytes, name: str | None = None) -> BatchSession:
         """A session from what `Session.to_bytes` gave. Raises `StateError`."""
@@ -120,15 +121,25 @@ class Batch:
     ) -> None:
         self.close()
 
-    def _restored(self, data: bytes, source: str, name: str | None) -> BatchSession:
-        return BatchSession(self._shared, self._engine, name, moment_of(self._shared.feeder, data, source))
+    def _restored(
+        self, data: bytes, source: str, name: str | None, path: str | os.PathLike[str] | None = None
+    ) -> BatchSession:
+        moment = moment_of(self._shared.feeder, data, source)
+        return BatchSession(self._shared, self._engine, name, moment, Lineage(data, path))
 
 
 class BatchSession(Session):
     """One stream of a batch. Made by `Batch.session()` and `Batch.restore()`, or of another by `fork()`."""
 
-    def __init__(self, shared: Shared, engine: Engine, name: str | None = None, moment: Moment | None = None) -> None:
-        super().__init__(shared, name, moment)
+    def __init__(
+        self,
+        shared: Shared,
+        engine: Engine,
+        name: str | None = None,
+        moment: Moment | None = None,
+        lineage: Lineage | None = None,
+    ) -> None:
+        super().__init__(shared, name, moment, lineage)
         self._engine = engine
         if moment is not None:
             engine.enroll(self)
