@@ -1,59 +1,125 @@
-"""Replacing a file so that whoever reads it, now or after a crash, finds all of the old or all of the new.
+"""Replacing a file or a folder so that whoever reads it finds all of the old or all of the new.
 
-Knows files. Does not know what is in them.
+Knows files, folders and the system's calls for them. Does not know what is in them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import os
-import tempfile
+import secrets
 import time
 from pathlib import Path
 
 from titans_runtime.errors import StateError, os_remedy
 from titans_runtime.paths import checked_path
 
+try:
+    import fcntl
+except ImportError:  # no such locks on this system
+    fcntl = None  # type: ignore[assignment]
+
 _TEMPORARY = ".titans-tmp"  # the end of a temporary file's name
-_LEFTOVER_SECONDS = 3600.0  # a temporary file this old was left by a process that was killed
+_LEFTOVER_SECONDS = 3600.0  # a temporary file this old that nobody holds was left by a process that was killed
 _cleaned: set[Path] = set()  # folders where this process has looked for such files: once is enough
+
+_PRIVATE, _PUBLIC = 0o600, 0o666  # modes of a new file; the process's umask takes from them
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
+# The system, or this file system, cannot exchange two names.
+_CANNOT_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes, *, durable: bool = True) -> None:
-    """Replace a file by `data`: whoever reads it, now or after a crash, finds all of the old or all of the new.
+    """Replace a memory by `data`: whoever reads it, now or after a crash, finds all of the old or all of the new.
 
     A symbolic link is followed: the file it leads to is replaced, and the link stays. Without `durable` the promise
-    holds as long as the machine itself does not stop.
+    holds as long as the machine itself does not stop. A new file is its user's alone.
 
     Raises:
+        InputError: the path cannot name a file.
         StateError: it cannot be written, or is a directory, a pipe or a device; what was there is as it was.
     """
     target = regular_target(path)
-    temporary: Path | None = None
     try:
-        mode = target.stat().st_mode & 0o777 if target.exists() else 0o600  # a memory is its user's alone
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=_TEMPORARY, dir=target.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), mode)
-            if durable:
-                os.fsync(file.fileno())
-        temporary.replace(target)
-        temporary = None
-        if durable:
-            _sync_folder(target.parent)
+        replace_file(target, data, durable=durable, private=True)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         missing = isinstance(error, FileNotFoundError)
         remedy = "make its directory or choose another place" if missing else os_remedy(error)
         raise StateError(f"{target} cannot be written ({reason}); {remedy}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
     if durable:
         _remove_leftovers(target.parent)
+
+
+def replace_file(target: Path, data: bytes, *, durable: bool = False, private: bool = False) -> None:
+    """Replace a file by `data` in one step; it keeps its mode.
+
+    Args:
+        target: the file, which may be missing. Of a symbolic link, the link itself would be replaced.
+        data: all of its content.
+        durable: flush it to the disk first, so that it holds after a crash of the machine too.
+        private: a new file is readable by its user alone.
+
+    Raises:
+        OSError: what was there is as it was.
+    """
+    handle, temporary = _temporary(target, _PRIVATE if private else _PUBLIC)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            if target.exists():
+                os.fchmod(file.fileno(), target.stat().st_mode & 0o777)
+            if durable:
+                os.fsync(file.fileno())
+            temporary.replace(target)  # with its lock still held: nobody takes it for a leftover
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        _sync_folder(target.parent)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Have `target` lead to the folder `new`; `new` then leads to what `target` was, if it was there.
+
+    Both are on one file system. Where the system can exchange two names (Linux, most file systems), `target` leads to
+    one of both at every moment. Elsewhere it is missing for the time between two renames, of which the first is undone
+    if the second fails.
+
+    Raises:
+        OSError: both are as they were.
+    """
+    if not target.exists():
+        new.rename(target)
+        return
+    if exchange(new, target):
+        return
+    old = new.with_name(f"{new.name}.old")
+    target.rename(old)
+    try:
+        new.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    old.rename(new)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Exchange what two names lead to, in one step; False where the system cannot. Raises `OSError`."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
+    if renameat2 is None:
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], ctypes.c_uint(_RENAME_EXCHANGE)) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _CANNOT_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(second))
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -82,6 +148,21 @@ def regular_target(path: str | os.PathLike[str]) -> Path:
     return target
 
 
+def _temporary(target: Path, mode: int) -> tuple[int, Path]:
+    """A new file beside the target, open and locked for as long as it is open."""
+    while True:
+        path = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}{_TEMPORARY}")
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        try:
+            if _locked(handle, wait=True) is None or os.path.exists(path):  # noqa: PTH110  # else taken for a leftover
+                return handle, path
+        except BaseException:
+            os.close(handle)
+            path.unlink(missing_ok=True)
+            raise
+        os.close(handle)
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -91,10 +172,33 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
+    """Remove old temporary files that no living process holds."""
     if folder in _cleaned:
         return
     _cleaned.add(folder)
     with contextlib.suppress(OSError):
         for file in folder.iterdir():
             if file.name.endswith(_TEMPORARY) and time.time() - file.stat().st_mtime > _LEFTOVER_SECONDS:
-                file.unlink(missing_ok=True)
+                _remove_leftover(file)
+
+
+def _remove_leftover(file: Path) -> None:
+    handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        if _locked(handle, wait=False):
+            file.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
+def _locked(handle: int, *, wait: bool) -> bool | None:
+    """Whether the lock on an open file is held now; None where there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True

@@ -150,7 +150,7 @@ model = titans_runtime.load(sys.argv[1], threads=1)
 done = 0
 while done < 10:
     session = model.restore(sys.argv[2])
-    session.feed([1])
+    session.feed([int(sys.argv[3])])
     try:
         session.save(sys.argv[2])
         done += 1
@@ -163,7 +163,7 @@ def test_no_update_of_three_processes_is_lost(toy_model: Model, toy_bundle: Path
     path = tmp_path / "alice.state"
     started(toy_model, 1).save(path)
     command = [sys.executable, "-c", INCREMENT, str(toy_bundle), str(path)]
-    processes = [subprocess.Popen(command) for _ in range(3)]
+    processes = [subprocess.Popen([*command, str(number)]) for number in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
     assert toy_model.restore(path).position == 1 + 3 * 10
 

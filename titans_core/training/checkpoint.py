@@ -31,6 +31,7 @@ from torch import Tensor
 from titans_core.config import TitansConfig
 from titans_core.errors import CheckpointError, ConfigError
 from titans_core.model import TitansModel
+from titans_core.training.replacing import replace_folder
 from titans_core.training.task import Scalar
 
 MARKER = "titans-checkpoint.json"
@@ -110,10 +111,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, progress: Progress) -> N
             shutil.rmtree(stale)
         temporary.mkdir()
         _write_step(temporary, checkpoint, progress)
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
+        replace_folder(temporary, final)
         _sync(path)
+        shutil.rmtree(temporary, ignore_errors=True)  # what was replaced, if anything was
         for old in _steps(path)[:-KEPT]:
             shutil.rmtree(old)
     except (OSError, SafetensorError) as error:
