@@ -38,6 +38,7 @@ from titans_export.weights import write_tensors
 from titans_export.widen import is_half, widened
 from titans_runtime.atomic import replace_file, replace_folder
 from titans_runtime.manifest import MANIFEST_FILE, DataFile, GraphSpec, Manifest, ModelInfo, TokenizerInfo
+from titans_runtime.paths import is_unicode
 
 WEIGHTS_FILE = "weights.safetensors"
 INITIAL_STATE_FILE = "initial_state.safetensors"
@@ -72,7 +73,9 @@ def staged(out: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _check_place(out: Path, target: Path, overwrite: bool) -> None:
-    """Raise `ExportError` if something is there that is not to be replaced."""
+    """Raise `ExportError` if something is there that is not to be replaced, or no bundle could be used there."""
+    if not is_unicode(target):
+        raise ExportError(f"{target} is not UTF-8, and no runtime could open a bundle there; choose another --out")
     if not target.exists():
         return
     if not overwrite:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from titans_runtime import statefile
+from titans_runtime import native, statefile
 from titans_runtime.backends import select
 from titans_runtime.backends.base import Backend, LoadOptions
 from titans_runtime.bundle import Bundle, open_bundle
@@ -40,9 +40,10 @@ def load(path: str | os.PathLike[str], provider: str = "auto", threads: int | No
     Raises:
         BundleError: a file is missing, truncated, altered or of a newer format.
         ProviderError: an unknown provider, or one that does not work here.
-        InputError: `threads` is not a positive number.
+        InputError: `threads` is not a positive number, or `TITANS_KERNELS` something that it cannot mean.
     """
     options = LoadOptions(threads=_threads(threads))
+    native.switched_off()  # refuses what it cannot mean, before anything else is done
     bundle = open_bundle(path)
     selected = select(bundle, provider, options)
     return Model(bundle, selected.backend, selected.passed_over)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TypeAlias
 
 logger = logging.getLogger("titans_runtime")
+logger.addHandler(logging.NullHandler())  # an application that did not ask for logs has none on its stderr
 
 
 @dataclass(frozen=True)

@@ -29,3 +29,12 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
     if not name or b"\0" in encoded:
         raise InputError(f"{name!r} cannot name a file; choose another name")
     return Path(name)
+
+
+def is_unicode(path: Path) -> bool:
+    """Whether a path can be said in UTF-8, as the libraries need it that open files by themselves."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -74,6 +74,7 @@ def prepare_directory(path: Path) -> None:
     Raises:
         CheckpointError: `path` is a file, an unrelated directory with something in it, or cannot be written.
     """
+    _check_name(path)
     new, probe = not path.exists(), path / f".{MARKER}.{os.getpid()}"
     try:
         if path.exists() and not path.is_dir():
@@ -164,7 +165,16 @@ def _steps(path: Path) -> list[Path]:
     return sorted(step for step in path.glob("step-*") if step.is_dir())
 
 
+def _check_name(path: Path) -> None:
+    """Raise `CheckpointError` for a path that safetensors, which opens files by itself, cannot be told."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{path} has a name that is not UTF-8; rename it, or choose another place") from None
+
+
 def _newest(path: Path) -> Path:
+    _check_name(path)
     if (path / _MANIFEST).is_file():
         return path
     if not path.exists():

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from titans_cli.options import bundle_argument, json_option, print_json, prompt_progress
+from titans_cli.options import bundle_argument, json_option
+from titans_cli.terminal import print_json, prompt_progress, say, write_generated
 
 if TYPE_CHECKING:
     from titans_runtime import Mark, SamplingOptions, Session
@@ -89,7 +90,7 @@ def chat(
         )
     if memory is not None and memory.exists():
         session = model.restore(memory)
-        _say(f"the memory of {memory} goes on after {session.position:,} tokens")
+        say(f"the memory of {memory} goes on after {session.position:,} tokens", err=True)
     else:
         session = model.session()
     message = re.sub(r"\\[nt\\]", lambda found: _ESCAPES[found[0]], template)
@@ -124,7 +125,7 @@ class _Conversation:
     def run(self) -> None:
         """Until /quit or the end of input."""
         if sys.stdin.isatty():
-            _say("/help lists commands")
+            say("/help lists commands", err=True)
         try:
             while (line := _read()) is not None and line != b"/quit":
                 before = self._session.position
@@ -144,31 +145,32 @@ class _Conversation:
             self._session.rewind(mark)
             undone["undone"] = True
             self._save()
-            _say(f"back at {self._session.position:,} tokens")
+            say(f"back at {self._session.position:,} tokens", err=True)
         elif line == "/undo":
-            _say("there is nothing to undo in this conversation")
+            say("there is nothing to undo in this conversation", err=True)
         elif line == "/reset":
             self._marks.append((self._session.mark(), {}))  # a reset is no exchange
             self._session.reset()
             self._save()
-            _say("everything is forgotten; /undo brings it back")
+            say("everything is forgotten; /undo brings it back", err=True)
         elif line == "/stats":
             stats = self._session.stats
-            _say(
+            say(
                 f"{stats.position:,} tokens, {stats.commits:,} commits, {stats.tokens_per_second:,.0f} tokens/s,"
-                f" surprise {stats.surprise_mean:.4g} on average, {stats.surprise_highest:.4g} at most"
+                f" surprise {stats.surprise_mean:.4g} on average, {stats.surprise_highest:.4g} at most",
+                err=True,
             )
         elif line == "/save" and self._memory is not None:
             self._save()
-            _say(f"written to {self._memory}")
+            say(f"written to {self._memory}", err=True)
         elif line == "/save":
-            _say("start with --memory FILE to have a place to save to")
+            say("start with --memory FILE to have a place to save to", err=True)
         elif line == "/help":
-            _say(_HELP.rstrip())
+            say(*_HELP.splitlines(), err=True)
         else:
             error = f"there is no command {line.split()[0]}; /help lists them, and // begins a message with one /"
             self.exchanges.append({"message": line, "answer": "", "error": error})
-            _say(error)
+            say(error, err=True)
 
     def _answer(self, line: bytes) -> None:
         from titans_runtime import InputError, NonFiniteError
@@ -192,18 +194,18 @@ class _Conversation:
                     answer += piece
                     exchange["answer"] = answer
                     if self._show:
-                        click.echo(piece, nl=False)
+                        write_generated(piece)
         except KeyboardInterrupt:
-            _say("\n(interrupted)")
+            say("", "(interrupted)", err=True)
         except (InputError, NonFiniteError) as error:
             self._session.rewind(mark)
             exchange["error"] = str(error)
             if self._show and answer:
-                click.echo()
-            _say(f"this message is forgotten, back at {self._session.position:,} tokens: {error}")
+                say()
+            say(f"this message is forgotten, back at {self._session.position:,} tokens: {error}", err=True)
             return
         if self._show:
-            click.echo()
+            say()
         self._marks = [*self._marks[-31:], (mark, exchange)]  # each holds a state; so far back is enough
 
     def _save(self) -> None:
@@ -214,14 +216,10 @@ class _Conversation:
 def _read() -> bytes | None:
     """The next line, whatever its bytes, or None at the end of input."""
     if sys.stdin.isatty():
-        click.echo("> ", nl=False, err=True)
+        write_generated("> ", err=True)
     try:
         line = sys.stdin.buffer.readline()
     except KeyboardInterrupt:
-        click.echo(err=True)
+        say(err=True)
         return None
     return line.rstrip(b"\r\n") if line else None
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from titans_cli.options import json_option, print_json, progress_bar
+from titans_cli.options import json_option
+from titans_cli.terminal import print_json, progress_bar, say
 
 
 @click.command(
@@ -71,7 +72,7 @@ def export(
                 writes=control != "writes-off",
             )
     except VerificationError as error:
-        click.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}", err=True)
         context.exit(1)
     if as_json:
         print_json(
@@ -85,10 +86,10 @@ def export(
             }
         )
         return
-    click.echo(f"{out}: {manifest.model.name}, {manifest.model.parameters:,} parameters, {manifest.dtype}", err=True)
+    say(f"{out}: {manifest.model.name}, {manifest.model.parameters:,} parameters, {manifest.dtype}", err=True)
     report = manifest.verification
     if report is None:
-        click.echo("not verified; titans verify does it", err=True)
+        say("not verified; titans verify does it", err=True)
     else:
         largest = f"{report['max_abs_error']:.1e}"
-        click.echo(f"verified over {report['tokens']:,} tokens, largest error {largest}", err=True)
+        say(f"verified over {report['tokens']:,} tokens, largest error {largest}", err=True)

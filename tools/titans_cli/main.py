@@ -6,7 +6,7 @@ PyTorch. Knows the error types of the packages below by name only. Does not know
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import importlib
 import keyword
 import os
@@ -15,6 +15,8 @@ import sys
 from typing import IO, Any, cast
 
 import click
+
+from titans_cli.terminal import accept_any_text, say, visible
 
 # Subcommand -> its line in `titans --help`. The command itself is the attribute of that name in titans_cli.<name>; both
 # have a `_` at the end where the name is a word of Python's.
@@ -61,7 +63,9 @@ _EXTRAS = {
 _OPTIONAL_PACKAGES = ("torch", "onnx", "onnxruntime")
 
 
-INTERRUPTED = 128 + signal.SIGINT  # exit code, as shells have it; 1 is for a check that failed
+# Exit codes as shells have them; 1 is for a check that failed.
+INTERRUPTED = 128 + signal.SIGINT
+UNREAD = 128 + 13  # SIGPIPE, which not every system has: whoever read what is written has gone
 
 
 class CleanError(click.ClickException):
@@ -73,7 +77,7 @@ class CleanError(click.ClickException):
         super().__init__(" ".join(message.split()))
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"Error: {self.message}", file=file or sys.stderr)
+        click.echo(f"Error: {visible(self.message)}", file=file or sys.stderr)
 
 
 class LazyGroup(click.Group):
@@ -92,22 +96,58 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """As in click, on streams that take any text."""
+        accept_any_text()
+        return super().main(*args, **kwargs)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """As in click; what is wrong with the options before the subcommand is one line too."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            raise _usage(error) from error
+        except BrokenPipeError:  # the help of `titans` itself
+            raise _unread() from None
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except click.exceptions.NoArgsIsHelpError:
             raise
         except KeyboardInterrupt:
-            click.echo("Interrupted", err=True)
+            say("Interrupted", err=True)
             ctx.exit(INTERRUPTED)
         except click.UsageError as error:
-            path = error.ctx.command_path if error.ctx else "titans"
-            raise CleanError(f"{error.format_message().rstrip('.')} (see {path} --help)") from error
+            raise _usage(error) from error
+        except BrokenPipeError:
+            raise _unread() from None
+        except SystemExit as end:
+            if isinstance(end.__context__, BrokenPipeError):  # rich's way of ending
+                raise _unread() from None
+            raise
         except Exception as error:
             message = explain(error, ctx.invoked_subcommand or "")
             if message is None or os.environ.get("TITANS_DEBUG") == "1":
                 raise
             raise CleanError(message) from error
+
+
+def _usage(error: click.UsageError) -> CleanError:
+    path = error.ctx.command_path if error.ctx else "titans"
+    return CleanError(f"{error.format_message().rstrip('.')} (see {path} --help)")
+
+
+def _unread() -> click.exceptions.Exit:
+    """End as other programs do when nobody reads what they write, and write nothing more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a stream that is no file
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+    return click.exceptions.Exit(UNREAD)
 
 
 def explain(error: Exception, command: str) -> str | None:
@@ -121,9 +161,11 @@ def explain(error: Exception, command: str) -> str | None:
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _OPTIONAL_PACKAGES:
         extra = _EXTRAS[command]
         return f"titans {command} needs {error.name}, which is missing; run: pip install 'titans-deploy[{extra}]'"
-    if isinstance(error, OSError) and error.strerror and error.errno != errno.EPIPE:  # click ends a broken pipe quietly
+    if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
         return f"{where}{error.strerror}; {os_remedy(error)}"
+    if isinstance(error, MemoryError):
+        return f"titans {command} needs more memory than there is; close other programs, or give it less at a time"
     return None
 
 
@@ -132,8 +174,8 @@ def explain(error: Exception, command: str) -> str | None:
 def cli() -> None:
     """Titans test-time memory models: train in PyTorch, export to ONNX bundles, run them without PyTorch.
 
-    Exit codes: 0 done, 1 a check failed, 2 wrong usage or bad input, 130 interrupted. Set TITANS_DEBUG=1 for
-    tracebacks.
+    Exit codes: 0 done, 1 a check failed, 2 wrong usage or bad input, 130 interrupted, 141 nobody reads the output.
+    Set TITANS_DEBUG=1 for tracebacks.
 
     \b
     Example:

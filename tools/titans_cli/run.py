@@ -5,6 +5,7 @@ Knows the options and what is printed. Never imports PyTorch or ONNX.
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from titans_cli.options import bundle_argument, json_option, print_json, prompt_progress
+from titans_cli.options import bundle_argument, json_option
+from titans_cli.terminal import print_json, prompt_progress, say, write_generated
 
 if TYPE_CHECKING:
     from titans_runtime import Model, SamplingOptions, Session
@@ -28,7 +30,7 @@ Examples:
 )
 @bundle_argument
 @click.option("--prompt", help="Text to continue.")
-@click.option("--prompt-file", type=click.Path(path_type=Path), help="A file with the text to continue.")
+@click.option("--prompt-file", type=click.Path(path_type=Path), help="A file with the text to continue; - is stdin.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--temperature", type=float, default=0.8, show_default=True, help="0 takes the most likely token.")
 @click.option("--top-k", type=int, help="Choose among the k most likely tokens.")
@@ -109,8 +111,8 @@ def run(
         if as_json:
             print_json({**answer.figures(), "position": session.position, **_provider(model)})
         else:
-            click.echo("" if show else answer.text)
-            click.echo(answer.summary(), err=True)
+            write_generated("\n" if show else f"{answer.text}\n")
+            say(answer.summary(), err=True)
 
 
 def _provider(model: Model) -> dict[str, object]:
@@ -123,6 +125,8 @@ def _prompt(prompt: str | None, file: Path | None, optional: bool) -> str | byte
         return None
     if (prompt is None) == (file is None):
         raise click.UsageError("give the text to continue with either --prompt or --prompt-file")
+    if file == Path("-"):
+        return sys.stdin.buffer.read()
     return file.read_bytes() if file is not None else prompt or ""
 
 
@@ -181,7 +185,7 @@ def _generate(
     def emit(piece: str) -> None:
         answer.text += piece
         if show:
-            click.echo(piece, nl=False, err=err)
+            write_generated(piece, err=err)
 
     start = time.perf_counter()
     with prompt_progress() as progress:

@@ -6,7 +6,6 @@ Knows the options that all tasks share. The tasks are in `train_tasks`. Imports 
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +14,7 @@ import click
 
 from titans_cli.model_options import CONTROLS, PRESETS, VARIANTS, ModelOptions
 from titans_cli.task_options import options_of, was_given, with_options
+from titans_cli.terminal import print_json
 from titans_cli.train_tasks import OPTIONS, TASKS
 
 if TYPE_CHECKING:
@@ -137,4 +137,4 @@ def train(
         )
     if as_json and result.rank == 0:
         document = {"checkpoint": str(out), "task": task, "variant": lesson.model.variant, **dataclasses.asdict(result)}
-        click.echo(json.dumps(document))
+        print_json(document, indent=None)

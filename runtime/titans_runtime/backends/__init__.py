@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from titans_runtime import native
 from titans_runtime.backends.base import Backend, LoadOptions
 from titans_runtime.bundle import Bundle
-from titans_runtime.errors import ProviderError
+from titans_runtime.errors import BundleError, ProviderError
 from titans_runtime.observe import record
+from titans_runtime.paths import is_unicode
 
 # What `provider=` may name besides "auto".
 PROVIDERS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx", "webgpu", "ort-tensorrt", "ort-tensorrt-rtx")
@@ -94,6 +95,8 @@ def _backend(bundle: Bundle, provider: str, options: LoadOptions) -> Backend:
             f"{bundle.path} is a {manifest.dtype} bundle for {', '.join(manifest.providers)} only, not for {provider}",
             "export the checkpoint with another --dtype",
         )
+    if not is_unicode(bundle.path):
+        raise BundleError(f"{bundle.path} has a name that is not UTF-8, which no provider can open; rename it")
     from titans_runtime.backends.device_backend import DeviceBackend
 
     if provider in _NATIVE:
