@@ -36,9 +36,9 @@ from titans_export.quantise import quantise
 from titans_export.steppable import SteppableModel
 from titans_export.weights import write_tensors
 from titans_export.widen import is_half, widened
+from titans_runtime.arguments import is_unicode
 from titans_runtime.atomic import replace_file, replace_folder
 from titans_runtime.manifest import MANIFEST_FILE, DataFile, GraphSpec, Manifest, ModelInfo, TokenizerInfo
-from titans_runtime.paths import is_unicode
 
 WEIGHTS_FILE = "weights.safetensors"
 INITIAL_STATE_FILE = "initial_state.safetensors"

@@ -10,11 +10,12 @@ import ctypes
 import errno
 import os
 import secrets
+import stat
 import time
 from pathlib import Path
 
+from titans_runtime.arguments import checked_path
 from titans_runtime.errors import StateError, os_remedy
-from titans_runtime.paths import checked_path
 
 try:
     import fcntl
@@ -141,9 +142,15 @@ def regular_target(path: str | os.PathLike[str]) -> Path:
         StateError: something else than a file is there, which would be replaced by one.
     """
     target = Path(os.path.realpath(checked_path(path)))
-    if target.is_dir():
+    try:
+        mode = target.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return target
+    except OSError as error:
+        raise StateError(f"{target} cannot be written ({error.strerror}); {os_remedy(error)}") from None
+    if stat.S_ISDIR(mode):
         raise StateError(f"{target} is a directory; name a file")
-    if target.exists() and not target.is_file():
+    if not stat.S_ISREG(mode):
         raise StateError(f"{target} is a device or a pipe, which cannot be replaced in one step; name a file")
     return target
 

@@ -19,6 +19,12 @@ _OS_REMEDIES = {
     errno.ENOTDIR: "check the path: a part of it is a file",
     errno.EISDIR: "name a file, not a directory",
     errno.EEXIST: "choose another place or remove what is there",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "the links in the path lead in a circle: check the path",
+    errno.EMFILE: "too many files are open in this process: close some, or raise the limit (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine: close some and try again",
+    errno.EFBIG: "the file would be larger than is allowed (ulimit -f): raise the limit or choose another place",
+    errno.ENOMEM: "there is not enough memory: close other programs and try again",
 }
 
 
@@ -60,6 +66,13 @@ class ProviderError(TitansError):
 
 class ExecutionError(TitansError):
     """A graph that failed while running."""
+
+
+def out_of_memory() -> ExecutionError:
+    """What a feed raises that asks for more memory than there is."""
+    return ExecutionError(
+        "there is not enough memory for this feed; feed fewer tokens at a time, or without all_logits"
+    )
 
 
 class NonFiniteError(ExecutionError):

@@ -119,6 +119,8 @@ def parse(text: str, file: str) -> Node:
         return Node(json.loads(text), file)
     except RecursionError:
         raise BundleError(f"{file} is nested too deeply to be a manifest; export the bundle again") from None
+    except TypeError:
+        raise BundleError(f"{file} is not text; pass the document as a string") from None
     except ValueError as error:
         raise BundleError(f"{file} is not valid JSON ({error}); it may be truncated: copy the bundle again") from None
 

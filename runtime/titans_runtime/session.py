@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import operator
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,11 +21,20 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from titans_runtime import statefile
+from titans_runtime.arguments import flag, function, instance, label, shown, whole
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.atomic import check_writable, regular_target, write_atomically
 from titans_runtime.backends.base import Best, State
 from titans_runtime.driver import Fed, Feeder
-from titans_runtime.errors import InputError, NonFiniteError, SessionPoisonedError, TextError, TitansError
+from titans_runtime.errors import (
+    InputError,
+    NonFiniteError,
+    SessionPoisonedError,
+    StateError,
+    TextError,
+    TitansError,
+    out_of_memory,
+)
 from titans_runtime.guard import Guard
 from titans_runtime.inputs import Inputs, checked_inputs, checked_tokens
 from titans_runtime.lineage import Lineage, locked
@@ -73,7 +81,7 @@ class Session:
         moment: Moment | None = None,
         lineage: Lineage | None = None,
     ) -> None:
-        self.name = name if name is not None else f"session-{next(_numbers)}"
+        self.name = f"session-{next(_numbers)}" if name is None else label(name)
         self._shared = shared
         self._manifest = shared.manifest
         self._guard = Guard()
@@ -143,7 +151,7 @@ class Session:
             Whatever is raised, the session is where it was.
         """
         array = checked_inputs(self._manifest.inputs, inputs)
-        every = all_logits or not isinstance(self._manifest.inputs, TokenInputs)
+        every = flag("all_logits", all_logits) or not isinstance(self._manifest.inputs, TokenInputs)
         outputs = self._consume(array, every)
         return outputs if every else outputs.reshape(-1)
 
@@ -168,6 +176,8 @@ class Session:
         Raises:
             InputError: the mark is of another model.
         """
+        if not isinstance(mark, Mark):
+            raise InputError(f"the mark is {shown(mark)}; pass what mark() gave")
         if mark.identity != self._manifest.state_identity:
             raise InputError("this mark was made with another model; rewind to a mark of a session of this one")
         with self._guard:
@@ -201,10 +211,10 @@ class Session:
         Raises:
             StateError: the file cannot be written, or holds what this session has not read; it is as it was.
         """
-        target = regular_target(path)
+        target, forced = regular_target(path), flag("force", force)
         data = self._packed(compress)
         with locked(target):
-            if not force:
+            if not forced:
                 self._lineage.check(target, data)
             write_atomically(target, data)
             self._lineage.written(data, target)
@@ -215,7 +225,7 @@ class Session:
     def check_save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Raise `StateError` where `save` would be refused now, before work is done that is to end in it."""
         check_writable(path)
-        if not force:
+        if not flag("force", force):
             self._lineage.check(regular_target(path))
 
     def to_bytes(self, *, compress: bool = False) -> bytes:
@@ -225,10 +235,14 @@ class Session:
         return data
 
     def _packed(self, compress: bool) -> bytes:
-        with self._guard:
-            now = self._now
-            tensors = self._shared.feeder.backend.read(self._home(now.state))
-        return statefile.pack(self._manifest, tensors, now, compress=compress)
+        compressed = flag("compress", compress)
+        try:
+            with self._guard:
+                now = self._now
+                tensors = self._shared.feeder.backend.read(self._home(now.state))
+            return statefile.pack(self._manifest, tensors, now, compress=compressed)
+        except MemoryError as error:
+            raise StateError(f"there is not enough memory to save {self.name}; close other sessions first") from error
 
     def generate(
         self,
@@ -291,11 +305,14 @@ class Session:
         if not isinstance(kind, TokenInputs):
             raise InputError("a continuous model has no tokens to generate; feed its predictions back with feed()")
         self._check()
-        limit = _limit(max_new_tokens)
+        limit = whole("max_new_tokens", max_new_tokens, 0, "use a whole number of 0 or above, such as 64")
         ids = None if prompt is None else checked_tokens(self._encode(prompt), kind.vocab_size)
         if ids is None and self._now.last is None:
             raise InputError("there is nothing to go on from; pass a prompt, or feed the session first")
-        sampler = Sampler(options or SamplingOptions(), kind.vocab_size)
+        chosen = SamplingOptions() if options is None else options
+        sampler = Sampler(instance("options", chosen, SamplingOptions, "pass SamplingOptions"), kind.vocab_size)
+        if on_progress is not None:
+            function("on_progress", on_progress)
         return self._tokens(ids, limit, sampler, on_progress)
 
     @property
@@ -367,6 +384,8 @@ class Session:
             except NonFiniteError as error:
                 self._fall_ill(error)
                 raise
+            except MemoryError as error:
+                raise out_of_memory() from error
             return self._accept(array, fed, state, time.perf_counter() - start)
 
     def _accept(self, array: Array, fed: Fed, state: State, seconds: float) -> FloatArray:
@@ -431,16 +450,10 @@ class Session:
 
 def moment_of(feeder: Feeder, data: bytes, source: str) -> Moment:
     """The moment that a state file's bytes hold; the last feed's surprise is not stored. Raises `StateError`."""
-    saved = statefile.unpack(feeder.manifest, data, source)
-    state = feeder.backend.write(saved.tensors, 1, saved.header.position)
+    try:
+        saved = statefile.unpack(feeder.manifest, data, source)
+        state = feeder.backend.write(saved.tensors, 1, saved.header.position)
+    except MemoryError as error:
+        raise StateError(f"{source} needs more memory than there is; close other sessions first") from error
     nothing = np.zeros((0, feeder.manifest.surprise_layers), np.float32)
     return Moment(state, saved.last, nothing, saved.header.totals, saved.header.commits, saved.header.recent)
-
-
-def _limit(max_new_tokens: int) -> int:
-    if isinstance(max_new_tokens, bool) or not hasattr(max_new_tokens, "__index__"):
-        raise InputError(f"max_new_tokens is {max_new_tokens!r}; use a whole number such as 64")
-    limit = operator.index(max_new_tokens)
-    if limit < 0:
-        raise InputError(f"max_new_tokens is {limit}; use 0 or above")
-    return limit

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from titans_runtime.arguments import shown
 from titans_runtime.errors import InputError
 
 
@@ -25,11 +26,11 @@ class StopFilter:
     def __init__(self, stops: str | Sequence[str] | None = ()) -> None:
         try:
             self._stops = (stops,) if isinstance(stops, str) else () if stops is None else tuple(stops)
-        except TypeError:
-            raise InputError(f"stop is {stops!r}; use a string, or a list of strings") from None
+        except Exception:  # also what an object of the caller's raises
+            raise InputError(f"stop is {shown(stops)}; use a string, or a list of strings") from None
         for stop in self._stops:
             if not isinstance(stop, str) or not stop:
-                raise InputError(f"stop string {stop!r} is not a string with something in it; leave it out")
+                raise InputError(f"stop string {shown(stop)} is not a string with something in it; leave it out")
         self._held = ""
         self.stopped = False
 

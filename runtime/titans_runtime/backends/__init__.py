@@ -10,11 +10,11 @@ import logging
 from dataclasses import dataclass, field
 
 from titans_runtime import native
+from titans_runtime.arguments import is_unicode, shown
 from titans_runtime.backends.base import Backend, LoadOptions
 from titans_runtime.bundle import Bundle
 from titans_runtime.errors import BundleError, ProviderError
 from titans_runtime.observe import record
-from titans_runtime.paths import is_unicode
 
 # What `provider=` may name besides "auto".
 PROVIDERS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx", "webgpu", "ort-tensorrt", "ort-tensorrt-rtx")
@@ -38,7 +38,7 @@ def select(bundle: Bundle, provider: str, options: LoadOptions) -> Selected:
     Raises:
         ProviderError: an unknown provider, one that does not work here, or one that this bundle is not for.
     """
-    if provider != "auto":
+    if not isinstance(provider, str) or provider != "auto":
         return Selected(_backend(bundle, provider, options))
     passed_over: dict[str, str] = {}
     for name in AUTO[:-1]:
@@ -87,8 +87,8 @@ def software(name: str) -> bool:
 
 
 def _backend(bundle: Bundle, provider: str, options: LoadOptions) -> Backend:
-    if provider not in PROVIDERS:
-        raise ProviderError(f"unknown provider {provider!r}", f"use one of {', '.join((*PROVIDERS, 'auto'))}")
+    if not isinstance(provider, str) or provider not in PROVIDERS:
+        raise ProviderError(f"unknown provider {shown(provider)}", f"use one of {', '.join((*PROVIDERS, 'auto'))}")
     manifest = bundle.manifest
     if manifest.providers is not None and provider not in manifest.providers:
         raise ProviderError(

@@ -176,7 +176,13 @@ def cache_folder(provider: str, weights: str, graph: GraphSpec) -> Path:
     """Where engines of one graph are kept, made if need be. The weights are in the name: providers' keys omit them."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = base / "titans-deploy" / provider / f"{weights[:16]}-{graph.sha256[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ProviderError(
+            f"{folder}, where {provider} keeps its engines, cannot be made ({error.strerror})",
+            "set XDG_CACHE_HOME to a folder that can be written",
+        ) from error
     return folder
 
 

@@ -5,28 +5,29 @@ Knows how a session's calls become jobs. Does not know in which order they run (
 
 from __future__ import annotations
 
-import operator
 import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from types import TracebackType
 
 from titans_runtime import statefile
+from titans_runtime.arguments import checked_bytes, checked_path, flag, instance, sequence, whole
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.backends.base import Backend, State
 from titans_runtime.batching.engine import Engine
 from titans_runtime.batching.jobs import Job
 from titans_runtime.batching.tickets import Tally, Ticket
 from titans_runtime.driver import Fed, Feeder
-from titans_runtime.errors import InputError, NonFiniteError
+from titans_runtime.errors import InputError, NonFiniteError, out_of_memory
 from titans_runtime.inputs import Inputs, checked_inputs
 from titans_runtime.lineage import Lineage
 from titans_runtime.manifest import Manifest, TokenInputs
 from titans_runtime.moment import Moment
 from titans_runtime.plan import FASTEST, Policy
 from titans_runtime.session import Session, Shared, moment_of
+
+_POSITIVE = "use a whole number of 1 or above"
 
 
 class Batch:
@@ -42,9 +43,9 @@ class Batch:
         engine = Engine(
             shared.manifest,
             shared.feeder.backend,
-            _positive("lanes", lanes),
-            None if resident is None else _positive("resident", resident),
-            None if folder is None else Path(folder),
+            whole("lanes", lanes, 1, _POSITIVE),
+            None if resident is None else whole("resident", resident, 1, _POSITIVE),
+            None if folder is None else checked_path(folder),
         )
         self._engine = engine
         self._shared = Shared(_EngineFeeder(shared.feeder, engine), shared.tokenizer, shared.observers)
@@ -55,11 +56,12 @@ class Batch:
 
     def restore(self, path: str | os.PathLike[str], name: str | None = None) -> BatchSession:
         """A session as `Session.save` wrote it. Raises `StateError`."""
-        return self._restored(statefile.read_file(path, self._shared.manifest), str(path), name, path)
+        file = checked_path(path)
+        return self._restored(statefile.read_file(file, self._shared.manifest), str(file), name, file)
 
     def restore_bytes(self, data: bytes, name: str | None = None) -> BatchSession:
         """A session from what `Session.to_bytes` gave. Raises `StateError`."""
-        return self._restored(data, "the state", name)
+        return self._restored(checked_bytes("the state", data), "the state", name)
 
     def feed(self, sessions: Sequence[BatchSession], inputs: Sequence[Inputs]) -> list[FloatArray]:
         """Feed several sessions together, and wait for all of them.
@@ -75,6 +77,10 @@ class Batch:
             What `Session.feed` raises, for the first session that failed; the others have moved on all the same. After
             Ctrl-C those that were not done are as they were.
         """
+        sessions = sequence("sessions", sessions, "pass a list of sessions of this batch")
+        inputs = sequence("inputs", inputs, "pass a list with the inputs of each session")
+        for session in sessions:
+            instance("a session", session, BatchSession, "pass sessions of this batch")
         if len(sessions) != len(inputs):
             raise InputError(f"there are {len(sessions)} sessions and {len(inputs)} inputs; pass as many of both")
         self._engine.refuse_to_wait()
@@ -158,7 +164,7 @@ class BatchSession(Session):
     def _prepare(self, inputs: Inputs, told: Tally | Future[FloatArray], all_logits: bool = False) -> Job:
         """A job that is not queued yet; the session is in use from now on."""
         array = checked_inputs(self._manifest.inputs, inputs)
-        every = all_logits or not isinstance(self._manifest.inputs, TokenInputs)
+        every = flag("all_logits", all_logits) or not isinstance(self._manifest.inputs, TokenInputs)
         return self._job(array, every, _as_they_are if every else _of_one, told)
 
     def _consume(self, array: Array, every: bool, best: int | None = None) -> FloatArray:
@@ -166,6 +172,8 @@ class BatchSession(Session):
         job = self._submit(self._job(array, every, _as_they_are, Tally(), best))
         try:
             return job.future.result()
+        except MemoryError as error:
+            raise out_of_memory() from error
         except BaseException:
             job.abandon()
             raise
@@ -262,13 +270,3 @@ def _abandon(jobs: list[Job]) -> None:
         job.abandoned = True  # all of them, before `abandon` waits for the first
     for job in jobs:
         job.abandon()
-
-
-def _positive(name: str, value: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise InputError(f"{name} is {value!r}; use a whole number of 1 or above")
-    return number
