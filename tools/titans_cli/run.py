@@ -189,7 +189,7 @@ def _generate(
 
     start = time.perf_counter()
     with prompt_progress() as progress:
-        for token in session.generate_tokens(prompt, max_new_tokens, options, progress):
+        for token in session.generate_tokens(prompt, max_new_tokens, options, on_progress=progress):
             answer.arrived.append(time.perf_counter() - start)
             answer.surprise.append(float(session.surprise[-1]))
             pieces = pieces or model.tokenizer.stream(session.recent[:-1])
