@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from titans_export.errors import ExportError
+from titans_runtime.install import install
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 
@@ -74,9 +75,7 @@ def import_module(backend: str) -> Any:
     try:
         return importlib.import_module(MODULES[backend])
     except (ImportError, OSError) as error:  # OSError: the bindings are there, the libraries are not
-        raise ExportError(
-            f"{MODULES[backend]} cannot be imported ({error}); run: pip install 'titans-deploy[{backend}]'"
-        ) from error
+        raise ExportError(f"{MODULES[backend]} cannot be imported ({error}); run: {install(backend)}") from error
 
 
 def check_offered(module: Any, backend: str, options: BuildOptions) -> None:

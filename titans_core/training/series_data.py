@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from titans_core.errors import DataError
 
 SHORTEST = 64  # steps; less than that has no training part worth the name
-_EXTRA = "pip install 'titans-deploy[data]'"
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,9 @@ def _package_file(package: str, name: str) -> str:
     """The text of a data file, without importing its package (which would import pandas)."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise DataError(f"{package}, which ships this series, is not installed; {_EXTRA}")
+        raise DataError(
+            f"{package}, which ships this series, is not installed; run: pip install {package.replace('_', '-')}"
+        )
     path = Path(spec.submodule_search_locations[0]) / name
     try:
         data = path.read_bytes()

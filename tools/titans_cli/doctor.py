@@ -12,6 +12,7 @@ import click
 
 from titans_cli.options import json_option
 from titans_cli.terminal import print_json, say, say_entry
+from titans_runtime.install import install
 
 # Commands -> the packages they need beyond the base dependencies, and the extra that brings them.
 _NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -63,7 +64,7 @@ def _command(name: str, packages: tuple[str, ...], extra: str) -> dict[str, str]
         "name": name,
         "status": f"{', '.join(missing)} missing" if missing else "ready",
         "versions": ", ".join(f"{package} {version}" for package, version in versions.items() if version),
-        "remedy": f"run: pip install 'titans-deploy[{extra}]'" if missing else "",
+        "remedy": f"run: {install(extra)}" if missing else "",
     }
 
 

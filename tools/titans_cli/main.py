@@ -1,7 +1,7 @@
 """The `titans` command: which subcommands there are, and how their errors reach a person.
 
 Loads a subcommand's module only when that subcommand is asked for, so `titans --help` and `titans run` never pay for
-PyTorch. Knows the error types of the packages below by name only. Does not know what any subcommand does.
+PyTorch; the packages' errors are modules of their own, which import nothing. Does not know what any subcommand does.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ from typing import IO, Any, cast
 import click
 
 from titans_cli.terminal import accept_any_text, say, visible
+from titans_core.errors import TitansCoreError
+from titans_eval.errors import EvalError
+from titans_export.errors import ExportError
+from titans_runtime.errors import TitansError, os_remedy
+from titans_runtime.install import install
 
 # Subcommand -> its line in `titans --help`. The command itself is the attribute of that name in titans_cli.<name>; both
 # have a `_` at the end where the name is a word of Python's.
@@ -34,14 +39,6 @@ COMMANDS = {
     "bench": "Measure how fast a bundle runs here.",
     "eval": "Measure what a bundle has learned.",
     "doctor": "Show what this machine can run, and what to install for the rest.",
-}
-
-# Errors that the packages raise on purpose, by module; a module that was never imported cannot have raised one.
-_OWN_ERRORS = {
-    "titans_core.errors": "TitansCoreError",
-    "titans_eval.errors": "EvalError",
-    "titans_export.errors": "ExportError",
-    "titans_runtime.errors": "TitansError",
 }
 
 # Subcommand -> the extra of titans-deploy that brings what it imports beyond the base dependencies.
@@ -152,15 +149,11 @@ def _unread() -> click.exceptions.Exit:
 
 def explain(error: Exception, command: str) -> str | None:
     """The message a person should see for `error` of subcommand `command`, or None if it deserves its traceback."""
-    from titans_runtime.errors import os_remedy
-
-    for module, name in _OWN_ERRORS.items():
-        loaded = sys.modules.get(module)
-        if loaded is not None and isinstance(error, getattr(loaded, name)):
-            return str(error)
+    if isinstance(error, TitansError | TitansCoreError | ExportError | EvalError):
+        return str(error)
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _OPTIONAL_PACKAGES:
         extra = _EXTRAS[command]
-        return f"titans {command} needs {error.name}, which is missing; run: pip install 'titans-deploy[{extra}]'"
+        return f"titans {command} needs {error.name}, which is missing; run: {install(extra)}"
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
         return f"{where}{error.strerror}; {os_remedy(error)}"

@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import click
 
+from titans_runtime.install import install
+
 Command = TypeVar("Command", bound=Callable[..., None])
 PICTURES = (".svg", ".png")  # endings that --plot knows
 
@@ -44,7 +46,7 @@ def check_plot(path: Path | None) -> None:
     try:
         importlib.import_module("matplotlib.figure")
     except ImportError as error:
-        raise click.UsageError(f"--plot needs matplotlib ({error}); run: pip install 'titans-deploy[plot]'") from error
+        raise click.UsageError(f"--plot needs matplotlib ({error}); run: {install('plot')}") from error
     try:
         check_writable(path)
     except StateError as error:

@@ -147,7 +147,7 @@ def test_impossible_splits_are_refused() -> None:
         Forecasting.of(constant)
 
 
-def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"titans-deploy\[data\]"):
+    with pytest.raises(DataError, match="pip install bokeh-sampledata"):
         read_series("glucose")
