@@ -20,6 +20,7 @@ from titans_cli import terminal
 from titans_cli.main import UNREAD, cli
 from titans_export.bundle_writer import write_manifest
 from titans_runtime.bundle import open_bundle
+from titans_runtime.session import PIECE
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "titans_cli.main"]
@@ -254,3 +255,20 @@ def test_a_name_that_is_not_utf8_is_what_is_said_to_be_wrong(
         assert re.search(r"not UTF-8.*(rename it|choose another)", result.stderr), result.stderr
     assert titans("inspect", name).exit_code == 0
     assert sorted(tmp_path.iterdir()) == sorted([name, ck])
+
+
+def test_a_long_prompt_shows_its_progress_on_a_terminal_only(tiny_bundle: Path, tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.txt"
+    for pieces, shown in ((3, True), (1, False)):
+        prompt.write_text("a" * pieces * PIECE, encoding="utf-8")
+        arguments = ("run", tiny_bundle, "--prompt-file", prompt, "--max-new-tokens", "1", "--threads", "1")
+        assert ("reading the prompt" in on_terminal(*arguments)) == shown
+        assert titans(*arguments).stderr.count("\n") == 1  # the summary
+    chat = subprocess.run(
+        [*COMMAND, "chat", str(tiny_bundle), "--max-new-tokens", "1"],
+        input="a" * 3 * PIECE,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert chat.stderr == ""
