@@ -11,19 +11,13 @@ import errno
 import os
 import secrets
 import stat
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from titans_runtime.arguments import checked_path
 from titans_runtime.errors import StateError, os_remedy
 
-try:
-    import fcntl
-except ImportError:  # no such locks on this system
-    fcntl = None  # type: ignore[assignment]
-
 _TEMPORARY = ".titans-tmp"  # the end of a temporary file's name
-_LEFTOVER_SECONDS = 3600.0  # a temporary file this old that nobody holds was left by a process that was killed
 _cleaned: set[Path] = set()  # folders where this process has looked for such files: once is enough
 
 _PRIVATE, _PUBLIC = 0o600, 0o666  # modes of a new file; the process's umask takes from them
@@ -66,20 +60,21 @@ def replace_file(target: Path, data: bytes, *, durable: bool = False, private: b
     Raises:
         OSError: what was there is as it was.
     """
-    handle, temporary = _temporary(target, _PRIVATE if private else _PUBLIC)
+    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}{_TEMPORARY}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE if private else _PUBLIC)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
             if target.exists():
                 os.fchmod(file.fileno(), target.stat().st_mode & 0o777)
+            lock_of_nobody(file.fileno())  # before the first byte is there, and until it has its name
+            file.write(data)
+            file.flush()
             if durable:
                 os.fsync(file.fileno())
-            temporary.replace(target)  # with its lock still held: nobody takes it for a leftover
-    except BaseException:
+            temporary.replace(target)
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise
     if durable:
         _sync_folder(target.parent)
 
@@ -155,21 +150,6 @@ def regular_target(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _temporary(target: Path, mode: int) -> tuple[int, Path]:
-    """A new file beside the target, open and locked for as long as it is open."""
-    while True:
-        path = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}{_TEMPORARY}")
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        try:
-            if _locked(handle, wait=True) is None or os.path.exists(path):  # noqa: PTH110  # else taken for a leftover
-                return handle, path
-        except BaseException:
-            os.close(handle)
-            path.unlink(missing_ok=True)
-            raise
-        os.close(handle)
-
-
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -178,34 +158,44 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def lock_of_nobody(handle: int) -> bool:
+    """Take the lock of an open file if no process holds it; it is let go when the file is closed, or the process ends.
+
+    False where somebody holds it, and where there are no such locks.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def left_behind(file: Path) -> Iterator[bool]:
+    """Whether a file's process, which locked it before it wrote to it, is gone. Raises `OSError`."""
+    handle = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        about = os.fstat(handle)
+        yield stat.S_ISREG(about.st_mode) and about.st_size > 0 and lock_of_nobody(handle)
+    finally:
+        os.close(handle)
+
+
 def _remove_leftovers(folder: Path) -> None:
-    """Remove old temporary files that no living process holds."""
+    """Remove temporary files whose processes are gone: nobody holds their lock."""
     if folder in _cleaned:
         return
     _cleaned.add(folder)
     with contextlib.suppress(OSError):
         for file in folder.iterdir():
-            if file.name.endswith(_TEMPORARY) and time.time() - file.stat().st_mtime > _LEFTOVER_SECONDS:
-                _remove_leftover(file)
+            if file.name.endswith(_TEMPORARY):
+                with contextlib.suppress(OSError):
+                    _remove_if_left(file)
 
 
-def _remove_leftover(file: Path) -> None:
-    handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        if _locked(handle, wait=False):
+def _remove_if_left(file: Path) -> None:
+    with left_behind(file) as gone:
+        if gone:
             file.unlink(missing_ok=True)
-    finally:
-        os.close(handle)
-
-
-def _locked(handle: int, *, wait: bool) -> bool | None:
-    """Whether the lock on an open file is held now; None where there are no locks."""
-    if fcntl is None:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True

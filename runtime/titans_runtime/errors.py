@@ -84,9 +84,14 @@ class NonFiniteError(ExecutionError):
 
     def __init__(self, graph: str, token: int, state: str | None) -> None:
         where = f"first in state {state!r}" if state is not None else "in the outputs only, in no layer's state"
+        damaged = (
+            "if a new session meets them at its first token, the weights are not finite themselves: export a sound"
+            " checkpoint"
+        )
+        diverged = "if it recurs train with memory.surprise_bound set"
         super().__init__(
             f"graph {graph!r} returned numbers that are not finite at token {token}, {where}; go back with reset(),"
-            " rewind() or a saved state, and if it recurs train with memory.surprise_bound set"
+            f" rewind() or a saved state, and {diverged if token else damaged}"
         )
         self.graph, self.token, self.state = graph, token, state
 

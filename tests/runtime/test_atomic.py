@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,25 +91,6 @@ def test_a_file_keeps_its_mode_and_a_new_one_has_that_of_the_process(tmp_path: P
     assert (path.stat().st_mode & 0o777, path.read_bytes()) == (0o640, b"two")
     atomic.replace_file(tmp_path / "private", b"", private=True)
     assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600
-
-
-def test_a_file_that_is_being_written_is_no_leftover_however_old_it_seems(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A clock that was set, or a slow disk: what a living process writes stays, what nobody holds goes."""
-    handle, busy = atomic._temporary(tmp_path / "alice.state", 0o600)
-    abandoned = busy.with_name(".bob.state.1.titans-tmp")
-    abandoned.touch()
-    long_ago = time.time() - 7200
-    for path in (busy, abandoned):
-        os.utime(path, (long_ago, long_ago))
-    monkeypatch.setattr(atomic, "_cleaned", set())
-    atomic._remove_leftovers(tmp_path)
-    assert (busy.exists(), abandoned.exists()) == (True, False)
-    os.close(handle)
-    monkeypatch.setattr(atomic, "_cleaned", set())
-    atomic._remove_leftovers(tmp_path)
-    assert not busy.exists()
 
 
 @pytest.mark.parametrize("name", ["a" * 240, "\u20ac" * 80, "\udcff.state"])

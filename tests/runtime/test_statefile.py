@@ -19,7 +19,7 @@ import pytest
 
 from tests.runtime.toy import C, Toy, write_toy
 from titans_runtime import Model, StateError, load
-from titans_runtime.atomic import check_writable
+from titans_runtime.atomic import check_writable, lock_of_nobody
 
 TEXT = list(b"what is to be remembered")  # three chunks
 ODD = TEXT[:-3]  # ends inside a chunk
@@ -235,16 +235,37 @@ def test_a_saved_memory_is_its_users_alone_and_keeps_the_mode_it_was_given(toy_m
     assert path.stat().st_mode & 0o777 == 0o640
 
 
-def test_what_a_killed_process_left_is_removed_after_a_while(toy_model: Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("age", [0, 7200, -7200])  # seconds; also of a clock that was put back
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(
+    toy_model: Model, tmp_path: Path, age: float
+) -> None:
     names = (".alice.state.1.titans-tmp", ".bob.state.2.titans-tmp", ".alice.state.3.titans-tmp", ".somebody.tmp")
     files = [tmp_path / name for name in names]
+    then = time.time() - age
     for file in files:
         file.write_bytes(b"half a state")
-    long_ago = time.time() - 7200
-    for file in (*files[:2], files[3]):
-        os.utime(file, (long_ago, long_ago))
-    toy_model.session().save(tmp_path / "alice.state")
+        os.utime(file, (then, then))
+    with files[2].open("rb") as writing:  # by somebody who lives
+        assert lock_of_nobody(writing.fileno())
+        toy_model.session().save(tmp_path / "alice.state")
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([*names[2:], "alice.state"])
+
+
+def test_a_save_that_is_killed_at_any_moment_leaves_nothing_that_the_next_one_does_not_remove(
+    toy_bundle: Path, tmp_path: Path
+) -> None:
+    """A process that is killed while its temporary file is locked and half written."""
+    code = f"""
+import os, signal
+from titans_runtime import atomic, load
+os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
+load({str(toy_bundle)!r}, threads=1).session().save({str(tmp_path / "alice.state")!r})
+"""
+    killed = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    load(toy_bundle, threads=1).session().save(tmp_path / "alice.state")
+    assert [file.name for file in tmp_path.iterdir()] == ["alice.state"]
 
 
 def test_a_link_stays_and_the_file_it_leads_to_is_replaced(toy_model: Model, tmp_path: Path) -> None:

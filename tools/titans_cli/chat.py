@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from titans_cli.options import bundle_argument, json_option
-from titans_cli.terminal import print_json, prompt_progress, say, write_generated
+from titans_cli.terminal import print_json, prompt_progress, say, write_text
 
 if TYPE_CHECKING:
     from titans_runtime import Mark, SamplingOptions, Session
@@ -194,7 +194,7 @@ class _Conversation:
                     answer += piece
                     exchange["answer"] = answer
                     if self._show:
-                        write_generated(piece)
+                        write_text(piece)
         except KeyboardInterrupt:
             say("", "(interrupted)", err=True)
         except (InputError, NonFiniteError) as error:
@@ -216,7 +216,7 @@ class _Conversation:
 def _read() -> bytes | None:
     """The next line, whatever its bytes, or None at the end of input."""
     if sys.stdin.isatty():
-        write_generated("> ", err=True)
+        write_text("> ", err=True)
     try:
         line = sys.stdin.buffer.readline()
     except KeyboardInterrupt:

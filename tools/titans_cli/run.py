@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from titans_cli.options import bundle_argument, json_option
-from titans_cli.terminal import print_json, prompt_progress, say, write_generated
+from titans_cli.terminal import print_json, prompt_progress, say, write_text
 
 if TYPE_CHECKING:
     from titans_runtime import Model, SamplingOptions, Session
@@ -98,20 +98,20 @@ def run(
         session.check_save(state_out, force=force)
     begun = session.position
     show = not as_json if stream is None else stream
+    answer: _Answer | None = None
     try:
         answer = _generate(model, session, text, max_new_tokens, options, stop, show=show, err=as_json)
+        if state_out is not None:
+            session.save(state_out, force=force)
     except (KeyboardInterrupt, OSError):  # stopped from outside, or nobody reads the text any more
         if state_out is not None and session.position > begun:
             session.save(state_out, force=force)
         raise
-    try:
-        if state_out is not None:
-            session.save(state_out, force=force)
     finally:  # what was said is not lost with a disk that is full
-        if as_json:
+        if answer is not None and as_json:
             print_json({**answer.figures(), "position": session.position, **_provider(model)})
-        else:
-            write_generated("\n" if show else f"{answer.text}\n")
+        elif answer is not None:
+            write_text("\n" if show else f"{answer.text}\n")
             say(answer.summary(), err=True)
 
 
@@ -185,7 +185,7 @@ def _generate(
     def emit(piece: str) -> None:
         answer.text += piece
         if show:
-            write_generated(piece, err=err)
+            write_text(piece, err=err)
 
     start = time.perf_counter()
     with prompt_progress() as progress:

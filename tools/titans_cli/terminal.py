@@ -35,21 +35,24 @@ def visible(text: object) -> str:
 
 
 def say(*lines: object, err: bool = False) -> None:
-    """Write lines to stdout, or stderr; a line break inside of one is spelled out."""
+    """Write lines to stdout, or stderr; a line break inside of one is spelled out.
+
+    The stream is named, because click chooses one that writes UTF-8 where the encoding is ASCII.
+    """
     for line in lines or ("",):
-        click.echo(visible(line), err=err)
+        click.echo(visible(line), file=sys.stderr if err else sys.stdout)
 
 
 def say_entry(name: object, value: object) -> None:
     """Write `name: value` to stdout, the name in bold on a terminal."""
-    click.echo(f"  {click.style(visible(name), bold=True)}: {visible(value)}")
+    click.echo(f"  {click.style(visible(name), bold=True)}: {visible(value)}", file=sys.stdout)
 
 
-def write_generated(text: str, *, err: bool = False) -> None:
+def write_text(text: str, nl: bool = False, err: bool = False) -> None:
     """Write what a model said, as it is; on a terminal, controls but tab and line feed are spelled out."""
     stream: TextIO = sys.stderr if err else sys.stdout
     text = _CONTROLS.sub(_spelled, text) if stream.isatty() else text
-    click.echo(text, nl=False, err=err, color=True)  # nothing is stripped from it
+    click.echo(text, nl=nl, file=stream, color=True)  # nothing is stripped from it
 
 
 def print_json(document: object, indent: int | None = 2) -> None:
@@ -63,7 +66,7 @@ def print_json(document: object, indent: int | None = 2) -> None:
         text.encode(sys.stdout.encoding or "utf-8")
     except (UnicodeEncodeError, LookupError):
         text = json.dumps(document, indent=indent, allow_nan=False)
-    click.echo(text)
+    click.echo(text, file=sys.stdout)
 
 
 class PlainTable(Table):
