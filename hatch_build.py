@@ -60,8 +60,11 @@ class KernelsHook(BuildHookInterface[Any]):
 
 def build(folder: Path, library: Path) -> str | None:
     """Compile the kernels in `folder` to `library`. Returns what was in the way, or None."""
-    if os.environ.get("TITANS_KERNELS", "").lower() in {"off", "0"}:
+    wanted = os.environ.get("TITANS_KERNELS", "")
+    if wanted.lower() in {"off", "0"}:
         return "TITANS_KERNELS is off"
+    if wanted not in {"", "v1", "v3", "v4"}:
+        raise ValueError(f"TITANS_KERNELS is {wanted!r}; set it to off, or leave it out")
     if sys.platform == "win32":
         return "they need g++ or clang++ and have not been written for Windows"
     compiler = shlex.split(os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,10 @@ SWIFTSHADER = Path("/usr/lib/chromium/vk_swiftshader_icd.json")
 if SWIFTSHADER.exists() and "VK_DRIVER_FILES" not in os.environ:
     os.environ["VK_DRIVER_FILES"] = str(SWIFTSHADER)
     os.environ["ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER"] = "1"
+
+# A script's background jobs, and what they start, ignore SIGINT. However the tests were started, it reaches this
+# process and those that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SMALL = {"dim": 32, "ffn_hidden": 32, "heads": 2, "chunk": 8, "window": 8, "persistent_tokens": 2}
 

@@ -125,6 +125,30 @@ def test_the_web_handler_keeps_a_memory_for_each_user(program: Write, tiny_bundl
     assert (folder / "ann.state").read_bytes() != first
 
 
+def test_the_web_handler_forgets_no_user_and_keeps_few_sessions(
+    program: Write, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    web, folder = program("web.py"), tmp_path / "memories"
+    folder.mkdir()
+    code = web.read_text(encoding="utf-8").replace("KNOWN = 1000", "KNOWN = 2")
+    web.write_text(code.replace("self.answer(200, text)", "self.answer(200, str(len(users)))"), encoding="utf-8")
+    users = ["ann", "ben", "cem", "dan", "eve"]
+    with serving(web, tiny_bundle, folder, 0) as port:
+        for _ in range(2):
+            known = [int(post(port, user, b"hello\n")[1]) for user in users]
+            assert max(known) == 2
+        model = titans_runtime.load(tiny_bundle, threads=1)
+        sizes = {user: model.restore(folder / f"{user}.state").position for user in users}
+        assert all(size > 2 * len(b"hello\n") for size in sizes.values())
+        other = model.restore(folder / "eve.state")  # another process, with the same file
+        other.feed(list(b"something else"))
+        other.save(folder / "eve.state")
+        status, said = post(port, "eve", b"hello\n")
+        assert (status, b"has not read" in said) == (503, True)
+        assert post(port, "eve", b"hello\n")[0] == 200
+    assert model.restore(folder / "eve.state").position > other.position
+
+
 def test_the_asyncio_service_answers_many_connections(program: Write, tiny_bundle: Path) -> None:
     def converse(port: int) -> list[str]:
         with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:

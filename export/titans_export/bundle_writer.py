@@ -6,6 +6,7 @@ Knows the files of a bundle and their order. Does not know how graphs are made (
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -37,6 +38,8 @@ from titans_export.steppable import SteppableModel
 from titans_export.texts import AS_FOUND, EndNames, find_ends, tokenizer_of
 from titans_export.weights import write_tensors
 from titans_export.widen import is_half, widened
+from titans_runtime.arguments import is_unicode
+from titans_runtime.atomic import replace_file, replace_folder
 from titans_runtime.manifest import MANIFEST_FILE, DataFile, GraphSpec, Manifest, ModelInfo, TokenizerInfo
 from titans_runtime.series import SeriesScaling
 
@@ -54,29 +57,34 @@ def staged(out: Path, overwrite: bool) -> Iterator[Path]:
     Raises:
         ExportError: `out` exists and `overwrite` is off, or cannot be written, or the disk is full.
     """
-    if out.exists() and not overwrite:
-        raise ExportError(f"{out} exists; choose another --out, or allow it to be replaced with --overwrite")
-    if out.exists() and not (out / MANIFEST_FILE).is_file():
-        raise ExportError(f"{out} is not a bundle and is left alone; choose another --out")
+    target = Path(os.path.realpath(out))  # of a symbolic link, what it leads to is replaced, and the link stays
+    _check_place(out, target, overwrite)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
         raise ExportError(f"cannot write {out} ({error.strerror}); choose a directory you can write to") from error
     try:
-        stage.chmod(0o755)  # mkdtemp's is private to the user
+        stage.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o755)  # mkdtemp's is private to the user
         yield stage
-        if out.exists():
-            old = stage.with_name(stage.name + ".old")
-            out.rename(old)
-            stage.rename(out)
-            shutil.rmtree(old)
-        else:
-            stage.rename(out)
+        _check_place(out, target, overwrite)  # somebody may have put something there in the meantime
+        replace_folder(stage, target)
     except OSError as error:
         raise ExportError(f"could not write {out} ({error}); free some space or check the permissions") from error
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        shutil.rmtree(stage, ignore_errors=True)  # what failed, or what was replaced
+
+
+def _check_place(out: Path, target: Path, overwrite: bool) -> None:
+    """Raise `ExportError` if something is there that is not to be replaced, or no bundle could be used there."""
+    if not is_unicode(target):
+        raise ExportError(f"{target} is not UTF-8, and no runtime could open a bundle there; choose another --out")
+    if not target.exists():
+        return
+    if not overwrite:
+        raise ExportError(f"{out} exists; choose another --out, or allow it to be replaced with --overwrite")
+    if not (target / MANIFEST_FILE).is_file():
+        raise ExportError(f"{out} is not a bundle and is left alone; choose another --out")
 
 
 def write_bundle(
@@ -197,9 +205,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     """
     text = manifest.to_json()
     Manifest.from_json(text)
-    temporary = directory / f".{MANIFEST_FILE}"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(directory / MANIFEST_FILE)
+    replace_file(directory / MANIFEST_FILE, text.encode())
 
 
 def _tokenizer(tokenizer: Tokenizer | None, directory: Path) -> TokenizerInfo | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from titans_export.drift import DriftReport
 from titans_export.errors import ExportError
+from titans_runtime.install import install
 
 STYLES = {"bundle": "-", "arithmetic": "--"}
 
@@ -23,7 +24,7 @@ def plot_drift(report: DriftReport, path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ExportError(f"{error}; run: pip install 'titans-deploy[plot]'") from error
+        raise ExportError(f"{error}; run: {install('plot')}") from error
     figure = Figure(figsize=(8, 8), layout="constrained")
     FigureCanvasAgg(figure)
     agreement, divergence, errors = figure.subplots(3, 1, sharex=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -28,6 +27,7 @@ from titans_export.tensorrt_options import (
     load_timing_cache,
     timings,
 )
+from titans_runtime.atomic import replace_file
 from titans_runtime.backends import nvidia, tensorrt_modules
 from titans_runtime.backends.chooser import chooser
 from titans_runtime.backends.engine_key import signed
@@ -264,15 +264,10 @@ def monitor(module: Any, tell: Callable[[float], None]) -> Any:
 
 def _write(path: Path, data: bytes) -> None:
     """Write a file whole or not at all. Raises `ExportError`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        replace_file(path, data)
     except OSError as error:
         raise ExportError(
             f"cannot write {path} ({error.strerror}); free some space or check the permissions"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from typing import Any
 from titans_export.errors import ExportError
 from titans_runtime.errors import os_remedy
 from titans_runtime.files import MIB, read_regular, shown
+from titans_runtime.install import install
 
 _MOST_TIMINGS = 256 * MIB
 
@@ -78,9 +79,7 @@ def import_module(backend: str) -> Any:
     try:
         return importlib.import_module(MODULES[backend])
     except (ImportError, OSError) as error:  # OSError: the bindings are there, the libraries are not
-        raise ExportError(
-            f"{MODULES[backend]} cannot be imported ({error}); run: pip install 'titans-deploy[{backend}]'"
-        ) from error
+        raise ExportError(f"{MODULES[backend]} cannot be imported ({error}); run: {install(backend)}") from error
 
 
 def check_offered(module: Any, backend: str, options: BuildOptions) -> None:

@@ -1,61 +1,126 @@
-"""Replacing a file so that whoever reads it, now or after a crash, finds all of the old or all of the new.
+"""Replacing a file or a folder so that whoever reads it finds all of the old or all of the new.
 
-Knows files. Does not know what is in them.
+Knows files, folders and the system's calls for them. Does not know what is in them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from titans_runtime.arguments import checked_path
 from titans_runtime.errors import StateError, os_remedy
 
 _TEMPORARY = ".titans-tmp"  # the end of a temporary file's name
 _cleaned: set[Path] = set()  # folders where this process has looked for such files: once is enough
 
+_PRIVATE, _PUBLIC = 0o600, 0o666  # modes of a new file; the process's umask takes from them
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
+# The system, or this file system, cannot exchange two names.
+_CANNOT_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
+
 
 def write_atomically(path: str | os.PathLike[str], data: bytes, *, durable: bool = True) -> None:
-    """Replace a file by `data`: whoever reads it, now or after a crash, finds all of the old or all of the new.
+    """Replace a memory by `data`: whoever reads it, now or after a crash, finds all of the old or all of the new.
 
     A symbolic link is followed: the file it leads to is replaced, and the link stays. Without `durable` the promise
-    holds as long as the machine itself does not stop.
+    holds as long as the machine itself does not stop. A new file is its user's alone.
 
     Raises:
+        InputError: the path cannot name a file.
         StateError: it cannot be written, or is a directory, a pipe or a device; what was there is as it was.
     """
-    target = _regular(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+    target = regular_target(path)
     try:
-        mode = target.stat().st_mode & 0o777 if target.exists() else 0o600  # a memory is its user's alone
-        with temporary.open("xb") as file:
-            os.fchmod(file.fileno(), mode)
+        replace_file(target, data, durable=durable, private=True)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        missing = isinstance(error, FileNotFoundError)
+        remedy = "make its directory or choose another place" if missing else os_remedy(error)
+        raise StateError(f"{target} cannot be written ({reason}); {remedy}") from error
+    if durable:
+        _remove_leftovers(target.parent)
+
+
+def replace_file(target: Path, data: bytes, *, durable: bool = False, private: bool = False) -> None:
+    """Replace a file by `data` in one step; it keeps its mode.
+
+    Args:
+        target: the file, which may be missing. Of a symbolic link, the link itself would be replaced.
+        data: all of its content.
+        durable: flush it to the disk first, so that it holds after a crash of the machine too.
+        private: a new file is readable by its user alone.
+
+    Raises:
+        OSError: what was there is as it was.
+    """
+    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}{_TEMPORARY}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE if private else _PUBLIC)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            if target.exists():
+                os.fchmod(file.fileno(), target.stat().st_mode & 0o777)
             lock_of_nobody(file.fileno())  # before the first byte is there, and until it has its name
             file.write(data)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
             temporary.replace(target)
-        if durable:
-            _sync_folder(target.parent)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        missing = isinstance(error, FileNotFoundError)
-        remedy = "make its directory or choose another place" if missing else os_remedy(error)
-        raise StateError(f"{target} cannot be written ({reason}); {remedy}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     if durable:
-        _remove_leftovers(target.parent)
+        _sync_folder(target.parent)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Have `target` lead to the folder `new`; `new` then leads to what `target` was, if it was there.
+
+    Both are on one file system. Where the system can exchange two names (Linux, most file systems), `target` leads to
+    one of both at every moment. Elsewhere it is missing for the time between two renames, of which the first is undone
+    if the second fails.
+
+    Raises:
+        OSError: both are as they were.
+    """
+    if not target.exists():
+        new.rename(target)
+        return
+    if exchange(new, target):
+        return
+    old = new.with_name(f"{new.name}.old")
+    target.rename(old)
+    try:
+        new.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    old.rename(new)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Exchange what two names lead to, in one step; False where the system cannot. Raises `OSError`."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
+    if renameat2 is None:
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], ctypes.c_uint(_RENAME_EXCHANGE)) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _CANNOT_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(second))
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise `StateError` where a file plainly cannot be written, before work is done that is to end in it."""
-    target = _regular(path)
+    target = regular_target(path)
     if not target.parent.is_dir():
         raise StateError(
             f"{target} cannot be written ({target.parent} is no directory); make it or choose another place"
@@ -64,12 +129,23 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise StateError(f"{target} cannot be written (its directory is read-only); choose another place")
 
 
-def _regular(path: str | os.PathLike[str]) -> Path:
-    """Where a path leads, links followed. What is there and is no file would be replaced by one: it is refused."""
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
+def regular_target(path: str | os.PathLike[str]) -> Path:
+    """Where a path leads, links followed.
+
+    Raises:
+        InputError: it cannot name a file.
+        StateError: something else than a file is there, which would be replaced by one.
+    """
+    target = Path(os.path.realpath(checked_path(path)))
+    try:
+        mode = target.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return target
+    except OSError as error:
+        raise StateError(f"{target} cannot be written ({error.strerror}); {os_remedy(error)}") from None
+    if stat.S_ISDIR(mode):
         raise StateError(f"{target} is a directory; name a file")
-    if target.exists() and not target.is_file():
+    if not stat.S_ISREG(mode):
         raise StateError(f"{target} is a device or a pipe, which cannot be replaced in one step; name a file")
     return target
 

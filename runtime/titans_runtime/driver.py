@@ -12,8 +12,11 @@ from typing import Protocol
 
 import numpy as np
 
+from titans_runtime.arguments import flag, instance, label, shown
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.backends.base import Backend, Best, Feed, Outputs, Rows, State
+from titans_runtime.errors import ExecutionError, InputError, out_of_memory
+from titans_runtime.inputs import as_array, checked_streams
 from titans_runtime.manifest import Manifest
 from titans_runtime.plan import FASTEST, Call, Planner, Policy
 
@@ -127,7 +130,10 @@ class Driver:
 
     def __init__(self, feeder: Feeder, batch: int = 1) -> None:
         self._feeder = feeder
-        self._now = feeder.backend.initial(batch)
+        try:
+            self._now = feeder.backend.initial(batch)
+        except (MemoryError, ValueError) as error:  # numpy has both for what no machine has
+            raise ExecutionError(f"there is not enough memory for {shown(batch)} streams; use fewer") from error
 
     @property
     def manifest(self) -> Manifest:
@@ -160,9 +166,17 @@ class Driver:
 
     def load(self, state: Mapping[str, Array]) -> None:
         """Replace state tensors by copies of these; the position stays. Raises `InputError` for what does not fit."""
-        self._now = self._feeder.backend.write({**self.state(), **state}, self.batch, self.position)
+        if not isinstance(state, Mapping):
+            raise InputError(f"the state is {shown(state)}; pass a dictionary of arrays by name")
+        arrays = {label(name): as_array(value, "a state tensor", "an array") for name, value in state.items()}
+        self._now = self._feeder.backend.write({**self.state(), **arrays}, self.batch, self.position)
 
     def feed(self, inputs: Array, all_outputs: bool = False, policy: Policy = FASTEST) -> Fed:
         """Consume T >= 1 tokens of every stream; as `Feeder.feed`. After an error: as before."""
-        fed, self._now = self._feeder.feed(self._now, inputs, all_outputs, policy)
+        array = checked_streams(self.manifest.inputs, inputs, self.batch)
+        instance("policy", policy, Policy, "pass a Policy")
+        try:
+            fed, self._now = self._feeder.feed(self._now, array, flag("all_outputs", all_outputs), policy)
+        except MemoryError as error:
+            raise out_of_memory() from error
         return fed

@@ -23,6 +23,7 @@ _OS_REMEDIES = {
     errno.ENAMETOOLONG: "choose a shorter path",
     errno.EMFILE: "close files that this process holds open, or raise its limit with `ulimit -n`",
     errno.ENFILE: "close programs that hold many files open: the whole machine is at its limit",
+    errno.EFBIG: "the file would be larger than is allowed (ulimit -f): raise the limit or choose another place",
     errno.ENOMEM: "free some memory",
     errno.EIO: "the disk or the network gave an error: check them, and copy the file again",
 }
@@ -71,6 +72,13 @@ class ExecutionError(TitansError):
     """A graph that failed while running."""
 
 
+def out_of_memory() -> ExecutionError:
+    """What a feed raises that asks for more memory than there is."""
+    return ExecutionError(
+        "there is not enough memory for this feed; feed fewer tokens at a time, or without all_logits"
+    )
+
+
 class NonFiniteError(ExecutionError):
     """A graph returned numbers that are not finite: the weights are damaged or the memory diverged.
 
@@ -80,10 +88,14 @@ class NonFiniteError(ExecutionError):
 
     def __init__(self, graph: str, token: int, state: str | None) -> None:
         where = f"first in state {state!r}" if state is not None else "in the outputs only, in no layer's state"
+        damaged = (
+            "if a new session meets them at its first token, the weights are not finite themselves: export a sound"
+            " checkpoint"
+        )
+        diverged = "if it recurs train with memory.surprise_bound set"
         super().__init__(
             f"graph {graph!r} returned numbers that are not finite at token {token}, {where}; go back with reset(),"
-            " rewind() or a saved state; if it recurs train with memory.surprise_bound set, and if a new session's"
-            " first token does it, the weights are not finite: export the bundle again"
+            f" rewind() or a saved state, and {diverged if token else damaged}"
         )
         self.graph, self.token, self.state = graph, token, state
 

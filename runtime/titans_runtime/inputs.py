@@ -12,9 +12,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
+from titans_runtime.arguments import shown
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.errors import InputError
 from titans_runtime.manifest import ContinuousInputs, TokenInputs
+
+_LARGEST_ID = 2**31 - 1  # of any tokenizer
 
 Tokens: TypeAlias = Sequence[int] | IdArray
 Inputs: TypeAlias = Tokens | ArrayLike
@@ -35,7 +38,7 @@ def checked_tokens(inputs: Inputs, vocab_size: int) -> IdArray:
     """Token ids `[T]`. Raises `InputError`."""
     if isinstance(inputs, list) and len(inputs) == 1 and type(inputs[0]) is int and 0 <= inputs[0] < vocab_size:
         return np.array(inputs, np.int64)  # a decoder's case, ten times faster
-    array = _array(inputs, "tokens", "a sequence of token ids")
+    array = as_array(inputs, "tokens", "a sequence of token ids")
     if array.ndim != 1:
         raise InputError(f"tokens have shape {list(array.shape)}; pass one stream's ids, shape [T]")
     if array.size == 0:
@@ -56,16 +59,37 @@ def checked_ends(ids: Iterable[int], vocab_size: int) -> tuple[int, ...]:
     try:
         ends = tuple(operator.index(token) for token in ids)
     except TypeError:
-        raise InputError(f"stop_ids is {ids!r}; use a list of token ids") from None
+        raise InputError(f"stop_ids is {shown(ids)}; use a list of token ids") from None
     for token in ends:
         if not 0 <= token < vocab_size:
-            raise InputError(f"stop id {token} is outside the vocabulary; use ids from 0 to {vocab_size - 1}")
+            raise InputError(f"stop id {shown(token)} is outside the vocabulary; use ids from 0 to {vocab_size - 1}")
     return ends
+
+
+def checked_ids(tokens: Inputs) -> list[int]:
+    """Ids that are to become text; there may be none. Raises `InputError`."""
+    array = as_array(tokens, "tokens", "a sequence of token ids")
+    if array.size == 0:
+        return []
+    if array.ndim != 1 or array.dtype.kind not in "iu" or (array < 0).any() or (array > _LARGEST_ID).any():
+        raise InputError(f"tokens are not a sequence of ids; pass integers from 0 to {_LARGEST_ID}")
+    ids: list[int] = array.tolist()
+    return ids
+
+
+def checked_streams(kind: TokenInputs | ContinuousInputs, inputs: Inputs, batch: int) -> Array:
+    """Inputs of `batch` streams, int64 `[B, T]` or float32 `[B, T, F]`, T >= 1. Raises `InputError`."""
+    array = as_array(inputs, "inputs", f"an array of {batch} streams")
+    wanted = 2 if isinstance(kind, TokenInputs) else 3
+    if array.ndim != wanted or array.shape[0] != batch:
+        raise InputError(f"inputs have shape {list(array.shape)}; pass {batch} streams, shape [{batch}, T, ...]")
+    checked = [checked_inputs(kind, stream) for stream in array]
+    return checked[0][None] if batch == 1 else np.stack(checked)
 
 
 def checked_vectors(inputs: Inputs, features: int) -> FloatArray:
     """Vectors `[T, features]`. Raises `InputError`."""
-    array = _array(inputs, "inputs", f"numbers of shape [T, {features}]")
+    array = as_array(inputs, "inputs", f"numbers of shape [T, {features}]")
     if array.ndim != 2 or array.shape[1] != features:
         raise InputError(f"inputs have shape {list(array.shape)}; pass one stream's vectors, shape [T, {features}]")
     if array.shape[0] == 0:
@@ -82,10 +106,11 @@ def checked_vectors(inputs: Inputs, features: int) -> FloatArray:
     return vectors
 
 
-def _array(inputs: Inputs, what: str, wanted: str) -> Array:
+def as_array(inputs: Inputs, what: str, wanted: str) -> Array:
+    """What NumPy makes of a value. Raises `InputError`."""
     if isinstance(inputs, str | bytes):
         raise InputError(f"{what} are text; encode it first with model.encode(text), or use session.generate(text)")
     try:
         return np.asarray(inputs)
-    except (ValueError, TypeError, OverflowError) as error:
+    except Exception as error:  # also what an object of the caller's raises
         raise InputError(f"{what} are not an array ({error}); pass {wanted}") from None

@@ -127,6 +127,8 @@ def parse(text: str, file: str) -> Node:
         raise BundleError(f"{file} has text that UTF-8 cannot express; export the bundle again") from None
     except RecursionError:
         raise BundleError(f"{file} is nested too deeply to be a manifest; export the bundle again") from None
+    except TypeError:
+        raise BundleError(f"{file} is not text; pass the document as a string") from None
     except ValueError as error:
         raise BundleError(f"{file} is not valid JSON ({error}); it may be truncated: copy the bundle again") from None
 

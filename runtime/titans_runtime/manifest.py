@@ -251,7 +251,7 @@ class Manifest:
 
     def graph(self, kind: GraphKind) -> GraphSpec | None:
         """The graph of this kind (the first: a commit or step may have others, in the schedule), or None."""
-        return next((graph for graph in self.graphs if graph.kind == kind), None)
+        return next((graph for graph in self.graphs if isinstance(kind, str) and graph.kind == kind), None)
 
     @property
     def stream_bytes(self) -> int:

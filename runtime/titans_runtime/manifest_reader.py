@@ -85,7 +85,7 @@ def _check_format(root: Node) -> None:
     if version > FORMAT_VERSION:
         raise BundleError(
             f"{MANIFEST_FILE}: format_version is {version}, this runtime reads up to {FORMAT_VERSION};"
-            " upgrade with `pip install --upgrade titans-deploy`"
+            " install a newer titans-deploy, from where you had this one"
         )
 
 

@@ -5,19 +5,21 @@ Knows how the parts are put together. Does not drive streams (`session`, `driver
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from titans_runtime import statefile
+from titans_runtime import native, statefile
+from titans_runtime.arguments import checked_bytes, checked_path, function, shown, whole
 from titans_runtime.backends import select
 from titans_runtime.backends.base import Backend, LoadOptions
 from titans_runtime.bundle import Bundle, check_memory, opening, without_writes
 from titans_runtime.describe import Description, describe
 from titans_runtime.driver import DirectFeeder, Driver
-from titans_runtime.errors import InputError, TextError
+from titans_runtime.errors import BundleError, InputError, TextError
+from titans_runtime.inputs import checked_ids
+from titans_runtime.lineage import Lineage
 from titans_runtime.manifest import Manifest, TokenInputs
 from titans_runtime.observe import Observer
 from titans_runtime.series import SeriesScaling
@@ -26,6 +28,9 @@ from titans_runtime.text import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from titans_runtime.batching.batch import Batch
+
+MAX_THREADS = 1024  # per graph; more than any machine has cores, and a number that no system refuses
+_THREADS = f"use a whole number from 1 to {MAX_THREADS:,}, or leave it out"
 
 
 def load(path: str | os.PathLike[str], provider: str = "auto", threads: int | None = None) -> Model:
@@ -40,12 +45,17 @@ def load(path: str | os.PathLike[str], provider: str = "auto", threads: int | No
     Raises:
         BundleError: a file is missing, truncated, altered or of a newer format.
         ProviderError: an unknown provider, or one that does not work here.
-        InputError: `threads` is not a positive number.
+        InputError: `threads` is not a positive number, or `TITANS_KERNELS` something that it cannot mean.
     """
-    options = LoadOptions(threads=_threads(threads))
-    with opening(path) as bundle:
-        check_memory(bundle.manifest)
-        selected = select(bundle, provider, options)
+    folder = checked_path(path)
+    options = LoadOptions(threads=None if threads is None else whole("threads", threads, 1, _THREADS, MAX_THREADS))
+    native.switched_off()  # refuses what it cannot mean, before anything else is done
+    try:
+        with opening(folder) as bundle:
+            check_memory(bundle.manifest)
+            selected = select(bundle, provider, options)
+    except MemoryError as error:
+        raise BundleError(f"{folder} needs more memory than there is; load a smaller model or precision") from error
     return Model(bundle, selected.backend, selected.passed_over, options)
 
 
@@ -123,6 +133,8 @@ class Model:
         """
         if self.tokenizer is None:
             raise TextError("this model has no tokenizer to read text with; pass token ids")
+        if not isinstance(text, str | bytes):
+            raise TextError(f"the text is {shown(text)}; pass a string, or UTF-8 bytes")
         return self.tokenizer.encode(text, special)
 
     def decode(self, tokens: Sequence[int], special: bool = False) -> str:
@@ -134,7 +146,7 @@ class Model:
         """
         if self.tokenizer is None:
             raise TextError("this model has no tokenizer to write text with; use the ids")
-        return self.tokenizer.decode(tokens, special)
+        return self.tokenizer.decode(checked_ids(tokens), special)
 
     def _silent(self, token: int) -> bool:
         """Whether an id has no text, as far as that is known without opening the tokenizer for it."""
@@ -151,14 +163,18 @@ class Model:
         Raises:
             StateError: a file that is missing, damaged, of a newer format, or of another model.
         """
-        return self._restored(statefile.read_file(path, self.manifest), str(path), name)
+        file = checked_path(path)
+        return self._restored(statefile.read_file(file, self.manifest), str(file), name, file)
 
     def restore_bytes(self, data: bytes, name: str | None = None) -> Session:
         """A session from what `Session.to_bytes` gave. Raises `StateError`."""
-        return self._restored(data, "the state", name)
+        return self._restored(checked_bytes("the state", data), "the state", name)
 
-    def _restored(self, data: bytes, source: str, name: str | None) -> Session:
-        return Session(self._shared, name, moment_of(self._shared.feeder, data, source))
+    def _restored(
+        self, data: bytes, source: str, name: str | None, path: str | os.PathLike[str] | None = None
+    ) -> Session:
+        moment = moment_of(self._shared.feeder, data, source)
+        return Session(self._shared, name, moment, Lineage(data, path))
 
     def batch(
         self, lanes: int = 16, resident: int | None = None, folder: str | os.PathLike[str] | None = None
@@ -182,11 +198,11 @@ class Model:
 
         It is called before the feed counts: if it raises, the session is as it was and the error reaches the caller.
         """
-        self._shared.observers.append(observer)
+        self._shared.observers.append(function("the observer", observer))
 
     def driver(self, batch: int = 1) -> Driver:
         """`batch` streams in lockstep without a session's checks and comforts, as verification and benchmarks need."""
-        return Driver(self._shared.feeder, batch)
+        return Driver(self._shared.feeder, whole("batch", batch, 1, "use a number of streams of 1 or above"))
 
     def without_writes(self) -> Model:
         """The same model whose memories are never written: the control that shows what writing is worth.
@@ -203,15 +219,3 @@ class Model:
     def describe(self) -> Description:
         """What this bundle is, as data."""
         return describe(self.manifest)
-
-
-def _threads(threads: int | None) -> int | None:
-    if threads is None:
-        return None
-    try:
-        count = operator.index(threads)
-    except TypeError:
-        count = 0
-    if count < 1:
-        raise InputError(f"threads is {threads!r}; use a whole number of 1 or above, or leave it out")
-    return count

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from titans_runtime.memories import MemoryDistance
 
 logger = logging.getLogger("titans_runtime")
+logger.addHandler(logging.NullHandler())  # an application that did not ask for logs has none on its stderr
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from titans_runtime.arguments import shown, whole
 from titans_runtime.arrays import FloatArray, IdArray
 from titans_runtime.errors import InputError
 
@@ -49,9 +50,9 @@ class SamplingOptions:
         if self.min_p is not None:
             _number("min_p", self.min_p, 0.0, 1.0, "from 0 to 1, such as 0.05")
         if self.top_k is not None:
-            _whole("top_k", self.top_k, 1)
+            whole("top_k", self.top_k, 1, "use a whole number of 1 or above")
         if self.seed is not None:
-            _whole("seed", self.seed, 0)
+            whole("seed", self.seed, 0, "use a whole number of 0 or above")
 
 
 class Sampler:
@@ -59,6 +60,7 @@ class Sampler:
 
     def __init__(self, options: SamplingOptions, vocab_size: int) -> None:
         self.options = options
+        self._seed = None if options.seed is None else operator.index(options.seed)
         self._seen = np.zeros(vocab_size, np.bool_)
         self._random: np.random.Generator | None = (
             None  # greedy never needs one, and numpy.random takes 10 ms to import
@@ -96,7 +98,7 @@ class Sampler:
 
     def _draw(self, scores: NDArray[np.float64]) -> int:
         if self._random is None:
-            self._random = np.random.default_rng(self.options.seed)
+            self._random = np.random.default_rng(self._seed)
         tokens, probabilities = distribution(scores, self.options)
         edges = np.cumsum(probabilities)
         place = np.searchsorted(edges, self._random.random() * edges[-1], side="right")
@@ -107,7 +109,8 @@ def penalised(scores: NDArray[np.float64], seen: NDArray[np.bool_], penalty: flo
     """Scores `[V]` with seen tokens made less likely."""
     if penalty == 1.0:
         return scores
-    return np.where(seen, np.where(scores > 0, scores / penalty, scores * penalty), scores)
+    with np.errstate(over="ignore"):  # as little likely as a number can say
+        return np.where(seen, np.where(scores > 0, scores / penalty, scores * penalty), scores)
 
 
 def distribution(scores: NDArray[np.float64], options: SamplingOptions) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
@@ -135,15 +138,10 @@ def distribution(scores: NDArray[np.float64], options: SamplingOptions) -> tuple
 
 def _number(name: str, value: float, low: float, high: float, advice: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
-        raise InputError(f"{name} is {value!r}, which is not a number; use {advice}")
-    if not low <= float(value) <= high or not math.isfinite(float(value)):
-        raise InputError(f"{name} is {value}; use a value {advice}")
-
-
-def _whole(name: str, value: int, low: int) -> None:
+        raise InputError(f"{name} is {shown(value)}, which is not a number; use {advice}")
     try:
-        whole = operator.index(value)
-    except TypeError:
-        raise InputError(f"{name} is {value!r}, which is not a whole number; use {low} or above") from None
-    if isinstance(value, bool) or whole < low:
-        raise InputError(f"{name} is {value!r}; use a whole number of {low} or above")
+        number = float(value)
+    except OverflowError:  # a whole number that no float holds
+        number = math.inf
+    if not low <= number <= high or not math.isfinite(number):
+        raise InputError(f"{name} is {shown(value)}; use a value {advice}")

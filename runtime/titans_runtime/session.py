@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import operator
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,13 +21,23 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from titans_runtime import statefile
+from titans_runtime.arguments import flag, function, instance, label, shown, whole
 from titans_runtime.arrays import Array, FloatArray, IdArray
-from titans_runtime.atomic import write_atomically
+from titans_runtime.atomic import check_writable, regular_target, write_atomically
 from titans_runtime.backends.base import Best, State
 from titans_runtime.driver import Fed, Feeder
-from titans_runtime.errors import InputError, NonFiniteError, SessionPoisonedError, TextError, TitansError
+from titans_runtime.errors import (
+    InputError,
+    NonFiniteError,
+    SessionPoisonedError,
+    StateError,
+    TextError,
+    TitansError,
+    out_of_memory,
+)
 from titans_runtime.guard import Guard
 from titans_runtime.inputs import Inputs, checked_ends, checked_inputs, checked_tokens
+from titans_runtime.lineage import Lineage, locked
 from titans_runtime.manifest import Ends, Manifest, TokenInputs
 from titans_runtime.memories import dead_memories, learned_names, memory_distances
 from titans_runtime.moment import KEPT, Mark, Moment
@@ -38,6 +47,10 @@ from titans_runtime.stopping import Reason, StopFilter, Transcript, check_stops
 from titans_runtime.text import Tokenizer
 
 _numbers = itertools.count(1)
+# Tokens of a prompt that are one call: what an interrupt loses at most, and the overhead of a call is nothing to it.
+PIECE = 1024
+
+OnProgress = Callable[[int, int], None]  # (tokens of the prompt that were read, all of them)
 
 
 @dataclass
@@ -64,13 +77,20 @@ class Shared:
 class Session:
     """One stream. Made by `Model.session()` and `Model.restore()`, or of another by `fork()`."""
 
-    def __init__(self, shared: Shared, name: str | None = None, moment: Moment | None = None) -> None:
-        self.name = name if name is not None else f"session-{next(_numbers)}"
+    def __init__(
+        self,
+        shared: Shared,
+        name: str | None = None,
+        moment: Moment | None = None,
+        lineage: Lineage | None = None,
+    ) -> None:
+        self.name = f"session-{next(_numbers)}" if name is None else label(name)
         self._shared = shared
         self._manifest = shared.manifest
         self._guard = Guard()
         self._now = moment or self._beginning()
         self._ended: Reason | None = None
+        self._lineage = lineage or Lineage()
         self._fed_tokens, self._seconds = 0, 0.0
 
     @property
@@ -138,7 +158,7 @@ class Session:
             Whatever is raised, the session is where it was.
         """
         array = checked_inputs(self._manifest.inputs, inputs)
-        every = all_logits or not isinstance(self._manifest.inputs, TokenInputs)
+        every = flag("all_logits", all_logits) or not isinstance(self._manifest.inputs, TokenInputs)
         outputs = self._consume(array, every)
         return outputs if every else outputs.reshape(-1)
 
@@ -163,7 +183,7 @@ class Session:
             InputError: the mark is of another model, or of this one loaded another time.
         """
         if not isinstance(mark, Mark):
-            raise InputError(f"{mark!r} is not a mark; pass what mark() of a session returned")
+            raise InputError(f"the mark is {shown(mark)}; pass what mark() gave")
         if mark.identity != self._manifest.state_identity:
             raise InputError("this mark was made with another model; rewind to a mark of a session of this one")
         if mark.owner is not self._shared.feeder.backend:
@@ -183,30 +203,56 @@ class Session:
         with self._guard:
             moment = self._own_moment()
         self._stands()
-        return self._sibling(name, moment)
+        branch = self._sibling(name, moment)
+        branch._lineage = self._lineage.copy()
+        return branch
 
-    def save(self, path: str | os.PathLike[str], *, compress: bool = False) -> None:
+    def save(self, path: str | os.PathLike[str], *, compress: bool = False, force: bool = False) -> None:
         """Write this session to a file that `Model.restore` reads: all of the old file or all of the new one.
 
+        A file that is there is replaced if this session, or one that it was forked from, has read or written what is
+        in it. Anything else is the memory of somebody else, who saved it in the meantime, and is kept.
+
         Args:
-            path: the file; one that is there is replaced.
+            path: the file.
             compress: about a tenth smaller and many times slower; see the documentation for figures.
+            force: replace the file whatever is in it.
 
         Raises:
-            StateError: the file cannot be written; the old one is as it was.
+            StateError: the file cannot be written, or holds what this session has not read; it is as it was.
         """
-        data = self.to_bytes(compress=compress)
-        write_atomically(path, data)
+        target, forced = regular_target(path), flag("force", force)
+        data = self._packed(compress)
+        with locked(target):
+            if not forced:
+                self._lineage.check(target, data)
+            write_atomically(target, data)
+            self._lineage.written(data, target)
         record(
             logging.INFO, "session.saved", session=self.name, path=str(path), bytes=len(data), position=self.position
         )
 
+    def check_save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Raise `StateError` where `save` would be refused now, before work is done that is to end in it."""
+        check_writable(path)
+        if not flag("force", force):
+            self._lineage.check(regular_target(path))
+
     def to_bytes(self, *, compress: bool = False) -> bytes:
         """This session as bytes, for a database or an object store; `Model.restore_bytes` reads them."""
-        with self._guard:
-            now = self._now
-            tensors = self._shared.feeder.backend.read(self._home(now.state))
-        return statefile.pack(self._manifest, tensors, now, compress=compress)
+        data = self._packed(compress)
+        self._lineage.given(data)
+        return data
+
+    def _packed(self, compress: bool) -> bytes:
+        compressed = flag("compress", compress)
+        try:
+            with self._guard:
+                now = self._now
+                tensors = self._shared.feeder.backend.read(self._home(now.state))
+            return statefile.pack(self._manifest, tensors, now, compress=compressed)
+        except MemoryError as error:
+            raise StateError(f"there is not enough memory to save {self.name}; close other sessions first") from error
 
     def generate(
         self,
@@ -223,12 +269,14 @@ class Session:
         stop_ids: Iterable[int] = (),
         ignore_eos: bool = False,
         special: bool = False,
+        on_progress: OnProgress | None = None,
     ) -> Iterator[str]:
         """Continue a prompt as text, piece by piece; no piece ends inside a character.
 
         It ends at an id that ends a text (`Manifest.ends`), at one of `stop_ids`, at a stop string, or after
-        `max_new_tokens`; `ended` says which. Reading the prompt is one call and so is each token: if one fails, or the
-        iterator is closed, the session stands after the last that completed.
+        `max_new_tokens`; `ended` says which. The prompt is read in pieces of about a thousand tokens. Each piece is one
+        call, and so is each new token: if one fails or is interrupted, or the iterator is closed, the session stands
+        after the last that completed.
 
         The session has consumed the prompt and every token generated, those of a stop string included, when the
         iterator ends. Arguments are checked now; the prompt is fed when the first piece is asked for.
@@ -242,6 +290,8 @@ class Session:
             stop_ids: ids that end the text besides the model's own.
             ignore_eos: do not end at the model's own.
             special: read special tokens that are written out in the prompt as tokens, and not as text.
+            on_progress: called after every piece of the prompt with the number of its tokens that were read, and of
+                all. What it raises reaches the caller; the piece counts.
 
         Raises:
             TextError: the model has no tokenizer, or the prompt is not UTF-8.
@@ -263,7 +313,7 @@ class Session:
         stops = StopFilter(stop)
         check_stops(tokenizer, stops)
         ends = self.ends(stop_ids, ignore_eos)
-        tokens = self._begin(prompt, max_new_tokens, options, ends, special)
+        tokens = self._begin(prompt, max_new_tokens, options, ends, special, on_progress)
         return self._as_text(tokens, tokenizer, stops, ends)
 
     def generate_tokens(
@@ -271,17 +321,18 @@ class Session:
         prompt: str | bytes | Sequence[int] | IdArray | None,
         max_new_tokens: int = 64,
         options: SamplingOptions | None = None,
-        *,
         stop_ids: Iterable[int] = (),
         ignore_eos: bool = False,
         special: bool = False,
+        on_progress: OnProgress | None = None,
     ) -> Iterator[int]:
         """Continue a prompt as token ids, the one that ends them included.
 
         Arguments, order of events and errors as in `generate`.
         """
         ends = self.ends(stop_ids, ignore_eos)
-        return self._begin(prompt, max_new_tokens, options or SamplingOptions(), ends, special)
+        chosen = SamplingOptions() if options is None else options
+        return self._begin(prompt, max_new_tokens, chosen, ends, special, on_progress)
 
     def _begin(
         self,
@@ -290,18 +341,23 @@ class Session:
         options: SamplingOptions,
         ends: Mapping[int, Reason],
         special: bool,
+        on_progress: OnProgress | None,
     ) -> Iterator[int]:
         """Check everything, and generate when the first token is asked for."""
         kind = self._manifest.inputs
         if not isinstance(kind, TokenInputs):
             raise InputError("a continuous model has no tokens to generate; feed its predictions back with feed()")
         self._check()
-        limit = _limit(max_new_tokens)
-        ids = None if prompt is None else checked_tokens(self._encode(prompt, special), kind.vocab_size)
+        limit = whole("max_new_tokens", max_new_tokens, 0, "use a whole number of 0 or above, such as 64")
+        ids = (
+            None if prompt is None else checked_tokens(self._encode(prompt, flag("special", special)), kind.vocab_size)
+        )
         if ids is None and self._now.last is None:
             raise InputError("there is nothing to go on from; pass a prompt, or feed the session first")
-        sampler = Sampler(options, kind.vocab_size)
-        return self._tokens(ids, limit, sampler, ends)
+        sampler = Sampler(instance("options", options, SamplingOptions, "pass SamplingOptions"), kind.vocab_size)
+        if on_progress is not None:
+            function("on_progress", on_progress)
+        return self._tokens(ids, limit, sampler, ends, on_progress)
 
     def ends(self, stop_ids: Iterable[int] = (), ignore_eos: bool = False) -> dict[int, Reason]:
         """The ids at which `generate` ends with these arguments, and what `ended` says of each.
@@ -309,7 +365,7 @@ class Session:
         Raises:
             InputError: an id that the vocabulary does not have.
         """
-        known = Ends() if ignore_eos else self._manifest.ends
+        known = Ends() if flag("ignore_eos", ignore_eos) else self._manifest.ends
         own = checked_ends(stop_ids, self._manifest.inputs.outputs)
         ends: dict[int, Reason] = dict.fromkeys((*known.stop, *own), "stop")
         return ends | dict.fromkeys(known.eos, "eos")
@@ -347,13 +403,18 @@ class Session:
             yield text
 
     def _tokens(
-        self, prompt: IdArray | None, limit: int, sampler: Sampler, ends: Mapping[int, Reason]
+        self,
+        prompt: IdArray | None,
+        limit: int,
+        sampler: Sampler,
+        ends: Mapping[int, Reason],
+        on_progress: OnProgress | None,
     ) -> Iterator[int]:
         self._ended = None
         try:
             if prompt is not None:
                 sampler.observe(prompt)
-                self._consume(prompt, every=False, best=sampler.needs)
+                self._read(prompt, sampler, on_progress)
             for left in range(limit, 0, -1):
                 token = self._choose(sampler)
                 # before the yield: a reader may stop there
@@ -366,6 +427,17 @@ class Session:
             self._ended = "length"
         finally:
             self._settle()
+
+    def _read(self, prompt: IdArray, sampler: Sampler, on_progress: OnProgress | None) -> None:
+        """Consume a prompt in pieces that end where a chunk ends: the calls are those of the prompt as one piece."""
+        chunk = self._manifest.chunk
+        done = 0
+        while done < len(prompt):
+            piece = prompt[done : done + max(PIECE // chunk, 1) * chunk - self.position % chunk]
+            self._consume(piece, every=False, best=sampler.needs)
+            done += len(piece)
+            if on_progress is not None:
+                on_progress(done, len(prompt))
 
     def _settle(self) -> None:
         """Have the outputs after the last token here: a session at rest holds no more of a device than its state."""
@@ -392,6 +464,8 @@ class Session:
             except NonFiniteError as error:
                 self._fall_ill(error)
                 raise
+            except MemoryError as error:
+                raise out_of_memory() from error
             return self._accept(array, fed, state, time.perf_counter() - start)
 
     def _accept(self, array: Array, fed: Fed, state: State, seconds: float) -> FloatArray:
@@ -465,16 +539,10 @@ class Session:
 
 def moment_of(feeder: Feeder, data: bytes, source: str) -> Moment:
     """The moment that a state file's bytes hold; the last feed's surprise is not stored. Raises `StateError`."""
-    saved = statefile.unpack(feeder.manifest, data, source)
-    state = feeder.backend.write(saved.tensors, 1, saved.header.position)
+    try:
+        saved = statefile.unpack(feeder.manifest, data, source)
+        state = feeder.backend.write(saved.tensors, 1, saved.header.position)
+    except MemoryError as error:
+        raise StateError(f"{source} needs more memory than there is; close other sessions first") from error
     nothing = np.zeros((0, feeder.manifest.surprise_layers), np.float32)
     return Moment(state, saved.last, nothing, saved.header.totals, saved.header.commits, saved.header.recent)
-
-
-def _limit(max_new_tokens: int) -> int:
-    if isinstance(max_new_tokens, bool) or not hasattr(max_new_tokens, "__index__"):
-        raise InputError(f"max_new_tokens is {max_new_tokens!r}; use a whole number such as 64")
-    limit = operator.index(max_new_tokens)
-    if limit < 0:
-        raise InputError(f"max_new_tokens is {limit}; use 0 or above")
-    return limit

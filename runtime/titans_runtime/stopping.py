@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from titans_runtime.arguments import shown
 from titans_runtime.errors import InputError, TextError
 from titans_runtime.text import Tokenizer, utf8
 
@@ -29,15 +30,15 @@ class StopFilter:
     def __init__(self, stops: str | Sequence[str] | None = ()) -> None:
         try:
             self.stops = (stops,) if isinstance(stops, str) else () if stops is None else tuple(stops)
-        except TypeError:
-            raise InputError(f"stop is {stops!r}; use a string, or a list of strings") from None
+        except Exception:  # also what an object of the caller's raises
+            raise InputError(f"stop is {shown(stops)}; use a string, or a list of strings") from None
         for stop in self.stops:
             if not isinstance(stop, str) or not stop:
-                raise InputError(f"stop string {stop!r} is not a string with something in it; leave it out")
+                raise InputError(f"stop string {shown(stop)} is not a string with something in it; leave it out")
             try:
                 utf8(stop)
             except TextError as error:
-                raise InputError(f"stop string {stop!r} can never be met: {error}") from None
+                raise InputError(f"stop string {shown(stop)} can never be met: {error}") from None
         self._held = ""
         self._hidden: list[tuple[int, int]] = []  # parts of what is held that are not text
         self.stopped = False

@@ -162,7 +162,7 @@ def test_a_newer_format_asks_for_an_upgrade(text: str) -> None:
     document = json.loads(text)
     document["format_version"] = 2
     document["states"] = "in a form that version 1 does not know"
-    with pytest.raises(BundleError, match=r"format_version is 2.*pip install --upgrade"):
+    with pytest.raises(BundleError, match=r"format_version is 2.*install a newer titans-deploy"):
         Manifest.from_json(json.dumps(document))
 
 

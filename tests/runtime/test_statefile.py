@@ -182,7 +182,7 @@ import titans_runtime
 model = titans_runtime.load(sys.argv[1], threads=1)
 resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))  # from here on the system refuses to write more
 try:
-    model.session().save(sys.argv[2])
+    model.session().save(sys.argv[2], force=True)
 except titans_runtime.StateError as error:
     print(error)
 """
@@ -302,7 +302,7 @@ session = model.session()
 print("ready", flush=True)
 while True:
     session.feed([1])
-    session.save(sys.argv[2])
+    session.save(sys.argv[2], force=True)
     print(session.position, flush=True)
 """
 

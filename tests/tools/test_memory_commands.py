@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +63,56 @@ def test_a_damaged_memory_is_one_line_and_stays_as_it_is(tiny_bundle: Path, tmp_
     assert (result.exit_code, result.stdout) == (2, "")
     assert "checksum does not match; restore another copy" in result.stderr
     assert state.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("content", [b"", None])
+def test_a_run_replaces_what_it_has_not_read_only_by_force(
+    tiny_bundle: Path, tmp_path: Path, content: bytes | None
+) -> None:
+    """Anything but the file of --state-in and an empty file: refused before anything is generated."""
+    state, other = tmp_path / "me.state", tmp_path / "other.state"
+    if content is not None:
+        other.write_bytes(content)
+    run = ("run", tiny_bundle, "--max-new-tokens", "1", "--prompt")
+    assert titans(*run, "one", "--state-out", state).exit_code == 0
+    assert titans(*run, "other", "--state-out", other).exit_code == 0
+    before = other.read_bytes()
+    for given in ((), ("--state-in", state)):
+        refused = titans(*run, "two", *given, "--state-out", other)
+        assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+        assert "has not read" in refused.stderr
+        assert "(--force)" in refused.stderr
+        assert other.read_bytes() == before
+    assert titans(*run, "two", "--state-in", state, "--state-out", other, "--force").exit_code == 0
+    assert titans(*run, "three", "--state-in", other, "--state-out", other).exit_code == 0
+
+
+def test_a_chat_whose_memory_somebody_else_wrote_says_so(tiny_bundle: Path, tmp_path: Path) -> None:
+    memory, other = tmp_path / "me.state", tmp_path / "other.state"
+    other.write_bytes(b"")
+
+    def interfere(event: titans_runtime.FeedEvent) -> None:
+        memory.write_bytes(other.read_bytes())
+
+    session = titans_runtime.load(tiny_bundle, threads=1).session()
+    session.feed([1, 2, 3])
+    session.save(other)
+    load = titans_runtime.load
+
+    def watched(*arguments: object, **options: object) -> titans_runtime.Model:
+        model = load(tiny_bundle, threads=1)
+        model.observe(interfere)
+        return model
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(titans_runtime, "load", watched)
+        chat = ("chat", tiny_bundle, "--max-new-tokens", "1", "--json", "--memory", memory)
+        refused = titans(*chat, lines="one\ntwo\n")
+        assert (refused.exit_code, len(json.loads(refused.stdout)["exchanges"])) == (2, 1)
+        assert "has not read" in refused.stderr
+        assert memory.read_bytes() == other.read_bytes()
+        assert titans(*chat, "--force", lines="one\ntwo\n").exit_code == 0
+        assert memory.read_bytes() != other.read_bytes()
 
 
 @pytest.mark.parametrize("command", [["run", "--prompt", "a", "--state-out"], ["chat", "--memory"]])
@@ -149,20 +196,6 @@ def test_a_template_has_new_lines_as_a_shell_passes_them(tiny_bundle: Path) -> N
         "chat", tiny_bundle, "--template", r"U: {message}\nB\\n", "--max-new-tokens", "1", "--json", lines="hi\n"
     )
     assert json.loads(result.stdout)["position"] == len("U: hi\nB\\n") + 1
-
-
-def test_an_interrupted_run_leaves_the_memory_of_what_it_read_and_wrote(tiny_bundle: Path, tmp_path: Path) -> None:
-    state = tmp_path / "me.state"
-    command = ["run", str(tiny_bundle), "--prompt", "def a", "--max-new-tokens", "1000000", "--state-out", str(state)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "titans_cli.main", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    process.stdout.read(20)  # it is under way
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert (process.returncode, told.decode().splitlines()[-1]) == (130, "Interrupted")
-    assert titans_runtime.load(tiny_bundle, threads=1).restore(state).position > len("def a")
 
 
 class Trap(Toy):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,9 @@ def test_the_stop_strings_of_a_run_end_it(tiny_bundle: Path) -> None:
 def test_a_chat(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
 
-    def record(self: Session, prompt: bytes, limit: int, **options: Any) -> Iterator[str]:
+    def record(
+        self: Session, prompt: bytes, limit: int, on_progress: Callable[[int, int], None], **options: Any
+    ) -> Iterator[str]:
         asked.append((prompt, limit, options))
         return iter(())
 

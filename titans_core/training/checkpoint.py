@@ -34,6 +34,7 @@ from titans_core.config import TitansConfig
 from titans_core.errors import CheckpointError, ConfigError
 from titans_core.files import MIB, check_regular, read_regular
 from titans_core.model import TitansModel
+from titans_core.training.replacing import replace_folder
 from titans_core.training.task import Scalar
 
 MARKER = "titans-checkpoint.json"
@@ -81,6 +82,7 @@ def prepare_directory(path: Path) -> None:
     Raises:
         CheckpointError: `path` is a file, an unrelated directory with something in it, or cannot be written.
     """
+    _check_name(path)
     new, probe = not path.exists(), path / f".{MARKER}.{os.getpid()}"
     try:
         if path.exists() and not path.is_dir():
@@ -118,10 +120,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, progress: Progress) -> N
             shutil.rmtree(stale)
         temporary.mkdir()
         _write_step(temporary, checkpoint, progress)
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
+        replace_folder(temporary, final)
         _sync(path)
+        shutil.rmtree(temporary, ignore_errors=True)  # what was replaced, if anything was
         for old in _steps(path)[:-KEPT]:
             shutil.rmtree(old)
     except (OSError, SafetensorError) as error:
@@ -215,7 +216,16 @@ def _steps(path: Path) -> list[Path]:
     return sorted(step for step in path.glob("step-*") if step.is_dir())
 
 
+def _check_name(path: Path) -> None:
+    """Raise `CheckpointError` for a path that safetensors, which opens files by itself, cannot be told."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{path} has a name that is not UTF-8; rename it, or choose another place") from None
+
+
 def _newest(path: Path) -> Path:
+    _check_name(path)
     if (path / _MANIFEST).is_file():
         return path
     if not path.exists():

@@ -27,7 +27,6 @@ from titans_core.training.textfile import read_bytes, read_text, suffix_of
 
 SHORTEST = 64  # steps; less than that has no training part worth the name
 _ENDINGS = (".csv", ".tsv", ".txt", ".dat", ".npy")
-_EXTRA = "pip install 'titans-deploy[data]'"
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,9 @@ def _package_file(package: str, name: str) -> str:
     """The text of a data file, without importing its package (which would import pandas)."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise DataError(f"{package}, which ships this series, is not installed; {_EXTRA}")
+        raise DataError(
+            f"{package}, which ships this series, is not installed; run: pip install {package.replace('_', '-')}"
+        )
     path = Path(spec.submodule_search_locations[0]) / name
     try:
         data = path.read_bytes()

@@ -17,7 +17,7 @@ from typing import Any
 from bench.page import draw, filled
 
 from titans_bench.measure import machine
-from titans_cli.options import progress_bar
+from titans_cli.terminal import progress_bar
 
 RESULTS = "results.json"
 QUICK = {"rounds": 1, "threads": 1}  # of every part that has them

@@ -19,7 +19,12 @@ HEADER = """\
 <!-- Written by tools/docs/generate_cli.py; run `make docs` after changing a command. -->
 
 Results go to stdout, progress and messages to stderr. With `--json`, stdout is exactly one JSON document. Exit codes:
-0 done, 1 a check failed, 2 wrong usage or bad input (one line on stderr says what and how to mend it), 130 interrupted.
+0 done, 1 a check failed, 2 wrong usage or bad input (one line on stderr says what and how to mend it), 130 interrupted,
+141 nobody reads the output any more, as when `| head` has seen enough.
+
+Names and texts from files are shown with their control characters spelled out (`\\x1b`), so no file can steer the
+terminal. What a model generates is shown so on a terminal, tabs and line breaks aside; into a file or a pipe it goes
+unchanged. In JSON such characters are `\\u001b`, which any reader turns back.
 """
 HELP_WIDTH = 100  # columns; fixed, so that the page doesn't depend on the terminal that made it
 

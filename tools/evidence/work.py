@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from titans_runtime.atomic import replace_file
+
 OUT = Path("evidence-out")
 Reports = dict[str, dict[str, Any]]  # of one seed, by run
 VERIFY = ("--verify-tokens", 512)  # every bundle is verified, on a stream shorter than usual: there are dozens of them
@@ -96,9 +98,7 @@ class Study:
 def write(path: Path, document: object) -> None:
     """A JSON file, complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    replace_file(path, (json.dumps(document, indent=1) + "\n").encode())
 
 
 def options(description: str | None, seeds: Sequence[int] = ()) -> argparse.ArgumentParser:

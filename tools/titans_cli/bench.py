@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from titans_cli.options import bundle_argument, json_option, print_json, progress_bar
+from titans_cli.options import bundle_argument, json_option
+from titans_cli.terminal import PlainTable, print_json, progress_bar, say, show
 
 if TYPE_CHECKING:
     from titans_bench.measure import Report, Speed
@@ -88,55 +87,54 @@ def bench(
 
 
 def _show(report: Report, profiles: Sequence[GraphProfile]) -> None:
-    console = Console(highlight=False)
     model, start, wish = report.model, report.start, report.wish
-    console.print(
+    say(
         f"{model['name']}, {model['parameters']:,} parameters, {model['dtype']}, {_mib(model['weight_bytes'])} of"
         f" weights, {_mib(model['state_bytes_per_stream'])} of state a stream"
     )
     threads = wish.threads or report.machine["cores"]
-    console.print(f"{report.provider} on {report.machine['processor']}, {threads} of {report.machine['cores']} cores")
+    say(f"{report.provider} on {report.machine['processor']}, {threads} of {report.machine['cores']} cores")
     if report.roofline is not None:
-        console.print(
+        say(
             f"this machine: {report.roofline.sgemm_gflops:.0f} GFLOP/s of products,"
             f" {report.roofline.read_gb_per_second:.1f} GB/s of reading"
         )
-    console.print(
+    say(
         f"cold start to the first token {_seconds(start.cold_seconds)}, load {_seconds(start.load_seconds)}, a prompt"
         f" of {wish.prompt} tokens {_seconds(report.first_token_seconds)}, peak memory {_mib(start.peak_rss_bytes)}"
     )
-    table = Table(title=f"Prompts of {wish.prompt} tokens", title_justify="left")
+    table = PlainTable(title=f"Prompts of {wish.prompt} tokens")
     for column in ("streams", "tokens/s", "MFLOP a token", "GFLOP/s", "of the machine"):
-        table.add_column(column, justify="right")
+        table.add_column(column, right=True)
     for speed in report.prefill:
         per_token = _number(speed.flops_per_token, 1e6)
         rate = f"{speed.tokens_per_second:,.0f}"
         table.add_row(str(speed.batch), rate, per_token, _number(speed.gflops), _share(speed))
-    console.print(table)
-    table = Table(title=f"{wish.tokens} tokens, one by one", title_justify="left")
+    show(table)
+    table = PlainTable(title=f"{wish.tokens} tokens, one by one")
     names = list(report.decode[0].latency_ms or {})
     for column in ("streams", "tokens/s", "MB a token", "GB/s", "of the machine", *(f"{name}, ms" for name in names)):
-        table.add_column(column, justify="right")
+        table.add_column(column, right=True)
     for speed in report.decode:
         latencies = [f"{value:.2f}" for value in (speed.latency_ms or {}).values()]
         per_token = _number(speed.bytes_per_token, 1e6)
         rate = f"{speed.tokens_per_second:,.0f}"
         table.add_row(str(speed.batch), rate, per_token, _number(speed.gb_per_second), _share(speed), *latencies)
-    console.print(table)
+    show(table)
     for graph in profiles:
-        console.print(
-            f"\n{graph.graph}: {graph.call_microseconds:,.0f} µs a call, {graph.node_microseconds:,.0f} µs of it in"
-            " nodes (slowed down by being measured)"
+        say(
+            "",
+            f"{graph.graph}: {graph.call_microseconds:,.0f} µs a call, {graph.node_microseconds:,.0f} µs of it in"
+            " nodes (slowed down by being measured)",
         )
-        console.print(_shares("part of the model", graph.parts))
-        console.print(_shares("operator", graph.operators))
+        show(_shares("part of the model", graph.parts))
+        show(_shares("operator", graph.operators))
 
 
-def _shares(title: str, shares: Sequence[Share]) -> Table:
-    table = Table()
-    table.add_column(title, overflow="fold")
+def _shares(title: str, shares: Sequence[Share]) -> PlainTable:
+    table = PlainTable(title)
     for column in ("share", "µs a call", "nodes"):
-        table.add_column(column, justify="right")
+        table.add_column(column, right=True)
     for share in shares[:_SHOWN]:
         table.add_row(share.name, f"{share.share:.1%}", f"{share.microseconds:,.0f}", f"{share.nodes:.0f}")
     if rest := shares[_SHOWN:]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import click
 
-from titans_cli.options import bundle_argument, json_option, print_json, progress_bar
+from titans_cli.options import bundle_argument, json_option
+from titans_cli.terminal import print_json, progress_bar, say
 
 
 @click.command(
@@ -81,4 +82,4 @@ def build(
         return
     for engine in engines:
         size = f"{engine.bytes / 2**20:,.1f} MiB in {engine.seconds:.1f} s"
-        click.echo(f"{engine.file}: {size}, {engine.dtype}, {backend} {engine.tensorrt}", err=True)
+        say(f"{engine.file}: {size}, {engine.dtype}, {backend} {engine.tensorrt}", err=True)

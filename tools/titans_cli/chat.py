@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from titans_cli.options import bundle_argument, json_option, print_json, unescaped, write_text
+from titans_cli.options import bundle_argument, json_option, unescaped
+from titans_cli.terminal import print_json, prompt_progress, say, write_text
 
 if TYPE_CHECKING:
     from titans_runtime import Mark, SamplingOptions, Session
@@ -37,6 +38,7 @@ Examples:
 )
 @bundle_argument
 @click.option("--memory", type=click.Path(path_type=Path), help="Where the memory lives; made if it is not there.")
+@click.option("--force", is_flag=True, help="Write the memory over what another process wrote in the meantime.")
 @click.option(
     "--template",
     default="{message}\\n",
@@ -54,6 +56,7 @@ Examples:
 def chat(
     bundle: Path,
     memory: Path | None,
+    force: bool,
     template: str,
     max_new_tokens: int,
     stop: tuple[str, ...],
@@ -89,13 +92,13 @@ def chat(
         )
     if memory is not None and memory.exists():
         session = model.restore(memory)
-        _say(f"the memory of {memory} goes on after {session.position:,} tokens")
+        say(f"the memory of {memory} goes on after {session.position:,} tokens", err=True)
     else:
         session = model.session()
     stops = tuple(map(unescaped, stop))
     check_stops(model.tokenizer, StopFilter(stops))
     fill = partial(fill_template, model.tokenizer, unescaped(template))
-    conversation = _Conversation(session, memory, fill, max_new_tokens, stops, options, show=not as_json)
+    conversation = _Conversation(session, memory, force, fill, max_new_tokens, stops, options, show=not as_json)
     try:
         conversation.run()
     finally:  # what was said is not lost with a memory that cannot be written
@@ -110,6 +113,7 @@ class _Conversation:
         self,
         session: Session,
         memory: Path | None,
+        force: bool,
         fill: Callable[[bytes], bytes | list[int]],
         max_new_tokens: int,
         stop: tuple[str, ...],
@@ -118,20 +122,26 @@ class _Conversation:
     ) -> None:
         self.exchanges: list[dict[str, str | bool]] = []
         self._show = show
-        self._session, self._memory, self._fill = session, memory, fill
+        self._session, self._memory, self._force, self._fill = session, memory, force, fill
         self._limit, self._stop, self._options = max_new_tokens, stop, options
         self._marks: list[tuple[Mark, dict[str, str | bool]]] = []  # before what, for /undo
 
     def run(self) -> None:
         """Until /quit or the end of input."""
         if sys.stdin.isatty():
-            _say("/help lists commands")
-        while (line := _read()) is not None and line != b"/quit":
-            if line.startswith(b"/") and not line.startswith(b"//"):
-                self._command(line.decode("utf-8", "replace"))
-            elif line:
-                self._answer(line[1:] if line.startswith(b"//") else line)
-                self._save()
+            say("/help lists commands", err=True)
+        try:
+            while (line := _read()) is not None and line != b"/quit":
+                before = self._session.position
+                if line.startswith(b"/") and not line.startswith(b"//"):
+                    self._command(line.decode("utf-8", "replace"))
+                elif line:
+                    self._answer(line[1:] if line.startswith(b"//") else line)
+                    if self._session.position != before:  # what has read nothing replaces nothing
+                        self._save()
+        except (KeyboardInterrupt, OSError):  # between an answer and its save, or nobody reads the text any more
+            self._save()
+            raise
 
     def _command(self, line: str) -> None:
         if line == "/undo" and self._marks:
@@ -139,31 +149,32 @@ class _Conversation:
             self._session.rewind(mark)
             undone["undone"] = True
             self._save()
-            _say(f"back at {self._session.position:,} tokens")
+            say(f"back at {self._session.position:,} tokens", err=True)
         elif line == "/undo":
-            _say("there is nothing to undo in this conversation")
+            say("there is nothing to undo in this conversation", err=True)
         elif line == "/reset":
             self._marks.append((self._session.mark(), {}))  # a reset is no exchange
             self._session.reset()
             self._save()
-            _say("everything is forgotten; /undo brings it back")
+            say("everything is forgotten; /undo brings it back", err=True)
         elif line == "/stats":
             stats = self._session.stats
-            _say(
+            say(
                 f"{stats.position:,} tokens, {stats.commits:,} commits, {stats.tokens_per_second:,.0f} tokens/s,"
-                f" surprise {stats.surprise_mean:.4g} on average, {stats.surprise_highest:.4g} at most"
+                f" surprise {stats.surprise_mean:.4g} on average, {stats.surprise_highest:.4g} at most",
+                err=True,
             )
         elif line == "/save" and self._memory is not None:
             self._save()
-            _say(f"written to {self._memory}")
+            say(f"written to {self._memory}", err=True)
         elif line == "/save":
-            _say("start with --memory FILE to have a place to save to")
+            say("start with --memory FILE to have a place to save to", err=True)
         elif line == "/help":
-            _say(_HELP.rstrip())
+            say(*_HELP.splitlines(), err=True)
         else:
             error = f"there is no command {line.split()[0]}; /help lists them, and // begins a message with one /"
             self.exchanges.append({"message": line, "answer": "", "error": error})
-            _say(error)
+            say(error, err=True)
 
     def _answer(self, line: bytes) -> None:
         from titans_runtime import InputError, NonFiniteError
@@ -174,49 +185,47 @@ class _Conversation:
         answer = ""
         try:
             message = self._fill(line)  # bytes, because the tokenizer knows what is text
-            for piece in self._session.generate(
-                message,
-                self._limit,
-                temperature=self._options.temperature,
-                top_p=self._options.top_p,
-                seed=self._options.seed,
-                stop=self._stop,
-            ):
-                answer += piece
-                exchange["answer"] = answer
-                if self._show:
-                    write_text(piece)
+            with prompt_progress() as progress:
+                for piece in self._session.generate(
+                    message,
+                    self._limit,
+                    temperature=self._options.temperature,
+                    top_p=self._options.top_p,
+                    seed=self._options.seed,
+                    stop=self._stop,
+                    on_progress=progress,
+                ):
+                    answer += piece
+                    exchange["answer"] = answer
+                    if self._show:
+                        write_text(piece)
         except KeyboardInterrupt:
-            _say("\n(interrupted)")
+            say("", "(interrupted)", err=True)
         except (InputError, NonFiniteError) as error:
             self._session.rewind(mark)
             exchange["error"] = str(error)
             if self._show and answer:
-                click.echo()
-            _say(f"this message is forgotten, back at {self._session.position:,} tokens: {error}")
+                say()
+            say(f"this message is forgotten, back at {self._session.position:,} tokens: {error}", err=True)
             return
         if self._session.ended is not None:
             exchange["ended"] = self._session.ended
         if self._show:
-            click.echo()
+            say()
         self._marks = [*self._marks[-31:], (mark, exchange)]  # each holds a state; so far back is enough
 
     def _save(self) -> None:
         if self._memory is not None:
-            self._session.save(self._memory)
+            self._session.save(self._memory, force=self._force)
 
 
 def _read() -> bytes | None:
     """The next line, whatever its bytes, or None at the end of input."""
     if sys.stdin.isatty():
-        click.echo("> ", nl=False, err=True)
+        write_text("> ", err=True)
     try:
         line = sys.stdin.buffer.readline()
     except KeyboardInterrupt:
-        click.echo(err=True)
+        say(err=True)
         return None
     return line.rstrip(b"\r\n") if line else None
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)

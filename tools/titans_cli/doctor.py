@@ -10,7 +10,9 @@ import platform
 
 import click
 
-from titans_cli.options import json_option, print_json
+from titans_cli.options import json_option
+from titans_cli.terminal import print_json, say, say_entry
+from titans_runtime.install import install
 
 # Commands -> the packages they need beyond the base dependencies, and the extra that brings them.
 _NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -45,11 +47,11 @@ def doctor(as_json: bool) -> None:
     if as_json:
         print_json({"machine": machine, "commands": commands, "providers": providers})
         return
-    click.echo(f"Python {machine['python']} on {machine['system']}")
-    click.echo("\nCommands")
+    say(f"Python {machine['python']} on {machine['system']}")
+    say("", "Commands")
     for command in commands:
         _show(command["name"], command["status"], command["versions"], command["remedy"])
-    click.echo("\nExecution providers")
+    say("", "Execution providers")
     for provider in providers:
         version = f"version {provider['version']}" if provider["version"] else ""
         _show(provider["name"], provider["status"], version, provider["detail"], provider["remedy"])
@@ -62,7 +64,7 @@ def _command(name: str, packages: tuple[str, ...], extra: str) -> dict[str, str]
         "name": name,
         "status": f"{', '.join(missing)} missing" if missing else "ready",
         "versions": ", ".join(f"{package} {version}" for package, version in versions.items() if version),
-        "remedy": f"run: pip install 'titans-deploy[{extra}]'" if missing else "",
+        "remedy": f"run: {install(extra)}" if missing else "",
     }
 
 
@@ -78,7 +80,7 @@ def _version(package: str) -> str | None:
 
 def _show(name: object, status: object, *lines: object) -> None:
     """Never broken, so that a command can be copied as it stands."""
-    click.echo(f"  {click.style(str(name), bold=True)}: {status}")
+    say_entry(name, status)
     for line in lines:
         if line:
-            click.echo(f"      {line}")
+            say(f"      {line}")

@@ -11,8 +11,9 @@ from typing import Any
 import click
 
 from titans_cli.eval_tasks import OPTIONS, TASKS
-from titans_cli.options import bundle_argument, check_plot, json_option, plot_option, print_json, progress_bar
+from titans_cli.options import bundle_argument, check_plot, json_option, plot_option
 from titans_cli.task_options import options_of, with_options
+from titans_cli.terminal import print_json, progress_bar, say
 
 
 @click.command(
@@ -57,7 +58,6 @@ def eval(
     if as_json:
         print_json(report.as_json())
     else:
-        for line in report.lines():
-            click.echo(line)
+        say(*report.lines())
     if plot is not None:  # last, so that whatever goes wrong with it, the figures are there
         TASKS[task].draw(report, plot)

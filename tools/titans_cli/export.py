@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from titans_cli.options import json_option, print_json, progress_bar, unescaped
+from titans_cli.options import json_option, unescaped
+from titans_cli.terminal import print_json, progress_bar, say
 from titans_cli.threads import threads_option, torch_threads
 
 
@@ -88,7 +89,7 @@ def export(
                 ends=EndNames(eos=tuple(map(unescaped, eos)), stop=tuple(map(unescaped, stop))),
             )
     except VerificationError as error:
-        click.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}", err=True)
         context.exit(1)
     if as_json:
         print_json(
@@ -102,15 +103,15 @@ def export(
             }
         )
         return
-    click.echo(f"{out}: {manifest.model.name}, {manifest.model.parameters:,} parameters, {manifest.dtype}", err=True)
+    say(f"{out}: {manifest.model.name}, {manifest.model.parameters:,} parameters, {manifest.dtype}", err=True)
     report = manifest.verification
     if report is None:
-        click.echo("not verified; titans verify does it", err=True)
+        say("not verified; titans verify does it", err=True)
     else:
         largest = f"{report['max_abs_error']:.1e}"
-        click.echo(f"verified over {report['tokens']:,} tokens, largest error {largest}", err=True)
+        say(f"verified over {report['tokens']:,} tokens, largest error {largest}", err=True)
         dead = report.get("dead_memories")
         if isinstance(dead, list) and dead:
             from titans_runtime.memories import dead_warning
 
-            click.echo(f"warning: {dead_warning([str(name) for name in dead])}", err=True)
+            say(f"warning: {dead_warning([str(name) for name in dead])}", err=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from titans_cli.options import json_option, print_json, progress_bar
+from titans_cli.options import json_option
+from titans_cli.terminal import print_json, progress_bar, say
 from titans_cli.threads import threads_option, torch_threads
 
 
@@ -81,10 +82,10 @@ def titans_pytorch(
                 progress=progress,
             )
     except VerificationError as error:
-        click.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}", err=True)
         context.exit(1)
     if NOTES in manifest.provenance:
-        click.echo(f"{checkpoint}: {manifest.provenance[NOTES]}", err=True)
+        say(f"{checkpoint}: {manifest.provenance[NOTES]}", err=True)
     report = manifest.verification
     if as_json:
         print_json(
@@ -98,9 +99,9 @@ def titans_pytorch(
             }
         )
         return
-    click.echo(f"{out}: {manifest.model.name}, {manifest.model.parameters:,} parameters", err=True)
+    say(f"{out}: {manifest.model.name}, {manifest.model.parameters:,} parameters", err=True)
     if report is None:
-        click.echo("not verified; import it again without --verify-tokens 0", err=True)
+        say("not verified; import it again without --verify-tokens 0", err=True)
     else:
         against = f"{report['reference']} over {report['tokens']:,} tokens"
-        click.echo(f"verified against {against}, largest error {report['max_abs_error']:.1e}", err=True)
+        say(f"verified against {against}, largest error {report['max_abs_error']:.1e}", err=True)

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from titans_cli.options import bundle_argument, json_option, print_json
+from titans_cli.options import bundle_argument, json_option
+from titans_cli.terminal import PlainTable, print_json, say, show
 
 if TYPE_CHECKING:
     from titans_runtime.manifest import Manifest
@@ -60,42 +59,38 @@ def _document(manifest: Manifest, sizes: dict[str, int]) -> dict[str, object]:
 
 def _show(manifest: Manifest, sizes: dict[str, int], norms: dict[str, float]) -> None:
     """The same for people, on stdout; `norms` are those of the learned starts."""
-    console = Console(highlight=False)
     model = manifest.model
-    click.echo(f"{model.name}: {model.parameters:,} parameters, {manifest.dtype} weights, opset {manifest.opset}")
+    say(f"{model.name}: {model.parameters:,} parameters, {manifest.dtype} weights, opset {manifest.opset}")
     takes = [f"{name} {value}" for name, value in asdict(manifest.inputs).items()]
     if manifest.tokenizer:
         takes.append(f"{manifest.tokenizer.kind} tokenizer")
     if ends := (*manifest.ends.eos, *manifest.ends.stop):
         takes.append(f"text ends at {' or '.join(map(str, ends))}")
-    click.echo(", ".join([*takes, f"chunk {manifest.chunk}"]))
+    say(", ".join([*takes, f"chunk {manifest.chunk}"]))
     made = [f"{name} {value}" for name, value in manifest.provenance.items() if "." not in name]  # a.b: settings
-    click.echo(f"made with {', '.join(made)}")
-    click.echo(_verdict(manifest))
+    say(f"made with {', '.join(made)}")
+    say(_verdict(manifest))
     memory = model.config.get("memory")
     if isinstance(memory, dict) and memory.get("forget"):
         # A configuration from before there was a choice does not name it.
         goal = "its learned start" if memory.get("forget_to") == "start" else "zero"
-        click.echo(f"memory of {memory.get('depth')} matrices a head, which forgets towards {goal}")
+        say(f"memory of {memory.get('depth')} matrices a head, which forgets towards {goal}")
 
-    table = Table(title=f"State of one stream: {_bytes(manifest.stream_bytes)}", title_justify="left")
-    for column in ("tensor", "kind", "type", "shape", "starts as"):
-        table.add_column(column, overflow="fold")  # a name cut short is no name
-    table.add_column("size", justify="right")
+    columns = ("tensor", "kind", "type", "shape", "starts as")
+    table = PlainTable(*columns, title=f"State of one stream: {_bytes(manifest.stream_bytes)}")
+    table.add_column("size", right=True)
     for state in manifest.states:
         shape = " × ".join(map(str, state.shape))
         start = f"learned, norm {norms[state.name]:.3g}" if state.name in norms else state.initial.kind
         table.add_row(state.name, state.kind, state.dtype, shape, start, _bytes(state.stream_bytes))
-    console.print(table)
+    show(table)
 
     uses = {graph.file: f"graph {graph.name}, {_span(graph.tokens)}" for graph in manifest.graphs}
-    table = Table(title=f"Files: {_bytes(sum(sizes.values()))}, all hashes match", title_justify="left")
-    for column in ("file", "what", "sha256"):
-        table.add_column(column, overflow="fold")
-    table.add_column("size", justify="right")
+    table = PlainTable("file", "what", "sha256", title=f"Files: {_bytes(sum(sizes.values()))}, all hashes match")
+    table.add_column("size", right=True)
     for file in manifest.files():
         table.add_row(file.file, uses.get(file.file, "data"), file.sha256[:12], _bytes(sizes[file.file]))
-    console.print(table)
+    show(table)
 
 
 def _verdict(manifest: Manifest) -> str:

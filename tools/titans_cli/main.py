@@ -1,12 +1,12 @@
 """The `titans` command: which subcommands there are, and how their errors reach a person.
 
 Loads a subcommand's module only when that subcommand is asked for, so `titans --help` and `titans run` never pay for
-PyTorch. Knows the error types of the packages below by name only. Does not know what any subcommand does.
+PyTorch; the packages' errors are modules of their own, which import nothing. Does not know what any subcommand does.
 """
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import importlib
 import io
 import keyword
@@ -16,6 +16,13 @@ import sys
 from typing import IO, Any, cast
 
 import click
+
+from titans_cli.terminal import accept_any_text, say, visible
+from titans_core.errors import TitansCoreError
+from titans_eval.errors import EvalError
+from titans_export.errors import ExportError
+from titans_runtime.errors import TitansError, os_remedy
+from titans_runtime.install import install
 
 # Subcommand -> its line in `titans --help`. The command itself is the attribute of that name in titans_cli.<name>; both
 # have a `_` at the end where the name is a word of Python's.
@@ -33,14 +40,6 @@ COMMANDS = {
     "bench": "Measure how fast a bundle runs here.",
     "eval": "Measure what a bundle has learned.",
     "doctor": "Show what this machine can run, and what to install for the rest.",
-}
-
-# Errors that the packages raise on purpose, by module; a module that was never imported cannot have raised one.
-_OWN_ERRORS = {
-    "titans_core.errors": "TitansCoreError",
-    "titans_eval.errors": "EvalError",
-    "titans_export.errors": "ExportError",
-    "titans_runtime.errors": "TitansError",
 }
 
 # Subcommand -> the extra of titans-deploy that brings what it imports beyond the base dependencies.
@@ -62,7 +61,9 @@ _EXTRAS = {
 _OPTIONAL_PACKAGES = ("torch", "onnx", "onnxruntime")
 
 
-INTERRUPTED = 128 + signal.SIGINT  # exit code, as shells have it; 1 is for a check that failed
+# Exit codes as shells have them; 1 is for a check that failed.
+INTERRUPTED = 128 + signal.SIGINT
+UNREAD = 128 + 13  # SIGPIPE, which not every system has: whoever read what is written has gone
 
 
 class CleanError(click.ClickException):
@@ -74,7 +75,7 @@ class CleanError(click.ClickException):
         super().__init__(" ".join(message.split()))
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"Error: {self.message}", file=file or sys.stderr)
+        click.echo(f"Error: {visible(self.message)}", file=file or sys.stderr)
 
 
 class LazyGroup(click.Group):
@@ -93,17 +94,38 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """As in click, on streams that take any text."""
+        accept_any_text()
+        return super().main(*args, **kwargs)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """As in click; what is wrong with the options before the subcommand is one line too."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            raise _usage(error) from error
+        except BrokenPipeError:  # the help of `titans` itself
+            raise _unread() from None
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except click.exceptions.NoArgsIsHelpError:
             raise
         except KeyboardInterrupt:
-            click.echo("Interrupted", err=True)
+            say("Interrupted", err=True)
             ctx.exit(INTERRUPTED)
         except click.UsageError as error:
-            path = error.ctx.command_path if error.ctx else "titans"
-            raise CleanError(f"{error.format_message().rstrip('.')} (see {path} --help)") from error
+            raise _usage(error) from error
+        except BrokenPipeError:
+            raise _unread() from None
+        except SystemExit as end:
+            if isinstance(end.__context__, BrokenPipeError):  # rich's way of ending
+                raise _unread() from None
+            raise
         except Exception as error:
             message = explain(error, ctx.invoked_subcommand or "")
             if message is None or os.environ.get("TITANS_DEBUG") == "1":
@@ -111,20 +133,33 @@ class LazyGroup(click.Group):
             raise CleanError(message) from error
 
 
+def _usage(error: click.UsageError) -> CleanError:
+    path = error.ctx.command_path if error.ctx else "titans"
+    return CleanError(f"{error.format_message().rstrip('.')} (see {path} --help)")
+
+
+def _unread() -> click.exceptions.Exit:
+    """End as other programs do when nobody reads what they write, and write nothing more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a stream that is no file
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+    return click.exceptions.Exit(UNREAD)
+
+
 def explain(error: Exception, command: str) -> str | None:
     """The message a person should see for `error` of subcommand `command`, or None if it deserves its traceback."""
-    from titans_runtime.errors import os_remedy
-
-    for module, name in _OWN_ERRORS.items():
-        loaded = sys.modules.get(module)
-        if loaded is not None and isinstance(error, getattr(loaded, name)):
-            return str(error)
+    if isinstance(error, TitansError | TitansCoreError | ExportError | EvalError):
+        return str(error)
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _OPTIONAL_PACKAGES:
         extra = _EXTRAS[command]
-        return f"titans {command} needs {error.name}, which is missing; run: pip install 'titans-deploy[{extra}]'"
-    if isinstance(error, OSError) and error.strerror and error.errno != errno.EPIPE:  # click ends a broken pipe quietly
+        return f"titans {command} needs {error.name}, which is missing; run: {install(extra)}"
+    if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
         return f"{where}{error.strerror}; {os_remedy(error)}"
+    if isinstance(error, MemoryError):
+        return f"titans {command} needs more memory than there is; close other programs, or give it less at a time"
     return None
 
 
@@ -133,8 +168,8 @@ def explain(error: Exception, command: str) -> str | None:
 def cli() -> None:
     """Titans test-time memory models: train in PyTorch, export to ONNX bundles, run them without PyTorch.
 
-    Exit codes: 0 done, 1 a check failed, 2 wrong usage or bad input, 130 interrupted. Set TITANS_DEBUG=1 for
-    tracebacks.
+    Exit codes: 0 done, 1 a check failed, 2 wrong usage or bad input, 130 interrupted, 141 nobody reads the output.
+    Set TITANS_DEBUG=1 for tracebacks.
 
     \b
     Example:

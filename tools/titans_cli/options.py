@@ -1,27 +1,23 @@
-"""What the commands share: the options they have in common, one JSON document on stdout, progress on stderr.
+"""What the commands share: the options they have in common.
 
-Knows click and rich. Does not know what any command does.
+Knows click. Does not know what any command does, nor how it writes (`terminal`).
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import re
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from titans_runtime.install import install
 
 Command = TypeVar("Command", bound=Callable[..., None])
 PICTURES = (".svg", ".png")  # endings that --plot knows
 _ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
-ReportProgress = Callable[[int, int], None]  # (done, total), in the same unit
 
 
 def bundle_argument(function: Command) -> Command:
@@ -37,24 +33,6 @@ def json_option(function: Command) -> Command:
 def unescaped(text: str) -> str:
     """Text from a command line with \\n as a line break, \\t as a tab and \\\\ as a backslash."""
     return re.sub(r"\\[nt\\]", lambda found: _ESCAPES[found[0]], text)
-
-
-def write_text(text: str, nl: bool = False, err: bool = False) -> None:
-    """Write a model's text to stdout, or stderr, in the encoding that it has.
-
-    Not by click's own choice of stream, which writes UTF-8 where the encoding is ASCII. What the encoding lacks is
-    escaped (see `titans_cli.main.main`).
-    """
-    click.echo(text, nl=nl, file=sys.stderr if err else sys.stdout)
-
-
-def print_json(document: object) -> None:
-    """Write `document` to stdout as one JSON document; NaN and infinity are not JSON and are errors.
-
-    Where stdout's encoding is not UTF-8, characters beyond ASCII are written as JSON escapes.
-    """
-    ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
-    click.echo(json.dumps(document, indent=2, ensure_ascii=ascii_only, allow_nan=False))
 
 
 def plot_option(help: str) -> Callable[[Command], Command]:
@@ -75,27 +53,8 @@ def check_plot(path: Path | None) -> None:
     try:
         importlib.import_module("matplotlib.figure")
     except ImportError as error:
-        raise click.UsageError(f"--plot needs matplotlib ({error}); run: pip install 'titans-deploy[plot]'") from error
+        raise click.UsageError(f"--plot needs matplotlib ({error}); run: {install('plot')}") from error
     try:
         check_writable(path)
     except StateError as error:
         raise click.UsageError(f"--plot: {error}") from error
-
-
-@contextmanager
-def progress_bar(label: str) -> Iterator[ReportProgress]:
-    """A progress bar on stderr, gone when it is done; silent where stderr is not a terminal."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(label, total=None)
-
-        def report(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
-        yield report

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from titans_cli.options import bundle_argument, json_option, print_json, unescaped, write_text
+from titans_cli.options import bundle_argument, json_option, unescaped
+from titans_cli.terminal import print_json, prompt_progress, say, write_text
 
 if TYPE_CHECKING:
     from titans_runtime import Model, SamplingOptions, Session
@@ -32,7 +34,7 @@ Examples:
 )
 @bundle_argument
 @click.option("--prompt", help="Text to continue.")
-@click.option("--prompt-file", type=click.Path(path_type=Path), help="A file with the text to continue.")
+@click.option("--prompt-file", type=click.Path(path_type=Path), help="A file with the text to continue; - is stdin.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--temperature", type=float, default=0.8, show_default=True, help="0 takes the most likely token.")
 @click.option("--top-k", type=int, help="Choose among the k most likely tokens.")
@@ -45,6 +47,7 @@ Examples:
 @click.option("--special", is_flag=True, help="Read special tokens in the prompt as tokens, and not as text.")
 @click.option("--state-in", type=click.Path(path_type=Path), help="Go on from this saved session.")
 @click.option("--state-out", type=click.Path(path_type=Path), help="Save the session here afterwards.")
+@click.option("--force", is_flag=True, help="Let --state-out replace a file that is not the one of --state-in.")
 @click.option(
     "--stream/--no-stream",
     default=None,
@@ -69,6 +72,7 @@ def run(
     special: bool,
     state_in: Path | None,
     state_out: Path | None,
+    force: bool,
     stream: bool | None,
     provider: str,
     threads: int | None,
@@ -77,8 +81,10 @@ def run(
     """Generate text with a bundle.
 
     The text streams to stdout as it comes; with --json it is part of the one JSON document instead. With --state-in the
-    memory of an earlier run goes on, and the prompt may be left out. Where it is interrupted, --state-out has the
-    memory of all that was read and written until then.
+    memory of an earlier run goes on, and the prompt may be left out. If it is interrupted, --state-out has the memory
+    of all that was read and written until then; if nothing was, the file is as it was. --state-out replaces the file
+    that --state-in has read. It replaces any other file only with --force, so no memory is lost to a run that never
+    read it, such as one that was saved in the meantime.
     """
     import titans_runtime
     from titans_runtime.atomic import check_writable
@@ -96,7 +102,11 @@ def run(
         check_writable(state_out)  # now, and not after all that is to be remembered
     model = titans_runtime.load(bundle, provider=provider, threads=threads)
     session = model.session() if state_in is None else model.restore(state_in)
+    if state_out is not None:
+        session.check_save(state_out, force=force)
+    begun = session.position
     show = not as_json if stream is None else stream
+    answer: _Answer | None = None
     try:
         answer = _generate(
             model,
@@ -110,19 +120,18 @@ def run(
             show=show,
             err=as_json,
         )
-    except (KeyboardInterrupt, BrokenPipeError):
         if state_out is not None:
-            session.save(state_out)
+            session.save(state_out, force=force)
+    except (KeyboardInterrupt, OSError):  # stopped from outside, or nobody reads the text any more
+        if state_out is not None and session.position > begun:
+            session.save(state_out, force=force)
         raise
-    try:
-        if state_out is not None:
-            session.save(state_out)
     finally:  # what was said is not lost with a disk that is full
-        if as_json:
+        if answer is not None and as_json:
             print_json({**answer.figures(), "position": session.position, **_provider(model)})
-        else:
-            write_text("" if show else answer.text, nl=True)
-            click.echo(answer.summary(), err=True)
+        elif answer is not None:
+            write_text("\n" if show else f"{answer.text}\n")
+            say(answer.summary(), err=True)
 
 
 def _provider(model: Model) -> dict[str, object]:
@@ -135,6 +144,8 @@ def _prompt(prompt: str | None, file: Path | None, optional: bool) -> str | byte
         return None
     if (prompt is None) == (file is None):
         raise click.UsageError("give the text to continue with either --prompt or --prompt-file")
+    if file == Path("-"):
+        return sys.stdin.buffer.read()
     if file is not None:
         return file.read_bytes()
     text = prompt or ""
@@ -208,13 +219,16 @@ def _generate(
             write_text(piece, err=err)
 
     start = time.perf_counter()
-    for token in session.generate_tokens(prompt, max_new_tokens, options, ignore_eos=ignore_eos, special=special):
-        answer.arrived.append(time.perf_counter() - start)
-        answer.surprise.append(float(session.surprise[-1]))
-        written = written or Transcript(model.tokenizer, stops, ends, session.recent, token)
-        emit(written.push(token))
-        if written.stopped:
-            break
+    with prompt_progress() as progress:
+        for token in session.generate_tokens(
+            prompt, max_new_tokens, options, ignore_eos=ignore_eos, special=special, on_progress=progress
+        ):
+            answer.arrived.append(time.perf_counter() - start)
+            answer.surprise.append(float(session.surprise[-1]))
+            written = written or Transcript(model.tokenizer, stops, ends, session.recent, token)
+            emit(written.push(token))
+            if written.stopped:
+                break
     if written is not None:
         emit(written.finish())
     answer.ended = "stop" if stops.stopped else session.ended

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import click
 
-from titans_cli.options import bundle_argument, json_option, print_json
+from titans_cli.options import bundle_argument, json_option
+from titans_cli.terminal import print_json, say
 
 TARGETS = ["cpu", "cuda", "webgpu", "ort-tensorrt", "ort-tensorrt-rtx", "tensorrt", "tensorrt-rtx"]
 
@@ -40,4 +41,4 @@ def slim(bundle: Path, target: str, engines: str | None, out: Path, overwrite: b
         print_json({"bundle": str(out), **asdict(made)})
         return
     before, after = (f"{size / 2**20:,.1f} MiB" for size in (made.bytes_before, made.bytes_after))
-    click.echo(f"{out}: {after} of {before}, for {target}", err=True)
+    say(f"{out}: {after} of {before}, for {target}", err=True)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from titans_cli.options import json_option, print_json
+from titans_cli.options import json_option
+from titans_cli.terminal import PlainTable, print_json, say, show
 
 if TYPE_CHECKING:
     from titans_runtime.arrays import Array
@@ -71,26 +70,24 @@ def inspect(file: Path, bundle: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(document)
         return
-    console = Console(highlight=False)
-    click.echo(f"{file}: {header.position:,} tokens of {header.model}, {header.commits:,} commits")
+    say(f"{file}: {header.position:,} tokens of {header.model}, {header.commits:,} commits")
     totals = header.totals
-    click.echo(f"surprise {totals.mean:.4g} ± {totals.deviation:.4g} per token, {totals.highest:.4g} at most")
+    say(f"surprise {totals.mean:.4g} ± {totals.deviation:.4g} per token, {totals.highest:.4g} at most")
     packed = ", compressed" if header.compressed else ""
-    click.echo(f"{file.stat().st_size:,} bytes{packed}, checksum matches, model identity {header.identity[:12]}")
-    table = Table("tensor", "type", "shape")
-    table.columns[0].overflow = "fold"
-    table.add_column("norm", justify="right")
+    say(f"{file.stat().st_size:,} bytes{packed}, checksum matches, model identity {header.identity[:12]}")
+    table = PlainTable("tensor", "type", "shape")
+    table.add_column("norm", right=True)
     if bundle is not None:
-        table.add_column("from its start", justify="right")
+        table.add_column("from its start", right=True)
     for name, array in tensors.items():
         row = [name, str(array.dtype), " × ".join(map(str, array.shape)), f"{_norm(array):.4g}"]
         far = [f"{memories[name].from_start:.4g}" if name in memories else "–"]
         table.add_row(*row, *(far if bundle is not None else []))
-    console.print(table)
+    show(table)
     if dead:
         from titans_runtime.memories import dead_warning
 
-        click.echo(f"warning: {dead_warning(dead)}", err=True)
+        say(f"warning: {dead_warning(dead)}", err=True)
 
 
 @state.command(
@@ -117,16 +114,17 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
     if as_json:
         print_json({"same": same, "first": _facts(header), "second": _facts(other), "tensors": changes})
     else:
-        console = Console(highlight=False)
-        click.echo(f"{header.position:,} tokens in {first}, {other.position:,} in {second}")
-        table = Table("tensor")
-        table.columns[0].overflow = "fold"
+        say(f"{header.position:,} tokens in {first}, {other.position:,} in {second}")
+        table = PlainTable("tensor")
         for column in ("largest difference", "relative to the norm"):
-            table.add_column(column, justify="right")
+            table.add_column(column, right=True)
         for name, change in changes.items():
             if not change["same"]:
                 table.add_row(name, _number(change["max_abs_difference"]), _number(change["relative_difference"]))
-        console.print("the same, bit for bit" if same else table)
+        if same:
+            say("the same, bit for bit")
+        else:
+            show(table)
     if not same:
         raise SystemExit(1)
 

@@ -6,7 +6,6 @@ Knows the options that all tasks share. The tasks are in `train_tasks`. Imports 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ import click
 from titans_cli.model_options import CONTROLS, PRESETS, VARIANTS, ModelOptions
 from titans_cli.start import Beginning
 from titans_cli.task_options import options_of, was_given, with_options
+from titans_cli.terminal import print_json, say
 from titans_cli.threads import threads_option, wait_passively
 from titans_cli.train_tasks import OPTIONS, TASKS
 from titans_runtime.cores import usable_cores
@@ -154,9 +154,9 @@ def train(
     lesson = TASKS[task](ModelOptions(variant, preset, config, overrides, control, beginning), seed, **own)
     if os.environ.get("RANK", "0") == "0":  # of several processes, the one that reports
         for line in lesson.read:
-            click.echo(f"data: {line}", err=True)
+            say(f"data: {line}", err=True)
         for note in lesson.notes:
-            click.echo(f"note: {note}", err=True)
+            say(f"note: {note}", err=True)
     with ProgressLine(sys.stderr, steps=steps) as progress:
         result = run(
             lesson.model,
@@ -172,4 +172,4 @@ def train(
     if as_json and result.rank == 0:
         document = {"checkpoint": str(out), "task": task, "variant": lesson.model.variant, **dataclasses.asdict(result)}
         document |= {"notes": list(lesson.notes)} if lesson.notes else {}
-        click.echo(json.dumps(document))
+        print_json(document, indent=None)

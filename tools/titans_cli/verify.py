@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from titans_cli.options import bundle_argument, check_plot, json_option, plot_option, print_json, progress_bar
+from titans_cli.options import bundle_argument, check_plot, json_option, plot_option
+from titans_cli.terminal import print_json, progress_bar, say
 from titans_cli.threads import threads_option, torch_threads
 
 
@@ -68,7 +69,7 @@ def verify(
     if as_json:
         print_json(document)
     else:
-        click.echo(text)
+        say(*text.splitlines())
     if drifted is not None and plot is not None:  # after the figures, which no picture can take away
         from titans_export.drift_plot import plot_drift
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from titans_eval import needle, recall
 from titans_eval.errors import EvalError
+from titans_runtime.install import install
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def picture(path: Path, width: float = 7.0, height: float = 4.0, columns: int = 
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise EvalError(f"{error}; run: pip install 'titans-deploy[plot]'") from error
+        raise EvalError(f"{error}; run: {install('plot')}") from error
     # Text stays text, and ids do not change from run to run: files are small, and equal where the figures are.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "titans"}):
         figure = Figure(figsize=(width, height), layout="constrained")

@@ -10,9 +10,10 @@ import logging
 from dataclasses import dataclass, field
 
 from titans_runtime import native
+from titans_runtime.arguments import is_unicode, shown
 from titans_runtime.backends.base import Backend, LoadOptions
 from titans_runtime.bundle import Bundle
-from titans_runtime.errors import ProviderError
+from titans_runtime.errors import BundleError, ProviderError
 from titans_runtime.observe import record
 
 # What `provider=` may name besides "auto".
@@ -37,7 +38,7 @@ def select(bundle: Bundle, provider: str, options: LoadOptions) -> Selected:
     Raises:
         ProviderError: an unknown provider, one that does not work here, or one that this bundle is not for.
     """
-    if provider != "auto":
+    if not isinstance(provider, str) or provider != "auto":
         return Selected(_backend(bundle, provider, options))
     passed_over: dict[str, str] = {}
     for name in AUTO[:-1]:
@@ -86,14 +87,16 @@ def software(name: str) -> bool:
 
 
 def _backend(bundle: Bundle, provider: str, options: LoadOptions) -> Backend:
-    if provider not in PROVIDERS:
-        raise ProviderError(f"unknown provider {provider!r}", f"use one of {', '.join((*PROVIDERS, 'auto'))}")
+    if not isinstance(provider, str) or provider not in PROVIDERS:
+        raise ProviderError(f"unknown provider {shown(provider)}", f"use one of {', '.join((*PROVIDERS, 'auto'))}")
     manifest = bundle.manifest
     if manifest.providers is not None and provider not in manifest.providers:
         raise ProviderError(
             f"{bundle.path} is a {manifest.dtype} bundle for {', '.join(manifest.providers)} only, not for {provider}",
             "export the checkpoint with another --dtype",
         )
+    if not is_unicode(bundle.path):
+        raise BundleError(f"{bundle.path} has a name that is not UTF-8, which no provider can open; rename it")
     from titans_runtime.backends.device_backend import DeviceBackend
 
     if provider in _NATIVE:

@@ -32,6 +32,7 @@ from titans_runtime.backends.denormals import with_denormals_as_zero
 from titans_runtime.bundle import Bundle, Form, file_of
 from titans_runtime.cores import usable_cores
 from titans_runtime.errors import BundleError, ProviderError
+from titans_runtime.install import install
 from titans_runtime.manifest import GraphSpec
 from titans_runtime.native import Kernels, kernels
 from titans_runtime.observe import record
@@ -301,7 +302,7 @@ def import_onnxruntime() -> ModuleType:
         import onnxruntime
     except ImportError as error:
         raise ProviderError(
-            f"onnxruntime cannot be imported ({error})", "run: pip install 'titans-deploy[cpu]'", "not installed"
+            f"onnxruntime cannot be imported ({error})", f"run: {install('cpu')}", "not installed"
         ) from error
     module: ModuleType = onnxruntime
     return module

@@ -20,6 +20,7 @@ from titans_runtime.backends import nvidia
 from titans_runtime.backends.onnx_cpu import first_line
 from titans_runtime.backends.ort_device import OrtTarget
 from titans_runtime.errors import ProviderError
+from titans_runtime.install import install
 from titans_runtime.manifest import BATCH, GraphSpec
 
 if TYPE_CHECKING:
@@ -176,7 +177,13 @@ def cache_folder(provider: str, weights: str, graph: GraphSpec) -> Path:
     """Where engines of one graph are kept, made if need be. The weights are in the name: providers' keys omit them."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = base / "titans-deploy" / provider / f"{weights[:16]}-{graph.sha256[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ProviderError(
+            f"{folder}, where {provider} keeps its engines, cannot be made ({error.strerror})",
+            "set XDG_CACHE_HOME to a folder that can be written",
+        ) from error
     return folder
 
 
@@ -204,7 +211,7 @@ def _plugin(module: ModuleType, name: str, needs: str) -> ort.OrtEpDevice:
     except ImportError as error:
         raise ProviderError(
             f"{name} is not installed here ({error})",
-            f"run: pip install 'titans-deploy[{EXTRAS[_MODULES[name]]}]'",
+            f"run: {install(EXTRAS[_MODULES[name]])}",
             "not installed",
         ) from error
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
@@ -220,7 +227,7 @@ def _built_in(module: ModuleType, name: str) -> None:
     if name not in module.get_available_providers():
         raise ProviderError(
             f"the onnxruntime that is imported here has no {name}",
-            "run: pip uninstall onnxruntime; pip install 'titans-deploy[cuda]'",
+            f"run: pip uninstall onnxruntime; {install('cuda')}",
             "not installed",
         )
     nvidia.require_driver()

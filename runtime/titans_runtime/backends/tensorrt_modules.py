@@ -17,6 +17,7 @@ from titans_runtime.backends.cuda import Cuda
 from titans_runtime.backends.tensorrt_device import CudaMemory, TensorRtDevice, prove_engine
 from titans_runtime.bundle import Bundle
 from titans_runtime.errors import ExecutionError, ProviderError
+from titans_runtime.install import install
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _CUDA = "cuda.bindings.runtime"
@@ -49,9 +50,7 @@ def capability(name: str) -> int:
 def _load(name: str) -> tuple[Any, Cuda]:
     for needed in (_MODULES[name], _CUDA):
         if not _installed(needed):
-            raise ProviderError(
-                f"{needed} is not installed here", f"run: pip install 'titans-deploy[{name}]'", "not installed"
-            )
+            raise ProviderError(f"{needed} is not installed here", f"run: {install(name)}", "not installed")
     nvidia.require_driver()  # before the import, which loads hundreds of megabytes of libraries
     try:
         module, cuda = importlib.import_module(_MODULES[name]), importlib.import_module(_CUDA)
@@ -59,7 +58,7 @@ def _load(name: str) -> tuple[Any, Cuda]:
     except (ImportError, OSError) as error:  # OSError: the bindings are there, the libraries are not
         raise ProviderError(
             f"{_MODULES[name]} or {_CUDA} cannot be imported ({error})",
-            f"run: pip install --force-reinstall 'titans-deploy[{name}]'",
+            f"run: {install(name, '--force-reinstall')}",
         ) from error
     except ExecutionError as error:
         what, _, remedy = str(error).partition("; ")

@@ -5,28 +5,30 @@ Knows how a session's calls become jobs. Does not know in which order they run (
 
 from __future__ import annotations
 
-import operator
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from types import FrameType, TracebackType
 
 from titans_runtime import statefile
+from titans_runtime.arguments import checked_bytes, checked_path, flag, instance, sequence, whole
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.backends.base import Backend, State
 from titans_runtime.batching.engine import Engine
 from titans_runtime.batching.jobs import Job, Task
 from titans_runtime.batching.tickets import Promise, Tally, Ticket
 from titans_runtime.driver import Fed, Feeder
-from titans_runtime.errors import InputError, NonFiniteError
+from titans_runtime.errors import InputError, NonFiniteError, out_of_memory
 from titans_runtime.inputs import Inputs, checked_inputs
+from titans_runtime.lineage import Lineage
 from titans_runtime.manifest import Manifest, TokenInputs
 from titans_runtime.moment import Moment
 from titans_runtime.plan import FASTEST, Policy
 from titans_runtime.session import Session, Shared, moment_of
+
+_POSITIVE = "use a whole number of 1 or above"
 
 
 class Batch:
@@ -42,9 +44,9 @@ class Batch:
         engine = Engine(
             shared.manifest,
             shared.feeder.backend,
-            _positive("lanes", lanes),
-            None if resident is None else _positive("resident", resident),
-            None if folder is None else Path(folder),
+            whole("lanes", lanes, 1, _POSITIVE),
+            None if resident is None else whole("resident", resident, 1, _POSITIVE),
+            None if folder is None else checked_path(folder),
         )
         self._engine = engine
         self._shared = Shared(_EngineFeeder(shared.feeder, engine), shared.tokenizer, shared.observers, shared.silent)
@@ -55,11 +57,12 @@ class Batch:
 
     def restore(self, path: str | os.PathLike[str], name: str | None = None) -> BatchSession:
         """A session as `Session.save` wrote it. Raises `StateError`."""
-        return self._restored(statefile.read_file(path, self._shared.manifest), str(path), name)
+        file = checked_path(path)
+        return self._restored(statefile.read_file(file, self._shared.manifest), str(file), name, file)
 
     def restore_bytes(self, data: bytes, name: str | None = None) -> BatchSession:
         """A session from what `Session.to_bytes` gave. Raises `StateError`."""
-        return self._restored(data, "the state", name)
+        return self._restored(checked_bytes("the state", data), "the state", name)
 
     def feed(self, sessions: Sequence[BatchSession], inputs: Sequence[Inputs]) -> list[FloatArray]:
         """Feed several sessions together, and wait for all of them.
@@ -75,6 +78,8 @@ class Batch:
             What `Session.feed` raises, for the first session that failed; the others have moved on all the same. After
             Ctrl-C those that were not done are as they were.
         """
+        sessions = sequence("sessions", sessions, "pass a list of sessions of this batch")
+        inputs = sequence("inputs", inputs, "pass a list with the inputs of each session")
         if len(sessions) != len(inputs):
             raise InputError(f"there are {len(sessions)} sessions and {len(inputs)} inputs; pass as many of both")
         self._check_members(sessions)
@@ -126,8 +131,7 @@ class Batch:
         """Raise `InputError` for what is not a session of this batch, or is named twice."""
         seen: set[int] = set()
         for session in sessions:
-            if not isinstance(session, BatchSession):
-                raise InputError(f"{session!r} is not a session of a batch; make one with batch.session()")
+            instance("a session", session, BatchSession, "make one with batch.session()")
             if session._engine is not self._engine:
                 raise InputError(
                     f"session {session.name!r} is of another batch; feed it with the batch that made it, or bring it"
@@ -137,15 +141,25 @@ class Batch:
                 raise InputError(f"session {session.name!r} is named twice; feed its tokens one after the other")
             seen.add(id(session))
 
-    def _restored(self, data: bytes, source: str, name: str | None) -> BatchSession:
-        return BatchSession(self._shared, self._engine, name, moment_of(self._shared.feeder, data, source))
+    def _restored(
+        self, data: bytes, source: str, name: str | None, path: str | os.PathLike[str] | None = None
+    ) -> BatchSession:
+        moment = moment_of(self._shared.feeder, data, source)
+        return BatchSession(self._shared, self._engine, name, moment, Lineage(data, path))
 
 
 class BatchSession(Session):
     """One stream of a batch. Made by `Batch.session()` and `Batch.restore()`, or of another by `fork()`."""
 
-    def __init__(self, shared: Shared, engine: Engine, name: str | None = None, moment: Moment | None = None) -> None:
-        super().__init__(shared, name, moment)
+    def __init__(
+        self,
+        shared: Shared,
+        engine: Engine,
+        name: str | None = None,
+        moment: Moment | None = None,
+        lineage: Lineage | None = None,
+    ) -> None:
+        super().__init__(shared, name, moment, lineage)
         self._engine = engine
         if moment is not None:
             engine.enroll(self)
@@ -171,7 +185,7 @@ class BatchSession(Session):
     def _prepare(self, inputs: Inputs, outcome: Ticket | Promise, call: FrameType, all_logits: bool = False) -> Job:
         """A job that is not queued yet; the session is in use from now on, for as long as `call` runs."""
         array = checked_inputs(self._manifest.inputs, inputs)
-        every = all_logits or not isinstance(self._manifest.inputs, TokenInputs)
+        every = flag("all_logits", all_logits) or not isinstance(self._manifest.inputs, TokenInputs)
         return self._job(array, every, _as_they_are if every else _of_one, outcome, call)
 
     def _consume(self, array: Array, every: bool, best: int | None = None) -> FloatArray:
@@ -182,6 +196,10 @@ class BatchSession(Session):
             job = self._job(array, every, _as_they_are, ticket, sys._getframe(), best)
             self._engine.submit([job])
             return ticket.wait()
+        except MemoryError as error:
+            if job is not None:
+                job.abandon()
+            raise out_of_memory() from error
         except BaseException:  # interrupted at any point: before the job is begun, or until its next call has ended
             if job is not None:
                 job.abandon()
@@ -268,13 +286,3 @@ def _abandon(jobs: list[Job]) -> None:
         job.task.withdraw()  # all of them, before `abandon` waits for the first
     for job in jobs:
         job.abandon()
-
-
-def _positive(name: str, value: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise InputError(f"{name} is {value!r}; use a whole number of 1 or above")
-    return number

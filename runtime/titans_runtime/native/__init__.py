@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from titans_runtime.errors import InputError
+
 LIBRARY = Path(__file__).with_name("titans_kernels.so")
-SWITCH = "TITANS_KERNELS"  # off, or one of the levels below that the machine has
+SWITCH = "TITANS_KERNELS"  # off, or the highest of the levels below that may be used
 ISAS = {"v1": "any machine of its kind", "v3": "AVX2", "v4": "AVX-512"}
 
 
@@ -38,19 +40,31 @@ def kernels() -> Kernels | None:
     """The library of fused kernels, or None where there is none or it is switched off.
 
     The switch is read at every call, the level once for each process.
+
+    Raises:
+        InputError: the switch is something that it cannot mean.
     """
     return None if switched_off() else found()[0]
 
 
 def switched_off() -> bool:
-    """Whether the environment says that no kernels are wanted."""
-    return os.environ.get(SWITCH, "").lower() in {"off", "0"}
+    """Whether the environment says that no kernels are wanted. Raises `InputError` for what it cannot mean."""
+    wanted = os.environ.get(SWITCH, "")
+    if wanted.lower() in {"off", "0"}:
+        return True
+    if wanted not in {"", *ISAS}:
+        raise InputError(f"{SWITCH} is {wanted!r}; set it to off or one of {', '.join(ISAS)}, or leave it out")
+    return False
 
 
 def described() -> str:
     """Whether there are kernels, in half a sentence."""
     library, why = found()
-    if library is not None and switched_off():
+    try:
+        off = switched_off()
+    except InputError as error:
+        return f"but none is loaded: {error}"
+    if library is not None and off:
         return f"without fused kernels: {SWITCH} is off"
     return f"without fused kernels: {why}" if library is None else f"with fused kernels for {ISAS[library.isa]}"
 

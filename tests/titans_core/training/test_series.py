@@ -187,7 +187,7 @@ def test_gaps_that_leave_nothing_to_judge_by_are_refused() -> None:
         Forecasting.of(series, horizon=2)
 
 
-def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"titans-deploy\[data\]"):
+    with pytest.raises(DataError, match="pip install bokeh-sampledata"):
         read_series("glucose")
