@@ -26,6 +26,8 @@ from titans_runtime.text import Tokenizer, open_tokenizer
 if TYPE_CHECKING:
     from titans_runtime.batching.batch import Batch
 
+_MANY_THREADS = 64  # may be asked for on any machine
+
 
 def load(path: str | os.PathLike[str], provider: str = "auto", threads: int | None = None) -> Model:
     """Load a bundle, checking every file's hash.
@@ -39,7 +41,7 @@ def load(path: str | os.PathLike[str], provider: str = "auto", threads: int | No
     Raises:
         BundleError: a file is missing, truncated, altered or of a newer format.
         ProviderError: an unknown provider, or one that does not work here.
-        InputError: `threads` is not a positive number.
+        InputError: `threads` is not a positive number, or far above what any machine has a use for.
     """
     options = LoadOptions(threads=_threads(threads))
     bundle = open_bundle(path)
@@ -161,4 +163,10 @@ def _threads(threads: int | None) -> int | None:
         count = 0
     if count < 1:
         raise InputError(f"threads is {threads!r}; use a whole number of 1 or above, or leave it out")
+    cores = os.cpu_count() or 1
+    most = max(_MANY_THREADS, 4 * cores)
+    if count > most:
+        raise InputError(
+            f"threads is {count}, and this machine has {cores} cores; use at most {most} for a graph, or leave it out"
+        )
     return count

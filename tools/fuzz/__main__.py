@@ -31,7 +31,15 @@ BLOCK = 200  # cases per process
 PATIENCE = 60.0  # seconds a case may take before it counts as a hang; they take milliseconds
 _LOOK = 0.05  # seconds between two looks at a worker
 REGRESSIONS = Path(__file__).with_name("regressions.json")
-SHARES = {"manifest": 0.25, "graph": 0.15, "weights": 0.2, "state": 0.25, "calls": 0.15}
+SHARES = {
+    "manifest": 0.25,
+    "graph": 0.15,
+    "weights": 0.2,
+    "state": 0.2,
+    "calls": 0.1,
+    "interrupts": 0.05,
+    "mixups": 0.05,
+}
 
 
 @dataclass
