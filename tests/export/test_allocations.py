@@ -56,7 +56,9 @@ def test_memory_refused_at_any_place_is_an_error_and_nothing_has_changed(
 ) -> None:
     model = a_model(variant, tmp_path, threads)
     places = 0
-    session, twin = model.session(), model.session()
+    session, twin, first = model.session(), model.session(), model.session()
+    for tokens in TOKENS:
+        first.feed(tokens)  # loading graphs asks for memory too, once
     refuse(0)
     for tokens in TOKENS:
         twin.feed(tokens)

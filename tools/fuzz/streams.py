@@ -29,7 +29,7 @@ mixups = st.fixed_dictionaries({"seed": st.integers(0, 2**32)})
 
 
 def play_interrupts(model: Model, seed: int, in_batch: bool) -> None:
-    """Calls of one session that Ctrl-C ends at random moments; nothing but the book of its tokens may be true after each."""
+    """Calls of one session that Ctrl-C ends at random moments: it stands for the tokens in its book, after each."""
     draw = random.Random(seed)
     with model.batch(lanes=2, resident=3) as batch, _ctrl_c() as arm:
         place = batch if in_batch else model
@@ -45,13 +45,12 @@ def play_interrupts(model: Model, seed: int, in_batch: bool) -> None:
                 lambda: list(session.generate_tokens(piece, 2, _GREEDY)),  # noqa: B023
             ]
             call = draw.choice(calls)
-            try:
-                arm(draw.choice(_WAITS) * (0.5 + draw.random()))
-                call()
-            except KeyboardInterrupt:
-                pass
-            finally:
-                arm(0)
+            with contextlib.suppress(KeyboardInterrupt):
+                try:
+                    arm(draw.choice(_WAITS) * (0.5 + draw.random()))
+                    call()
+                finally:
+                    arm(0)
             tokens = _book(model, session, tokens, piece)
         _same(model, session, tokens)
 
@@ -71,7 +70,7 @@ def _book(model: Model, session: Session, tokens: list[int], piece: list[int]) -
 
 
 def play_mixups(model: Model, seed: int) -> None:
-    """Threads over two batches that spill: each feeds, forks, saves and restores its own stream, and tries a neighbour's."""
+    """Threads over two batches that spill: each feeds, forks and restores its own stream, and tries a neighbour's."""
     wrong: list[BaseException] = []
     with model.batch(lanes=4, resident=6) as first, model.batch(lanes=4, resident=6) as second:
         everybody: list[tuple[Batch, BatchSession]] = []
