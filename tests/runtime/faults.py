@@ -1,4 +1,4 @@
-"""Faults put into a running executor or batch: a graph call fails, is interrupted or not finite; a thread stands still."""
+"""Faults put into an executor or a batch: a graph call fails, is interrupted or not finite; a thread stands still."""
 
 from __future__ import annotations
 
