@@ -58,8 +58,8 @@ class KernelsHook(BuildHookInterface[Any]):
             shutil.rmtree(self.made, ignore_errors=True)
 
 
-def build(folder: Path, library: Path) -> str | None:
-    """Compile the kernels in `folder` to `library`. Returns what was in the way, or None."""
+def build(folder: Path, library: Path, *extra: str) -> str | None:
+    """Compile the kernels in `folder` to `library`, with `extra` options. Returns what was in the way, or None."""
     wanted = os.environ.get("TITANS_KERNELS", "")
     if wanted.lower() in {"off", "0"}:
         return "TITANS_KERNELS is off"
@@ -77,8 +77,8 @@ def build(folder: Path, library: Path) -> str | None:
             for source in PER_LEVEL:
                 objects.append(str(Path(made) / f"{source}.{level}.o"))
                 define = f"-DTITANS_ISA={level}"
-                steps.append([*compiler, *FLAGS, *FLOATS, *options, define, "-c", source, "-o", objects[-1]])
-        steps.append([*compiler, *FLAGS, "-shared", "operators.cpp", *objects, "-o", compiled])
+                steps.append([*compiler, *FLAGS, *extra, *FLOATS, *options, define, "-c", source, "-o", objects[-1]])
+        steps.append([*compiler, *FLAGS, *extra, "-shared", "operators.cpp", *objects, "-o", compiled])
         try:
             for step in steps:
                 subprocess.run(step, cwd=folder, check=True, capture_output=True, text=True)

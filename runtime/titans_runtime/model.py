@@ -29,8 +29,7 @@ from titans_runtime.text import Tokenizer, open_tokenizer
 if TYPE_CHECKING:
     from titans_runtime.batching.batch import Batch
 
-MAX_THREADS = 1024  # per graph; more than any machine has cores, and a number that no system refuses
-_THREADS = f"use a whole number from 1 to {MAX_THREADS:,}, or leave it out"
+_MANY_THREADS = 64  # per graph; may be asked for on any machine
 
 
 def load(path: str | os.PathLike[str], provider: str = "auto", threads: int | None = None) -> Model:
@@ -45,10 +44,11 @@ def load(path: str | os.PathLike[str], provider: str = "auto", threads: int | No
     Raises:
         BundleError: a file is missing, truncated, altered or of a newer format.
         ProviderError: an unknown provider, or one that does not work here.
-        InputError: `threads` is not a positive number, or `TITANS_KERNELS` something that it cannot mean.
+        InputError: `threads` is not a positive number or far above what the machine has a use for, or `TITANS_KERNELS`
+            something that it cannot mean.
     """
     folder = checked_path(path)
-    options = LoadOptions(threads=None if threads is None else whole("threads", threads, 1, _THREADS, MAX_THREADS))
+    options = LoadOptions(threads=None if threads is None else _threads(threads))
     native.switched_off()  # refuses what it cannot mean, before anything else is done
     try:
         with opening(folder) as bundle:
@@ -219,3 +219,8 @@ class Model:
     def describe(self) -> Description:
         """What this bundle is, as data."""
         return describe(self.manifest)
+
+
+def _threads(threads: int) -> int:
+    most = max(_MANY_THREADS, 4 * (os.cpu_count() or 1))
+    return whole("threads", threads, 1, f"use a whole number from 1 to {most} for this machine, or leave it out", most)

@@ -1,8 +1,10 @@
-"""Faults put into a running executor: the n-th graph call fails, is interrupted, or returns what is not finite."""
+"""Faults put into an executor or a batch: a graph call fails, is interrupted or not finite; a thread stands still."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from titans_runtime import ExecutionError
 from titans_runtime.backends.arena import Slot
 from titans_runtime.backends.cpu_state import BoundGraph
+from titans_runtime.batching.batch import Batch
 
 Fault = Callable[[BoundGraph, Mapping[int, Slot]], None]
 
@@ -46,3 +49,22 @@ class Sabotage:
                 fault(graph, written)
 
         monkeypatch.setattr(BoundGraph, "execute", sabotaged)
+
+
+@contextlib.contextmanager
+def standing_still(batch: Batch) -> Iterator[None]:
+    """The batch's thread begins nothing inside the block."""
+    still, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        still.set()
+        go_on.wait()
+
+    asker = threading.Thread(target=lambda: batch._engine._ask(wait))
+    asker.start()
+    still.wait()
+    try:
+        yield
+    finally:
+        go_on.set()
+        asker.join()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import threading
 import time
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runtime.faults import Sabotage, boom
+from tests.runtime.faults import Sabotage, boom, standing_still
 from tests.runtime.toy import FEATURES, C, Toy, write_toy
 from titans_runtime import (
     ExecutionError,
@@ -42,25 +41,6 @@ GREEDY = SamplingOptions(temperature=0)
 def batch(toy_model: Model) -> Iterator[Batch]:
     with toy_model.batch(lanes=4) as batch:
         yield batch
-
-
-@contextlib.contextmanager
-def standing_still(batch: Batch) -> Iterator[None]:
-    """The batch's thread begins nothing inside the block."""
-    still, go_on = threading.Event(), threading.Event()
-
-    def wait() -> None:
-        still.set()
-        go_on.wait()
-
-    asker = threading.Thread(target=lambda: batch._engine._ask(wait))
-    asker.start()
-    still.wait()
-    try:
-        yield
-    finally:
-        go_on.set()
-        asker.join()
 
 
 def tensors(session: Session) -> dict[str, np.ndarray]:

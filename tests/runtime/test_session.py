@@ -232,8 +232,8 @@ def test_sessions_of_one_model_run_in_several_threads(toy_bundle: Path) -> None:
         np.testing.assert_allclose(results[i], Oracle(Toy()).feed(tokens[i])[0], rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("threads", [0, -1, 1.5, "two"])
-def test_a_number_of_threads_that_is_none_is_refused(toy_bundle: Path, threads: object) -> None:
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "two", 100_000, 2**70])
+def test_a_number_of_threads_that_is_none_or_far_too_large_is_refused(toy_bundle: Path, threads: object) -> None:
     with pytest.raises(InputError, match="threads"):
         load(toy_bundle, threads=threads)  # type: ignore[arg-type]
 

@@ -35,11 +35,13 @@ SHARES = {
     "manifest": 0.2,
     "graph": 0.1,
     "types": 0.1,
-    "operators": 0.15,
+    "operators": 0.1,
     "external": 0.05,
     "weights": 0.1,
     "state": 0.15,
-    "calls": 0.15,
+    "calls": 0.1,
+    "interrupts": 0.05,
+    "mixups": 0.05,
 }
 
 

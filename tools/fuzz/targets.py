@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, TypeAlias
 
 import onnx
-from fuzz import calls, graphs
+from fuzz import calls, graphs, streams
 from fuzz.mutation import byte_ops, damage, distort, json_ops
 from fuzz.victim import MANIFEST, Victim, use
 from hypothesis import strategies as st
@@ -52,6 +52,8 @@ CASES: dict[str, st.SearchStrategy[Case]] = {
     "weights": _file_cases(["weights.safetensors", "initial_state.safetensors"]),
     "state": _file_cases(),
     "calls": calls.cases,
+    "interrupts": streams.interrupts,
+    "mixups": streams.mixups,
 }
 
 
@@ -160,8 +162,21 @@ def _state(victim: Victim, case: Case) -> Verdict:
 
 
 def _calls(victim: Victim, case: Case) -> Verdict:
+    return _held(lambda: calls.play(victim.model, case["calls"]))
+
+
+def _interrupts(victim: Victim, case: Case) -> Verdict:
+    return _held(lambda: streams.play_interrupts(victim.model, case["seed"], case["batch"]))
+
+
+def _mixups(victim: Victim, case: Case) -> Verdict:
+    return _held(lambda: streams.play_mixups(victim.model, case["seed"]))
+
+
+def _held(play: Callable[[], None]) -> Verdict:
+    """Whether what must hold held."""
     try:
-        calls.play(victim.model, case["calls"])
+        play()
     except Exception as error:
         raise DefectError(f"{type(error).__name__}: {error}") from error
     return "works"
@@ -176,6 +191,8 @@ _CHECKS: dict[str, Callable[[Victim, Case], Verdict]] = {
     "weights": _weights,
     "state": _state,
     "calls": _calls,
+    "interrupts": _interrupts,
+    "mixups": _mixups,
 }
 
 
