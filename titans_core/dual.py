@@ -9,8 +9,11 @@ The recurrences of the paper, unrolled over one chunk without ever forming a mem
     W_t = b_t W_0 + f_t S_0 - sum_{i <= t} G[t, i] a_i^T delta_i
     S_t =           m_t S_0 - sum_{i <= t} N[t, i] theta_i a_i^T delta_i
 
+Forgetting towards a start W_start adds (1 - b_t) W_start to W_t: the weights of W_0 and W_start add up to one.
+
 All products are exponentials of sums of logarithms, and the sums are matmuls with triangles of ones: no division,
-no running product that can overflow, no operator that TensorRT lacks. Knows nothing about networks or tokens.
+no running product that can overflow, no operator that TensorRT lacks. Knows how coefficients are continued, stored and
+cut. Knows nothing about networks or tokens.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from titans_core.layers import select
 
 SOFTPLUS_LINEAR = 40.0  # above this softplus(x) = x even in fp64
 LOG_FLOOR = -30.0  # exp(-30) is 1e-13: below fp32 resolution, far above its denormals
@@ -112,3 +117,67 @@ def _single(gates: Gates) -> Coefficients:
         return Coefficients(b, writes, None)
     m = torch.sigmoid(gates.momentum)
     return Coefficients(b, writes, MomentumCoefficients(m, m, writes))
+
+
+def continued(among: Coefficients, stored: Coefficients) -> Coefficients:
+    """Coefficients of T new tokens over the last commit and the rows stored since, `[B, H, T]` and `[B, H, T, C]`.
+
+    The recurrence is linear, so the stored coefficients decay and mix exactly as W_0 and S_0 do over the new tokens.
+    """
+    scale = among.scale * stored.scale[..., None]
+    writes = among.scale[..., None] * stored.writes[..., None, :]
+    if among.momentum is None or stored.momentum is None:
+        return Coefficients(scale, writes, None)
+    f, m, past = among.momentum.scale, among.momentum.decay, stored.momentum
+    momentum = MomentumCoefficients(
+        among.scale * past.scale[..., None] + f * past.decay[..., None],
+        m * past.decay[..., None],
+        m[..., None] * past.writes[..., None, :],
+    )
+    return Coefficients(scale, writes + f[..., None] * past.writes[..., None, :], momentum)
+
+
+def placed(since: Coefficients, among: Coefficients, place: Tensor) -> Coefficients:
+    """Coefficients over the chunk's C rows once the new tokens' own rows have been stored at `place` `[B, T, C]`."""
+    momentum = since.momentum
+    if momentum is not None and among.momentum is not None:
+        own = among.momentum.writes @ place[:, None]
+        momentum = MomentumCoefficients(momentum.scale, momentum.decay, momentum.writes + own)
+    return Coefficients(since.scale, since.writes + among.writes @ place[:, None], momentum)
+
+
+def each_chunk(x: Tensor) -> list[Tensor]:
+    """The chunks of `[B, H, n, ...]`."""
+    return [part.squeeze(2) for part in torch.split(x, 1, dim=2)]
+
+
+def coefficients_of_each(coefs: Coefficients) -> list[Coefficients]:
+    """The same of coefficients."""
+    momentum: list[MomentumCoefficients | None]
+    if coefs.momentum is None:
+        momentum = [None] * coefs.scale.shape[2]
+    else:
+        past = coefs.momentum
+        parts = zip(each_chunk(past.scale), each_chunk(past.decay), each_chunk(past.writes), strict=True)
+        momentum = [MomentumCoefficients(*part) for part in parts]
+    columns = zip(each_chunk(coefs.scale), each_chunk(coefs.writes), momentum, strict=True)
+    return [Coefficients(*column) for column in columns]
+
+
+def at_last_token(coefs: Coefficients, length: Tensor | None) -> Coefficients:
+    """Coefficients of the last real token: `[B, H]` and `[B, H, n]`.
+
+    A pad token is never a no-op (momentum of one adds the past surprise again), so its row is never taken.
+    """
+
+    def last(x: Tensor) -> Tensor:
+        if length is None:
+            return x[:, :, -1]
+        batch, heads, tokens = x.shape[:3]
+        flat = x.transpose(1, 2).reshape(batch, tokens, -1)
+        return select(flat, length[:, None] - 1).reshape(batch, heads, *x.shape[3:])
+
+    momentum = coefs.momentum
+    if momentum is not None:
+        momentum = MomentumCoefficients(last(momentum.scale), last(momentum.decay), last(momentum.writes))
+    return Coefficients(last(coefs.scale), last(coefs.writes), momentum)

@@ -23,7 +23,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from titans_core.config import TitansConfig
-from titans_core.dual import Coefficients, Gates, MomentumCoefficients, coefficients
+from titans_core.dual import (
+    Coefficients,
+    Gates,
+    MomentumCoefficients,
+    at_last_token,
+    coefficients,
+    coefficients_of_each,
+    continued,
+    each_chunk,
+    placed,
+)
 from titans_core.layers import (
     CausalConv,
     Linear,
@@ -31,7 +41,6 @@ from titans_core.layers import (
     from_rows,
     l2_normalise,
     normalised_heads,
-    select,
     split_heads,
 )
 from titans_core.memory_network import MemoryNetwork, Writes
@@ -352,10 +361,10 @@ class NeuralMemory(nn.Module):
         starts: Sequence[Tensor | None] = [None] * q.shape[2]
         if goal is not None:
             faded = (1 - coefs.scale)[..., None] * q
-            starts = _each(self._cut(faded.reshape(whole) @ goal.matrices[0]))
-        own = _each_of(coefs)
-        lasts = [_at(each, None) for each in own]
-        columns = zip(_each(k), _each(v), _each(q), own, _each(first), starts, lasts, strict=True)
+            starts = each_chunk(self._cut(faded.reshape(whole) @ goal.matrices[0]))
+        own = coefficients_of_each(coefs)
+        lasts = [at_last_token(each, None) for each in own]
+        columns = zip(each_chunk(k), each_chunk(v), each_chunk(q), own, each_chunk(first), starts, lasts, strict=True)
         return [Chunk(*column) for column in columns]
 
     def read_and_write_chunk(self, chunk: Chunk, state: State) -> tuple[Tensor, State, Tensor]:
@@ -397,11 +406,11 @@ class NeuralMemory(nn.Module):
         base, old = self._base(state), self._stored(state)
         new = self.network.write(base.weights.matrices, base.weights.gain, inputs.keys, inputs.values)
         among = coefficients(inputs.gates)  # of the new tokens among themselves
-        since = _continued(among, self._stored_coefficients(state))  # of everything since the last commit
+        since = continued(among, self._stored_coefficients(state))  # of everything since the last commit
         matrix, gain = _effective(base, since, [(among.writes, new), (since.writes, old)])
         answers = self.network.read(inputs.queries, matrix, gain)
 
-        changed = self._coefficient_entries(_at(_placed(since, among, place), length))
+        changed = self._coefficient_entries(at_last_token(placed(since, among, place), length))
         for layer in range(self.network.depth):
             changed[f"memory_inputs_{layer}"] = as_rows(new.inputs[layer])
             changed[f"memory_errors_{layer}"] = as_rows(new.errors[layer])
@@ -496,70 +505,6 @@ def _fold(base: Base, coefs: Coefficients, writes: Writes) -> State:
         if pushed is not None:
             new["momentum_gain"] = pushed.squeeze(-2)
     return new
-
-
-def _continued(among: Coefficients, stored: Coefficients) -> Coefficients:
-    """Coefficients of T new tokens over the last commit and the rows stored since, `[B, H, T]` and `[B, H, T, C]`.
-
-    The recurrence is linear, so the stored coefficients decay and mix exactly as W_0 and S_0 do over the new tokens.
-    """
-    scale = among.scale * stored.scale[..., None]
-    writes = among.scale[..., None] * stored.writes[..., None, :]
-    if among.momentum is None or stored.momentum is None:
-        return Coefficients(scale, writes, None)
-    f, m, past = among.momentum.scale, among.momentum.decay, stored.momentum
-    momentum = MomentumCoefficients(
-        among.scale * past.scale[..., None] + f * past.decay[..., None],
-        m * past.decay[..., None],
-        m[..., None] * past.writes[..., None, :],
-    )
-    return Coefficients(scale, writes + f[..., None] * past.writes[..., None, :], momentum)
-
-
-def _placed(since: Coefficients, among: Coefficients, place: Tensor) -> Coefficients:
-    """Coefficients over the chunk's C rows once the new tokens' own rows have been stored at `place` `[B, T, C]`."""
-    momentum = since.momentum
-    if momentum is not None and among.momentum is not None:
-        own = among.momentum.writes @ place[:, None]
-        momentum = MomentumCoefficients(momentum.scale, momentum.decay, momentum.writes + own)
-    return Coefficients(since.scale, since.writes + among.writes @ place[:, None], momentum)
-
-
-def _each(x: Tensor) -> list[Tensor]:
-    """The chunks of `[B, H, n, ...]`."""
-    return [part.squeeze(2) for part in torch.split(x, 1, dim=2)]
-
-
-def _each_of(coefs: Coefficients) -> list[Coefficients]:
-    """The same of coefficients."""
-    momentum: list[MomentumCoefficients | None]
-    if coefs.momentum is None:
-        momentum = [None] * coefs.scale.shape[2]
-    else:
-        past = coefs.momentum
-        parts = zip(_each(past.scale), _each(past.decay), _each(past.writes), strict=True)
-        momentum = [MomentumCoefficients(*part) for part in parts]
-    columns = zip(_each(coefs.scale), _each(coefs.writes), momentum, strict=True)
-    return [Coefficients(*column) for column in columns]
-
-
-def _at(coefs: Coefficients, length: Tensor | None) -> Coefficients:
-    """Coefficients of the last real token: `[B, H]` and `[B, H, n]`.
-
-    A pad token is never a no-op (momentum of one adds the past surprise again), so its row is never taken.
-    """
-
-    def last(x: Tensor) -> Tensor:
-        if length is None:
-            return x[:, :, -1]
-        batch, heads, tokens = x.shape[:3]
-        flat = x.transpose(1, 2).reshape(batch, tokens, -1)
-        return select(flat, length[:, None] - 1).reshape(batch, heads, *x.shape[3:])
-
-    momentum = coefs.momentum
-    if momentum is not None:
-        momentum = MomentumCoefficients(last(momentum.scale), last(momentum.decay), last(momentum.writes))
-    return Coefficients(last(coefs.scale), last(coefs.writes), momentum)
 
 
 def _effective(

@@ -15,7 +15,7 @@ import numpy as np
 from titans_runtime.arguments import flag, instance, label, shown
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.backends.base import Backend, Best, Feed, Outputs, Rows, State
-from titans_runtime.errors import ExecutionError, InputError, out_of_memory
+from titans_runtime.errors import ExecutionError, InputError, TitansError, out_of_memory
 from titans_runtime.inputs import as_array, checked_streams
 from titans_runtime.manifest import Manifest
 from titans_runtime.plan import FASTEST, Call, Planner, Policy
@@ -132,6 +132,8 @@ class Driver:
         self._feeder = feeder
         try:
             self._now = feeder.backend.initial(batch)
+        except TitansError:
+            raise
         except (MemoryError, ValueError) as error:  # numpy has both for what no machine has
             raise ExecutionError(f"there is not enough memory for {shown(batch)} streams; use fewer") from error
 

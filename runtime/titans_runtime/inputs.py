@@ -58,7 +58,7 @@ def checked_ends(ids: Iterable[int], vocab_size: int) -> tuple[int, ...]:
     """Ids that are to end a text. Raises `InputError`."""
     try:
         ends = tuple(operator.index(token) for token in ids)
-    except TypeError:
+    except Exception:  # also what an object of the caller's raises
         raise InputError(f"stop_ids is {shown(ids)}; use a list of token ids") from None
     for token in ends:
         if not 0 <= token < vocab_size:

@@ -30,7 +30,8 @@ def shortage(needed: int) -> str | None:
 
 def gib(size: int) -> str:
     """A size for people."""
-    return f"{size / 2**30:,.1f} GiB"
+    whole, part = divmod(size, 2**30)  # a float cannot hold what somebody may ask for
+    return f"{whole:,}.{part * 10 // 2**30} GiB" if whole < 10**15 else "more than a million GiB"
 
 
 def _free() -> int:

@@ -102,8 +102,13 @@ SESSION: dict[str, Callable[[Session, Any], object]] = {
     "generate_tokens options": lambda session, value: session.generate_tokens([1], 2, value),
     "generate_tokens max_new_tokens": lambda session, value: session.generate_tokens([1], value),
     "generate_tokens on_progress": lambda session, value: (
-        session.generate_tokens([1], 1, None, value) if not callable(value) else None
+        session.generate_tokens([1], 1, None, on_progress=value) if not callable(value) else None
     ),
+    "generate_tokens stop_ids": lambda session, value: session.generate_tokens([1], 1, stop_ids=value),
+    "generate_tokens ignore_eos": lambda session, value: session.generate_tokens([1], 1, ignore_eos=value),
+    "generate_tokens special": lambda session, value: session.generate_tokens([1], 1, special=value),
+    "ends": lambda session, value: session.ends(value),
+    "ends ignore_eos": lambda session, value: session.ends([1], value),
     "submit": lambda session, value: session.submit(value).result() if isinstance(session, BatchSession) else None,
     "submit all_logits": lambda session, value: (
         session.submit([1], value).result() if isinstance(session, BatchSession) else None
@@ -270,7 +275,7 @@ def public(kind: type) -> set[str]:
 
 def test_every_method_that_takes_something_is_tried() -> None:
     """What is new has to be added above; what takes nothing cannot be given anything wrong."""
-    takes_nothing = {"reset", "mark", "close", "describe", "to_json"}
+    takes_nothing = {"reset", "mark", "close", "describe", "to_json", "without_writes"}
     for kind, tried in (
         (Session, set(SESSION)),
         (BatchSession, set(SESSION)),

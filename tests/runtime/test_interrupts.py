@@ -194,7 +194,7 @@ def test_an_interrupted_save_leaves_the_old_file_or_the_new_one_and_nothing_else
     new.feed(LONG)
 
     def make() -> Session:
-        old.save(path)
+        old.save(path, force=True)
         return new
 
     def check(session: Session, completed: bool) -> None:
@@ -202,7 +202,7 @@ def test_an_interrupted_save_leaves_the_old_file_or_the_new_one_and_nothing_else
         data = path.read_bytes()
         assert data == new.to_bytes() if completed else data in (new.to_bytes(), old.to_bytes())
 
-    tried(make, lambda session: session.save(path), check, "signals", stride=5)
+    tried(make, lambda session: session.save(path, force=True), check, "signals", stride=5)
 
 
 @pytest.mark.parametrize("where", ["model", "batch"])

@@ -46,7 +46,7 @@ def test_progress_is_told_after_every_piece(toy_model: Model) -> None:
     session = toy_model.session()
     session.feed([1, 2, 3])
     told: list[tuple[int, int]] = []
-    list(session.generate_tokens(LONG, 2, GREEDY, lambda done, total: told.append((done, total))))
+    list(session.generate_tokens(LONG, 2, GREEDY, on_progress=lambda done, total: told.append((done, total))))
     first = PIECE - 3  # it ends where a chunk ends
     assert told == [(end, len(LONG)) for end in (first, first + PIECE, first + 2 * PIECE, len(LONG))]
     texts: list[int] = []
@@ -72,7 +72,7 @@ def test_a_progress_report_that_raises_stops_the_reading(toy_model: Model) -> No
 
     session = toy_model.session()
     with pytest.raises(InterruptedError):
-        next(session.generate_tokens(LONG, 1, GREEDY, stop))
+        next(session.generate_tokens(LONG, 1, GREEDY, on_progress=stop))
     assert session.position == PIECE
 
 

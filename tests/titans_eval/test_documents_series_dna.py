@@ -157,7 +157,7 @@ def test_fasta_is_read_like_text(dna_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "a.fa").write_text(">a\n" + "ACGT" * 500 + "\n")
     document = titans("eval", dna_bundle, "--task", "dna", "--data", tmp_path / "a.fa", *READ)
     assert document["bases"] == 200
-    assert set(json.loads(json.dumps(document["bits_per_base"]))) == {"kept", "reset", "frozen"}
+    assert set(json.loads(json.dumps(document["bits_per_base"]))) == {"kept", "reset", "frozen", "writes_off"}
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

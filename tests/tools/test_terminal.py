@@ -251,8 +251,10 @@ def test_a_name_that_is_not_utf8_is_what_is_said_to_be_wrong(
         ("train", "--task", "text", "--data", "stdlib", "--steps", "1", "--out", tmp_path / "new\udce9"),
     ):
         result = titans(*arguments)
-        assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
-        assert re.search(r"not UTF-8.*(rename it|choose another)", result.stderr), result.stderr
+        read, error = result.stderr.rstrip("\n").rpartition("\n")[::2]
+        assert result.exit_code == 2, result.output
+        assert all(line.startswith("data: ") for line in read.splitlines()), result.output
+        assert re.search(r"not UTF-8.*(rename it|choose another)", error), result.stderr
     assert titans("inspect", name).exit_code == 0
     assert sorted(tmp_path.iterdir()) == sorted([name, ck])
 

@@ -34,7 +34,7 @@ def test_a_killed_run_on_a_series_goes_on_as_if_nothing_had_happened(wave: Path,
         step.rename(tmp_path / "lost")
     twice = json.loads(train(*common, "--steps", "4", "--out", tmp_path / "twice", "--resume").stdout)
     assert twice["metrics"] == once["metrics"]
-    assert set(once["metrics"]) == {"loss", "loss_memory_reset"}
+    assert set(once["metrics"]) == {"loss", "loss_memory_reset", "loss_writes_off"}
 
 
 def test_fasta_is_trained_on(tmp_path: Path) -> None:
