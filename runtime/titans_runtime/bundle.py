@@ -38,6 +38,7 @@ MAX_TOKENIZER_BYTES = 128 * files.MIB
 # The weight that says how large a memory's steps are, by the end of its name, and what makes every one of them zero.
 _STEP_SIZE = ".gate_bias.step_size"
 _NO_STEP = -1e4  # the sigmoid of this is 0 in float32, whatever a token adds to it
+_HASHED_AT_ONCE = 64 * files.MIB
 _COPY_AGAIN = "copy the bundle again, or export it again"
 
 
@@ -169,12 +170,15 @@ def opening(path: str | os.PathLike[str]) -> Iterator[Bundle]:
 
 
 class _Hashing:
-    """The hash of an open file, taken by a thread; the file is closed afterwards."""
+    """The hash of mapped bytes, taken by a thread beside whatever else there is to do.
 
-    def __init__(self, handle: int, path: Path, file: DataFile) -> None:
-        self._handle, self._path, self._file = handle, path, file
+    Hashed where they are mapped: copied by `read` they took 1.1 times as long, and the thread had to wait for the
+    interpreter before every piece.
+    """
+
+    def __init__(self, data: Array, path: Path, file: DataFile) -> None:
+        self._data, self._path, self._file = data, path, file
         self._digest = hashlib.sha256()
-        self._error: OSError | None = None
         self._thread: threading.Thread | None = threading.Thread(target=self._run, daemon=True)
         try:
             self._thread.start()
@@ -186,18 +190,11 @@ class _Hashing:
         """Wait for the hash. Raises `BundleError` if it is not the file's."""
         if self._thread is not None:
             self._thread.join()
-        if self._error is not None:
-            raise BundleError(f"{files.shown(self._path, self._error)}; {os_remedy(self._error)}")
         _check_digest(self._path, self._file, self._digest.hexdigest())
 
     def _run(self) -> None:
-        try:
-            for block in files.blocks(self._handle):
-                self._digest.update(block)
-        except OSError as error:
-            self._error = error
-        finally:
-            os.close(self._handle)
+        for start in range(0, len(self._data), _HASHED_AT_ONCE):
+            self._digest.update(self._data[start : start + _HASHED_AT_ONCE].data)
 
 
 def without_writes(bundle: Bundle) -> Bundle:
@@ -290,17 +287,16 @@ def _tensor_bytes(shape: tuple[int | str, ...], item: int) -> int:
 
 
 def _map(folder: Path, file: DataFile) -> tuple[WeightFile, _Hashing]:
-    """The weights, mapped and hashed from one and the same open file."""
+    """The weights, mapped, and the hash of these very bytes."""
     path = folder / file.file
     handle = _open(path)
     try:
         identity = os.fstat(handle)
         _check_size(path, file, identity.st_size)
         weights = WeightFile(map_file(handle, str(path)), identity)
-    except BaseException:
+    finally:
         os.close(handle)
-        raise
-    return weights, _Hashing(handle, path, file)
+    return weights, _Hashing(weights.data, path, file)
 
 
 def _read(folder: Path, file: DataFile, limit: int) -> bytes:

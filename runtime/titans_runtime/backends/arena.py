@@ -45,6 +45,7 @@ class Block:
         self._floats: FloatArray = self._data[: starts[floats]].view(np.float32)
         self._at = self._floats.ctypes.data
         self._others = [self.tensors[name] for name, _, dtype in ordered if dtype in ("float16", "float64")]
+        self._native = kernels()  # asked once: the environment is read for it, and `finite` runs at every token
 
     @cached_property
     def values(self) -> dict[str, ort.OrtValue]:
@@ -55,9 +56,8 @@ class Block:
 
     def finite(self) -> bool:
         """Whether every number is finite. Reads the block once: without kernels, as NaN and infinity survive a sum."""
-        native = kernels()
-        if native is not None:
-            told = native.finite(self._at, self._floats.size)
+        if self._native is not None:
+            told = self._native.finite(self._at, self._floats.size)
             return bool(told) and all(np.isfinite(other).all() for other in self._others)
         with np.errstate(over="ignore", invalid="ignore"):
             if np.isfinite(np.add.reduce(self._floats)) and all(np.isfinite(other).all() for other in self._others):
