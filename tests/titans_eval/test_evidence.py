@@ -14,7 +14,7 @@ from typing import Any
 import click
 import numpy as np
 import pytest
-from evidence import ablations, dna, needle, recall, text
+from evidence import ablations, dna, needle, recall, text, writes
 from evidence.agreement import Eager, needle_answers, recall_answers
 from evidence.work import Study, mean_and_range, write
 
@@ -30,6 +30,7 @@ RECIPES = {
     **{f"recall-{variant}": recall.recipe(variant, 0) for variant in VARIANTS},
     **{f"recall-{label}": recall.recipe("lmm", 0, *sizes) for label, sizes in recall.SIZES.items()},
     **{f"needle-{variant}": needle.recipe(variant, 0) for variant in VARIANTS},
+    **{f"writes-{variant}": writes.recipe(variant, 0) for variant in VARIANTS},
     **{f"ablation-{label}": ablations.recipe(row, 0) for label, row in ablations.ROWS.items()},
 }
 
@@ -165,3 +166,18 @@ def test_bundle_and_pytorch_give_the_same_answers(
     model = titans_runtime.load(tiny_bundle, provider="cpu")
     found = needle_answers(Eager.of(tiny_checkpoint, 4), wish)
     assert np.array_equal(needle_answers(model.driver(4), wish), found)
+
+
+def test_the_tables_of_writes_say_what_the_reports_say(tiny_bundle: Path) -> None:
+    def report(kept: float, off: float) -> dict[str, Any]:
+        bits = {"kept": kept, "reset": 4.0, "frozen": 3.5, "writes_off": off}
+        return {"bits_per_byte": bits, "positions": [{"start": 1, **bits}, {"start": 256, **bits}]}
+
+    found = {"mac": writes.summary([report(2.0, 2.5), report(3.0, 3.7)])}
+    lines = writes.tables(found).splitlines()
+    assert lines[2] == "| mac | 2.500 ± 0.707 | 3.100 ± 0.849 | 3.500 ± 0.000 | 4.000 ± 0.000 |"
+    assert lines[-1] == "| mac | 0.600 ± 0.141 | 0.600 ± 0.141 |"
+    rows = writes.follow(tiny_bundle, 1)
+    assert [row["bytes"] for row in rows] == list(writes.PLACES)
+    assert all(row["logits"] > 0 and row["0.memory_0 moved"] > 0 for row in rows)
+    assert writes.along_table(rows).count("\n") == len(writes.PLACES) + 1
