@@ -20,7 +20,7 @@ from titans_runtime.errors import StateError, os_remedy
 _TEMPORARY = ".titans-tmp"  # the end of a temporary file's name
 _cleaned: set[Path] = set()  # folders where this process has looked for such files: once is enough
 
-_PRIVATE, _PUBLIC = 0o600, 0o666  # modes of a new file; the process's umask takes from them
+_PRIVATE = 0o600  # the mode of a new file that is its user's alone
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
 # The system, or this file system, cannot exchange two names.
 _CANNOT_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
@@ -61,11 +61,12 @@ def replace_file(target: Path, data: bytes, *, durable: bool = False, private: b
         OSError: what was there is as it was.
     """
     temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}{_TEMPORARY}")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE if private else _PUBLIC)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             if target.exists():
                 os.fchmod(file.fileno(), target.stat().st_mode & 0o777)
+            elif private:
+                os.fchmod(file.fileno(), _PRIVATE)
             lock_of_nobody(file.fileno())  # before the first byte is there, and until it has its name
             file.write(data)
             file.flush()

@@ -17,6 +17,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from titans_runtime.arguments import shown
 from titans_runtime.arrays import FloatArray
 from titans_runtime.errors import InputError
 from titans_runtime.jsonread import JsonObject, Node
@@ -74,7 +75,7 @@ class SeriesScaling:
             InputError: another number of channels, or a value that is not finite.
         """
         steps = self._steps(values)
-        first = steps[:1] if before is None else self._steps(np.reshape(np.asarray(before, np.float64), (1, -1)))
+        first = steps[:1] if before is None else self._steps(_array(before, "the step before").reshape(1, -1))
         level = (steps - np.array(self.mean)) / np.array(self.deviation)
         change = np.diff(steps, axis=0, prepend=first) / np.array(self.change[0])
         scaled = [level / scale for scale in self.value_scales] + [change / scale for scale in self.change_scales]
@@ -95,7 +96,7 @@ class SeriesScaling:
             InputError: outputs that do not belong to these values.
         """
         steps = self._steps(values)
-        answers = np.asarray(outputs, np.float64)
+        answers = _array(outputs, "outputs")
         if answers.shape != (len(steps), self.targets):
             raise InputError(
                 f"outputs are of shape {list(answers.shape)}, those of {len(steps)} steps are [{len(steps)},"
@@ -105,10 +106,7 @@ class SeriesScaling:
         return np.asarray(steps[:, None] + changes)
 
     def _steps(self, values: ArrayLike) -> Values:
-        try:
-            array = np.asarray(values, np.float64)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"the values are not numbers ({error}); pass an array [T, {len(self.columns)}]") from error
+        array = _array(values, "values")
         if array.ndim == 1 and len(self.columns) == 1:
             array = array[:, None]
         if array.ndim != 2 or array.shape[1] != len(self.columns):
@@ -123,6 +121,14 @@ class SeriesScaling:
                 " before it, as training did"
             )
         return array
+
+
+def _array(values: ArrayLike, what: str) -> Values:
+    """An array of float64. Raises `InputError`."""
+    try:
+        return np.asarray(values, np.float64)
+    except Exception as error:  # also what an object of the caller's raises
+        raise InputError(f"{what} are not numbers ({shown(values)}); pass an array of numbers") from error
 
 
 def scaling_object(scaling: SeriesScaling) -> JsonObject:

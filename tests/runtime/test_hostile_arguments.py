@@ -21,6 +21,7 @@ from titans_runtime import (
     Manifest,
     Model,
     SamplingOptions,
+    SeriesScaling,
     Session,
     StateError,
     TitansError,
@@ -204,6 +205,20 @@ def test_an_option_is_taken_or_says_why_not(toy_model: Model, name: str) -> None
     assert_a_titans_error_or_nothing(call)
 
 
+@pytest.mark.parametrize("columns", [("a",), ("a", "b")])
+def test_a_scaling_takes_a_series_or_says_why_not(columns: tuple[str, ...]) -> None:
+    ones = (1.0,) * len(columns)
+    scaling = SeriesScaling(
+        name="s", columns=columns, mean=ones, deviation=ones, change=(ones, ones), value_scales=(1.0,),
+        change_scales=(1.0,),
+    )  # fmt: skip
+    steps = np.zeros((3, len(columns)))
+    assert_a_titans_error_or_nothing(scaling.inputs)
+    assert_a_titans_error_or_nothing(lambda value: scaling.inputs(steps, value))
+    assert_a_titans_error_or_nothing(lambda value: scaling.forecasts(value, steps))
+    assert_a_titans_error_or_nothing(lambda value: scaling.forecasts(np.zeros((3, scaling.targets)), value))
+
+
 def test_an_observer_has_to_be_a_function(toy_bundle: Path) -> None:
     for value in VALUES:
         if not callable(value):
@@ -291,6 +306,7 @@ def test_every_method_that_takes_something_is_tried() -> None:
         "Driver",
         "Manifest",
         "Model",
+        "SeriesScaling",
         "Session",
         "SessionStats",
     }
