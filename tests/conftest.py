@@ -69,6 +69,12 @@ def portable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(native.SWITCH, "off")
 
 
+@pytest.fixture
+def no_software_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that are started see no software device, of which ONNX Runtime's plugin warns on stderr."""
+    monkeypatch.delenv("ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER", raising=False)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte-level MAC model after two training steps."""

@@ -13,6 +13,8 @@ import titans_runtime
 from titans_cli.main import INTERRUPTED
 from titans_runtime.session import PIECE
 
+pytestmark = pytest.mark.usefixtures("no_software_device")
+
 ENDLESS = "1000000"
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -22,6 +22,8 @@ from titans_export.bundle_writer import write_manifest
 from titans_runtime.bundle import open_bundle
 from titans_runtime.session import PIECE
 
+pytestmark = pytest.mark.usefixtures("no_software_device")
+
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "titans_cli.main"]
 # What a terminal or an eye would obey: a title, colours, a cursor that goes up, a line that is turned round, a forged
