@@ -1,6 +1,7 @@
 """Streams under pressure: Ctrl-C at random moments, and many threads that mix up sessions of two batches on purpose.
 
 Knows what a session promises. A case is a seed and a size; every stream is compared with one of its own in the end.
+Does not know how cases are spread over workers.
 """
 
 from __future__ import annotations
