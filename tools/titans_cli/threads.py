@@ -1,7 +1,7 @@
 """`--threads`, for the commands that compute with PyTorch and those that compute with ONNX Runtime.
 
-Knows which environment variables OpenMP reads, and when. Imports PyTorch only for `torch_threads`. Does not know how many
-threads are the quicker ones (`titans_core.training.threads`).
+Knows which environment variables OpenMP reads, and when. Imports PyTorch only for `torch_threads`.
+Does not know how many threads are the quicker ones (`titans_core.training.threads`).
 """
 
 from __future__ import annotations
