@@ -14,7 +14,7 @@ SOURCES := $(shell find titans_core export runtime tools/titans_bench tools/tita
 TEST_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: setup kernels demo bench test fuzz cover lint format docs wheel wheel-anywhere wheel-check extras-check help clean
+.PHONY: site prose setup kernels demo bench test fuzz cover lint format docs wheel wheel-anywhere wheel-check extras-check help clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,12 @@ format: $(DEV)  ## let ruff rewrite what it can
 docs: $(DEV)  ## regenerate the parts of docs/ that come from code
 	$(BIN)/python tools/docs/generate_cli.py docs/cli.md
 
+site: $(DEV)  ## build the documentation as a site into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+prose: $(DEV)  ## how the documents read: words a sentence, page by page
+	$(BIN)/python scripts/docs/prose.py
+
 wheel: $(WHEEL)  ## build the wheel into dist/
 
 wheel-anywhere: $(DEV)  ## the same without fused kernels, for machines of any kind
@@ -68,7 +74,7 @@ extras-check: $(DEV) $(WHEEL)  ## install [cpu], [cuda], [tensorrt-rtx] and [web
 	$(PYTHON) tools/ci/extras_check.py "$$(echo $(CURDIR)/dist/titans_deploy-*.whl)" dist/tiny.titans
 
 clean:  ## remove environments, wheels and caches
-	rm -rf .venv .venv-runtime dist demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache htmlcov .coverage
+	rm -rf .venv .venv-runtime dist site demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache htmlcov .coverage
 
 # A distribution's own Python may come without ensurepip; pip itself can then fill an empty venv.
 define make_venv
