@@ -35,6 +35,7 @@ Form: TypeAlias = Literal["file", "cpu", "fused"]  # which of the files of one g
 MAX_MANIFEST_BYTES = 4 * files.MIB
 MAX_GRAPH_BYTES = 32 * files.MIB
 MAX_TOKENIZER_BYTES = 128 * files.MIB
+MAX_TEMPLATE_BYTES = files.MIB // 4  # those in use have up to 30,000
 # The weight that says how large a memory's steps are, by the end of its name, and what makes every one of them zero.
 _STEP_SIZE = ".gate_bias.step_size"
 _NO_STEP = -1e4  # the sigmoid of this is 0 in float32, whatever a token adds to it
@@ -276,6 +277,8 @@ def _limits(manifest: Manifest) -> dict[str, int]:
         limits[manifest.initial_state.file] = manifest.stream_bytes + MAX_HEADER_BYTES
     if manifest.tokenizer is not None and manifest.tokenizer.file is not None:
         limits[manifest.tokenizer.file.file] = MAX_TOKENIZER_BYTES
+    if manifest.chat_template is not None:
+        limits[manifest.chat_template.file.file] = MAX_TEMPLATE_BYTES
     return limits
 
 

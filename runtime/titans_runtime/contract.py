@@ -201,6 +201,8 @@ def _check_initial(manifest: Manifest) -> None:
 
 def _check_tokenizer(manifest: Manifest) -> None:
     if manifest.tokenizer is None:
+        if manifest.chat_template is not None:
+            _fail("a model without a tokenizer has a chat template")
         return
     if not isinstance(manifest.inputs, TokenInputs):
         _fail("a continuous model has a tokenizer")

@@ -104,6 +104,33 @@ class Ends:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GenerationDefaults:
+    """How the model wants its text generated where the caller does not say; None leaves a setting to the runtime.
+
+    temperature, top_k, top_p, min_p, repetition_penalty: see `sampling.SamplingOptions`.
+    max_new_tokens: tokens of one answer at most.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatTemplateInfo:
+    """How a conversation is written for the model: a file with a Jinja template.
+
+    tokens: what the template knows as `bos_token`, `eos_token` and the like, as they are written.
+    """
+
+    file: DataFile
+    tokens: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Initial:
     """How a state tensor starts. `tensor` names an entry of the initial state file, shaped without the batch axis."""
 
@@ -217,6 +244,8 @@ class Manifest:
     providers: what can run it; None is everything.
     omitted: files that were left out for want of use to these providers (`titans slim`).
     series: how a forecaster's series was scaled; None for other models.
+    generation: how text is generated where the caller does not say.
+    chat_template: how a conversation is written; None for a model that was not trained on any.
     """
 
     model: ModelInfo
@@ -237,6 +266,8 @@ class Manifest:
     omitted: tuple[str, ...] = ()
     ends: Ends = Ends()
     series: SeriesScaling | None = None
+    generation: GenerationDefaults = GenerationDefaults()
+    chat_template: ChatTemplateInfo | None = None
 
     @staticmethod
     def from_json(text: str) -> Manifest:
@@ -286,6 +317,8 @@ class Manifest:
             files.append(self.initial_state)
         if self.tokenizer is not None and self.tokenizer.file is not None:
             files.append(self.tokenizer.file)
+        if self.chat_template is not None:
+            files.append(self.chat_template.file)
         return tuple(file for file in files if file.file not in self.omitted)
 
 
@@ -302,6 +335,8 @@ def _to_object(manifest: Manifest) -> JsonObject:
         | omitted
         | ends
         | series
+        | _generation(manifest.generation)
+        | _chat_template(manifest.chat_template)
         | {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -345,6 +380,17 @@ def _tokenizer(tokenizer: TokenizerInfo | None) -> JsonValue:
     if tokenizer is None:
         return None
     return {"kind": tokenizer.kind, **({} if tokenizer.file is None else _file(tokenizer.file))}
+
+
+def _generation(defaults: GenerationDefaults) -> JsonObject:
+    said: JsonObject = {name: value for name, value in asdict(defaults).items() if value is not None}
+    return {"generation": said} if said else {}
+
+
+def _chat_template(template: ChatTemplateInfo | None) -> JsonObject:
+    if template is None:
+        return {}
+    return {"chat_template": {**_file(template.file), "tokens": dict(template.tokens)}}
 
 
 def _initial(initial: Initial) -> JsonObject:

@@ -6,6 +6,8 @@ Knows the JSON form of version 1. Leaves the question whether graphs, states and
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Literal, cast
 
 from titans_runtime.contract import check_contract
@@ -19,12 +21,14 @@ from titans_runtime.manifest import (
     GRAPH_KINDS,
     MANIFEST_FILE,
     STATE_KINDS,
+    ChatTemplateInfo,
     ContinuousInputs,
     Cost,
     DataFile,
     DType,
     Due,
     Ends,
+    GenerationDefaults,
     GraphKind,
     GraphSpec,
     Initial,
@@ -45,6 +49,10 @@ from titans_runtime.tensorfile import MOST_AXES
 _MAX_DIMENSION = 2**30
 # Ids that end a text; models in use have one to five.
 _MAX_ENDS = 256
+# Tokens that a chat template knows by name, and characters of one; models in use have up to ten, of up to 30.
+_TOKEN_NAME = re.compile("[a-z_]{1,40}_token")
+_MAX_TOKEN_CHARACTERS = 1000
+_MAX_NEW_TOKENS = 2**31 - 1
 
 
 def read_manifest(root: Node) -> Manifest:
@@ -73,6 +81,8 @@ def read_manifest(root: Node) -> Manifest:
         omitted=_omitted(_nullable(root, "omitted")),
         ends=_ends(_nullable(root, "ends")),
         series=_series(_nullable(root, "series"), root.field("inputs")),
+        generation=_generation(_nullable(root, "generation")),
+        chat_template=_chat_template(_nullable(root, "chat_template")),
     )
     check_contract(manifest)
     return manifest
@@ -137,6 +147,48 @@ def _ids(node: Node | None) -> tuple[int, ...]:
     if node is not None and len(ids) > _MAX_ENDS:
         node.fail(f"a list of at most {_MAX_ENDS} ids")
     return ids
+
+
+def _generation(node: Node | None) -> GenerationDefaults:
+    if node is None:
+        return GenerationDefaults()
+    return GenerationDefaults(
+        temperature=_setting(node, "temperature", 0.0, math.inf),
+        top_k=_count(node, "top_k"),
+        top_p=_setting(node, "top_p", 1e-9, 1.0),
+        min_p=_setting(node, "min_p", 0.0, 1.0),
+        repetition_penalty=_setting(node, "repetition_penalty", 1e-3, math.inf),
+        max_new_tokens=_count(node, "max_new_tokens"),
+    )
+
+
+def _setting(node: Node, name: str, least: float, most: float) -> float | None:
+    found = _nullable(node, name)
+    if found is None:
+        return None
+    if not least <= (value := found.number()) <= most:
+        found.fail(f"a number from {least:g}" + ("" if math.isinf(most) else f" to {most:g}"))
+    return value
+
+
+def _count(node: Node, name: str) -> int | None:
+    found = _nullable(node, name)
+    if found is None:
+        return None
+    if (value := found.integer(1)) > _MAX_NEW_TOKENS:
+        found.fail(f"a whole number of at most {_MAX_NEW_TOKENS}")
+    return value
+
+
+def _chat_template(node: Node | None) -> ChatTemplateInfo | None:
+    if node is None:
+        return None
+    named = _nullable(node, "tokens")
+    tokens = {} if named is None else {name: named.field(name) for name in named.fields()}
+    for name, token in tokens.items():
+        if not _TOKEN_NAME.fullmatch(name) or len(token.text()) > _MAX_TOKEN_CHARACTERS:
+            token.fail(f"a token of at most {_MAX_TOKEN_CHARACTERS} characters with a name such as bos_token")
+    return ChatTemplateInfo(file=_file(node), tokens={name: token.text() for name, token in tokens.items()})
 
 
 def _series(node: Node | None, inputs: Node) -> SeriesScaling | None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from titans_runtime import BundleError, Manifest
-from titans_runtime.manifest import Cost
+from titans_runtime.manifest import ChatTemplateInfo, Cost, DataFile, GenerationDefaults
 
 Document = dict[str, Any]
 
@@ -60,6 +60,11 @@ def add_table() -> Callable[[Document], None]:
         document["states"].append({**table, "name": "0.other", "input": "other", "output": "other_row"})
 
     return edit
+
+
+def template(**fields: object) -> dict[str, object]:
+    """A chat template's entry."""
+    return {"file": "chat_template.jinja", "sha256": "0" * 64, "bytes": 5, "tokens": {"bos_token": "<s>"}} | fields
 
 
 WRONG: list[tuple[str, Callable[[Document], None], str]] = [
@@ -115,6 +120,29 @@ WRONG: list[tuple[str, Callable[[Document], None], str]] = [
     ("engines as an object", put("engines", value={"a": 1}), "engines"),
     ("a tokenizer of an unknown kind", put("tokenizer", "kind", value="words"), "tokenizer.kind"),
     ("a tokenizer file without a name", put("tokenizer", "kind", value="tokenizers"), "tokenizer"),
+    ("generation as a list", put("generation", value=[]), "generation"),
+    ("a temperature below zero", put("generation", value={"temperature": -1}), "generation.temperature"),
+    ("a temperature that is text", put("generation", value={"temperature": "hot"}), "generation.temperature"),
+    ("a choice among no tokens", put("generation", value={"top_k": 0}), "generation.top_k"),
+    ("a choice among a part of a token", put("generation", value={"top_k": 1.5}), "generation.top_k"),
+    ("a probability above one", put("generation", value={"top_p": 1.1}), "generation.top_p"),
+    ("a fraction above one", put("generation", value={"min_p": 1.1}), "generation.min_p"),
+    ("a penalty of zero", put("generation", value={"repetition_penalty": 0}), "generation.repetition_penalty"),
+    ("answers without end", put("generation", value={"max_new_tokens": 2**40}), "generation.max_new_tokens"),
+    ("a template without a hash", put("chat_template", value={"file": "a"}), "chat_template"),
+    ("a template elsewhere", put("chat_template", value=template(file="../a")), "chat_template.file"),
+    (
+        "a template's token of a strange name",
+        put("chat_template", value=template(tokens={"messages": "a"})),
+        "messages",
+    ),
+    ("a template's token that is a number", put("chat_template", value=template(tokens={"bos_token": 1})), "bos_token"),
+    ("a token without end", put("chat_template", value=template(tokens={"eos_token": "a" * 5000})), "eos_token"),
+    (
+        "a template and no tokenizer",
+        lambda document: document.update(tokenizer=None, chat_template=template()),
+        "chat template",
+    ),
 ]
 ESCAPES = ["/etc/passwd", "../weights", "a/../../b", "C:weights", "..\\weights", "a\0b", ".", "./"]
 
@@ -136,6 +164,23 @@ def test_what_a_call_costs_survives_too_and_has_to_be_whole(text: str) -> None:
     document["graphs"][0]["cost"]["flops"] = -1
     with pytest.raises(BundleError, match=r"graphs\[0\]\.cost\.flops"):
         Manifest.from_json(json.dumps(document))
+
+
+def test_a_template_and_how_to_generate_survive_too(text: str) -> None:
+    manifest = Manifest.from_json(text)
+    assert not {"generation", "chat_template"} & set(json.loads(text))  # absent where nothing is said
+    said = replace(
+        manifest,
+        generation=GenerationDefaults(temperature=0.0, top_k=40, repetition_penalty=1.1),
+        chat_template=ChatTemplateInfo(
+            file=DataFile(file="chat_template.jinja", sha256="0" * 64, bytes=5), tokens={"bos_token": "<s>"}
+        ),
+    )
+    document = json.loads(said.to_json())
+    assert document["generation"] == {"temperature": 0.0, "top_k": 40, "repetition_penalty": 1.1}
+    assert document["chat_template"] == template()
+    assert Manifest.from_json(said.to_json()) == said
+    assert said.files()[-1].file == "chat_template.jinja"
 
 
 @pytest.mark.parametrize(("edit", "where"), [(e, w) for _, e, w in WRONG], ids=[name for name, _, _ in WRONG])
