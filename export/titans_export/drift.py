@@ -30,12 +30,12 @@ from titans_export.precision import at_precision, precision
 from titans_export.titans_model import TitansSteppable
 from titans_export.verify import threads_for
 from titans_runtime.arrays import Array
-from titans_runtime.backends import select
-from titans_runtime.backends.base import LoadOptions
 from titans_runtime.bundle import Bundle, open_bundle
-from titans_runtime.driver import DirectFeeder, Driver
+from titans_runtime.devices.select import select
 from titans_runtime.manifest import ContinuousInputs
-from titans_runtime.text import open_tokenizer
+from titans_runtime.state.calls import LoadOptions
+from titans_runtime.stream.driver import DirectFeeder, Driver
+from titans_runtime.text.tokenizer import open_tokenizer
 
 Progress = Callable[[int, int], None]
 Feed = Callable[[Array], Array]

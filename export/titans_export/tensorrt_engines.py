@@ -28,10 +28,11 @@ from titans_export.tensorrt_options import (
     timings,
 )
 from titans_runtime.atomic import replace_file
-from titans_runtime.backends import nvidia, tensorrt_modules
-from titans_runtime.backends.chooser import chooser
-from titans_runtime.backends.engine_key import signed
 from titans_runtime.bundle import open_bundle
+from titans_runtime.devices.tensorrt import modules as tensorrt_modules
+from titans_runtime.devices.tensorrt import nvidia
+from titans_runtime.devices.tensorrt.engine_key import signed
+from titans_runtime.devices.tensorrt.top_k_graph import chooser
 from titans_runtime.errors import ProviderError
 from titans_runtime.manifest import GraphSpec, Manifest
 

@@ -40,14 +40,14 @@ from titans_export.quantise import values_name
 from titans_export.steppable import initial_state
 from titans_export.titans_model import TitansSteppable
 from titans_runtime.arrays import Array
-from titans_runtime.backends import select
-from titans_runtime.backends.base import LoadOptions
 from titans_runtime.bundle import open_bundle, read_manifest_of
-from titans_runtime.driver import DirectFeeder, Driver
+from titans_runtime.devices.select import select
 from titans_runtime.manifest import ContinuousInputs
-from titans_runtime.memories import dead_memories, dead_warning, learned_names
 from titans_runtime.native import kernels
-from titans_runtime.plan import FASTEST, STEPS_ONLY, Policy
+from titans_runtime.state.calls import LoadOptions
+from titans_runtime.stream.driver import DirectFeeder, Driver
+from titans_runtime.stream.memories import dead_memories, dead_warning, learned_names
+from titans_runtime.stream.plan import FASTEST, STEPS_ONLY, Policy
 
 Progress = Callable[[int, int], None]
 

@@ -12,7 +12,6 @@ or onnx.
 """
 
 from titans_runtime.describe import Description
-from titans_runtime.driver import Driver, Fed
 from titans_runtime.errors import (
     BundleError,
     ExecutionError,
@@ -28,11 +27,12 @@ from titans_runtime.errors import (
 )
 from titans_runtime.manifest import Manifest
 from titans_runtime.model import Model, load
-from titans_runtime.moment import Mark
-from titans_runtime.observe import FeedEvent, SessionStats
-from titans_runtime.sampling import SamplingOptions
 from titans_runtime.series import SeriesScaling
-from titans_runtime.session import Session
+from titans_runtime.stream.driver import Driver, Fed
+from titans_runtime.stream.observe import FeedEvent, SessionStats
+from titans_runtime.stream.session import Session
+from titans_runtime.stream.snapshot import Mark
+from titans_runtime.text.sampling import SamplingOptions
 
 __all__ = [
     "BundleError",

@@ -1,6 +1,6 @@
 """A loaded bundle: the weights and graphs that all its sessions share.
 
-Knows how the parts are put together. Does not drive streams (`session`, `driver`) or run graphs (`backends`).
+Knows how the parts are put together. Does not drive streams (`session`, `driver`) or run graphs (`devices`).
 """
 
 from __future__ import annotations
@@ -10,24 +10,25 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from titans_runtime import native, statefile
+from titans_runtime import native
 from titans_runtime.arguments import checked_bytes, checked_path, function, shown, whole
-from titans_runtime.backends import select
-from titans_runtime.backends.base import Backend, LoadOptions
 from titans_runtime.bundle import Bundle, check_memory, opening, without_writes
 from titans_runtime.describe import Description, describe
-from titans_runtime.driver import DirectFeeder, Driver
+from titans_runtime.devices.select import select
 from titans_runtime.errors import BundleError, InputError, TextError
-from titans_runtime.inputs import checked_ids
-from titans_runtime.lineage import Lineage
 from titans_runtime.manifest import Manifest, TokenInputs
-from titans_runtime.observe import Observer
 from titans_runtime.series import SeriesScaling
-from titans_runtime.session import Session, Shared, moment_of
-from titans_runtime.text import Tokenizer, open_tokenizer
+from titans_runtime.state.calls import Backend, LoadOptions
+from titans_runtime.stream import state_file
+from titans_runtime.stream.driver import DirectFeeder, Driver
+from titans_runtime.stream.inputs import checked_ids
+from titans_runtime.stream.lineage import Lineage
+from titans_runtime.stream.observe import Observer
+from titans_runtime.stream.session import Session, Shared, moment_of
+from titans_runtime.text.tokenizer import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
-    from titans_runtime.batching.batch import Batch
+    from titans_runtime.serving.batch import Batch
 
 _MANY_THREADS = 64  # per graph; may be asked for on any machine
 
@@ -164,7 +165,7 @@ class Model:
             StateError: a file that is missing, damaged, of a newer format, or of another model.
         """
         file = checked_path(path)
-        return self._restored(statefile.read_file(file, self.manifest), str(file), name, file)
+        return self._restored(state_file.read_file(file, self.manifest), str(file), name, file)
 
     def restore_bytes(self, data: bytes, name: str | None = None) -> Session:
         """A session from what `Session.to_bytes` gave. Raises `StateError`."""
@@ -189,7 +190,7 @@ class Model:
         Raises:
             InputError: `lanes` or `resident` is not a positive number.
         """
-        from titans_runtime.batching.batch import Batch
+        from titans_runtime.serving.batch import Batch
 
         return Batch(self._shared, lanes, resident, folder)
 

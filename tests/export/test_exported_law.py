@@ -18,8 +18,8 @@ from titans_export.export import export_model
 from titans_export.verify import compare
 from titans_runtime import native
 from titans_runtime.arrays import Array
-from titans_runtime.driver import Driver
-from titans_runtime.plan import FASTEST, STEPS_ONLY, Policy
+from titans_runtime.stream.driver import Driver
+from titans_runtime.stream.plan import FASTEST, STEPS_ONLY, Policy
 
 TOKENS = 2_000
 CLOSE = 1e-4  # fp32, outputs and states

@@ -31,8 +31,8 @@ from titans_export.export import export_model
 from titans_export.fuse import DOMAIN, VERSION
 from titans_export.verify import compare
 from titans_runtime import native
-from titans_runtime.backends import onnx_cpu
-from titans_runtime.backends.arena import Block
+from titans_runtime.devices import host
+from titans_runtime.devices.arena import Block
 
 needs_kernels = pytest.mark.skipif(native.kernels() is None, reason=native.described())
 
@@ -305,7 +305,7 @@ def test_a_library_that_onnx_runtime_refuses_is_passed_over(
     want = titans_runtime.load(exported.path, provider="cpu", threads=1).session().feed(x)
     found = native.kernels()
     assert found is not None
-    monkeypatch.setattr(onnx_cpu, "kernels", lambda: replace(found, path=tmp_path / "none.so"))
+    monkeypatch.setattr(host, "kernels", lambda: replace(found, path=tmp_path / "none.so"))
     with caplog.at_level("WARNING", "titans_runtime"):
         got = titans_runtime.load(exported.path, provider="cpu", threads=1).session().feed(x)
     np.testing.assert_allclose(got, want, atol=1e-5)

@@ -14,7 +14,7 @@ from tests.runtime.devices import traffic
 from tests.standin.cuda import FakeCuda
 from tests.standin.tensorrt import FakeTensorRT, write_engines
 from titans_runtime import load
-from titans_runtime.backends import nvidia
+from titans_runtime.devices.tensorrt import nvidia
 
 PIECES = [1] * 40 + [16, 5, 1, 1, 100, 7] + [1] * 30 + [64, 15, 1, 1, 1, 200, 30]
 

@@ -244,7 +244,7 @@ def test_an_int8_bundle_is_for_cpus_and_says_so(tmp_path: Path, monkeypatch: pyt
         node.op_type for node in onnx.load(tmp_path / "m.titans" / "step.onnx", load_external_data=False).graph.node
     }
     assert "MatMulNBits" in operators
-    monkeypatch.setattr("titans_runtime.backends.PROVIDERS", ("cpu", "cuda"))
+    monkeypatch.setattr("titans_runtime.devices.select.PROVIDERS", ("cpu", "cuda"))
     with pytest.raises(ProviderError, match=r"int8 bundle for cpu only, not for cuda.*--dtype"):
         titans_runtime.load(tmp_path / "m.titans", provider="cuda")
 

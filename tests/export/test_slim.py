@@ -22,8 +22,9 @@ from titans_export.export import export_model
 from titans_export.slim import size, slim
 from titans_export.tensorrt_engines import build_engines
 from titans_runtime import load
-from titans_runtime.backends import PROVIDERS, nvidia
 from titans_runtime.bundle import open_bundle
+from titans_runtime.devices.select import PROVIDERS
+from titans_runtime.devices.tensorrt import nvidia
 from titans_runtime.errors import ProviderError
 
 TOKENS = np.random.default_rng(0).integers(0, 50, 40)

@@ -14,7 +14,8 @@ from titans_export.errors import ExportError
 from titans_export.export import export_model
 from titans_export.tensorrt_engines import build_engines
 from titans_export.tensorrt_options import BuildOptions
-from titans_runtime.backends import nvidia, tensorrt_modules
+from titans_runtime.devices.tensorrt import modules as tensorrt_modules
+from titans_runtime.devices.tensorrt import nvidia
 
 
 @pytest.fixture(params=["10.14.1", "11.0.0"])

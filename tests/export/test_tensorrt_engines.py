@@ -21,9 +21,9 @@ from titans_export.export import export_model
 from titans_export.tensorrt_engines import build_engines
 from titans_export.tensorrt_network import Log, check_io, check_precision, parse
 from titans_export.tensorrt_options import BuildOptions
-from titans_runtime.backends import nvidia
-from titans_runtime.backends.chooser import chooser
 from titans_runtime.bundle import open_bundle
+from titans_runtime.devices.tensorrt import nvidia
+from titans_runtime.devices.tensorrt.top_k_graph import chooser
 from titans_runtime.manifest import GraphSpec, TensorSpec
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs titans-deploy[tensorrt-rtx]", exc_type=ImportError)

@@ -17,7 +17,7 @@ from tests.export.conftest import KINDS, Exported
 from tests.runtime.devices import skip_without, told, traffic
 from titans_cli.main import cli
 from titans_runtime import Model, SamplingOptions, load
-from titans_runtime.backends import ort_providers
+from titans_runtime.devices import ort_providers
 from titans_runtime.manifest import Manifest
 
 CLOSE = 2e-4  # fp32, outputs and states

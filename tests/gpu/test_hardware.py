@@ -19,9 +19,10 @@ from titans_core.config import VARIANTS
 from titans_export.export import export_model
 from titans_export.tensorrt_engines import build_engines
 from titans_runtime import SamplingOptions, load
-from titans_runtime.backends import nvidia, ort_providers
-from titans_runtime.backends.onnx_writer import Node, Value, model
-from titans_runtime.backends.ort_device import OrtMemory
+from titans_runtime.devices import ort_providers
+from titans_runtime.devices.onnx_writer import Node, Value, model
+from titans_runtime.devices.ort import OrtMemory
+from titans_runtime.devices.tensorrt import nvidia
 
 CLOSE = 2e-4  # fp32, outputs and states
 PIECES = [1] * 40 + [16, 5, 1, 1, 100, 7] + [1] * 30 + [64, 15, 1, 1, 1, 200, 30]

@@ -7,12 +7,12 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from titans_runtime import Model, ProviderError, SamplingOptions, Session, backends
-from titans_runtime.backends import ort_moves
-from titans_runtime.backends.device import Traffic
-from titans_runtime.backends.device_backend import DeviceBackend
-from titans_runtime.backends.ort_device import OrtDevice, OrtTarget
+from titans_runtime import Model, ProviderError, SamplingOptions, Session
 from titans_runtime.bundle import open_bundle
+from titans_runtime.devices import ort_copies, select
+from titans_runtime.devices.ort import OrtDevice, OrtTarget
+from titans_runtime.state.backend import DeviceBackend
+from titans_runtime.state.device import Traffic
 
 
 def host_target(in_place: bool = True, replayed: bool = False) -> OrtTarget:
@@ -47,7 +47,7 @@ def on_device(path: Path, target: OrtTarget | None = None) -> Model:
 def skip_without(provider: str) -> None:
     """Skip, with the reason, where a provider or its device is not there; one that is there and fails is a failure."""
     try:
-        backends.prove(provider)
+        select.prove(provider)
     except ProviderError as error:
         if error.status not in ("not installed", "no device"):
             raise
@@ -81,5 +81,5 @@ def uncaptured(model: Model) -> set[str]:
     moves = backend.device._moves._sessions
     assert moves
     found = {name: replays for (name, _), (_, replays) in backend.device._sessions.items()}
-    found |= {kind.name: replays for kind, (_, replays) in moves.items() if kind.name in ort_moves._REPLAYED}
+    found |= {kind.name: replays for kind, (_, replays) in moves.items() if kind.name in ort_copies._REPLAYED}
     return {name for name, replays in found.items() if replays is None}

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from titans_runtime import ExecutionError
-from titans_runtime.backends.arena import Slot
-from titans_runtime.backends.cpu_state import BoundGraph
-from titans_runtime.batching.batch import Batch
+from titans_runtime.devices.arena import Slot
+from titans_runtime.devices.cpu_state import BoundGraph
+from titans_runtime.serving.batch import Batch
 
 Fault = Callable[[BoundGraph, Mapping[int, Slot]], None]
 

@@ -29,9 +29,9 @@ from titans_runtime import (
     TitansError,
     load,
 )
-from titans_runtime.batching.batch import Batch, BatchSession
-from titans_runtime.batching.spill import Spilled
-from titans_runtime.batching.tickets import Ticket
+from titans_runtime.serving.batch import Batch, BatchSession
+from titans_runtime.serving.completion import Ticket
+from titans_runtime.serving.offload import Spilled
 
 CLOSE = 1e-5
 GREEDY = SamplingOptions(temperature=0)
@@ -233,7 +233,7 @@ def test_a_full_disk_at_spilling_loses_nothing(
             raise StateError("x cannot be written (No space left on device); free some space or choose another place")
 
         with monkeypatch.context() as patched:
-            patched.setattr("titans_runtime.batching.spill.write_atomically", full)
+            patched.setattr("titans_runtime.serving.offload.write_atomically", full)
             with pytest.raises(StateError, match="No space left"):
                 second.feed([1])
         first.feed([4])

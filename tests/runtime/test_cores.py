@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from titans_runtime.cores import usable_cores
+from titans_runtime.devices.cores import usable_cores
 
 CORES = 8
 ROOT_V2 = "0::/user/job\n"

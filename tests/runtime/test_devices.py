@@ -25,18 +25,17 @@ from titans_runtime import (
     SamplingOptions,
     Session,
     SessionPoisonedError,
-    backends,
     load,
 )
-from titans_runtime.backends import ort_moves, ort_replay
-from titans_runtime.backends.device import DeviceBlock
-from titans_runtime.backends.device_state import DeviceGraph
-from titans_runtime.backends.onnx_writer import Node, Value, model
-from titans_runtime.backends.ort_device import OrtBound, OrtMemory, OrtTarget
-from titans_runtime.backends.ort_moves import Moves, OrtBuffer
-from titans_runtime.backends.ort_replay import Replay, Replays
-from titans_runtime.backends.pool import Lease
+from titans_runtime.devices import ort_copies, ort_cuda_graphs, select
+from titans_runtime.devices.onnx_writer import Node, Value, model
+from titans_runtime.devices.ort import OrtBound, OrtMemory, OrtTarget
+from titans_runtime.devices.ort_copies import Moves, OrtBuffer
+from titans_runtime.devices.ort_cuda_graphs import Replay, Replays
 from titans_runtime.errors import ProviderStatus
+from titans_runtime.state.blocks import Lease
+from titans_runtime.state.device import DeviceBlock
+from titans_runtime.state.executor import DeviceGraph
 
 CLOSE = 1e-5
 TEXT = list(b"a text that is longer than three chunks of eight")
@@ -375,8 +374,8 @@ def test_moves_do_what_they_say(in_place: bool, dtype: str) -> None:
 
 def test_written_graphs_pass_onnxs_own_checker() -> None:
     for name in ("append", "seat", "pick0", "pick1", "place", "keep"):
-        kind = ort_moves._Kind(name, (("float32", 3), ("float16", 2), ("int64", 4)))
-        graph = onnx.load_model_from_string(ort_moves._graph(kind))
+        kind = ort_copies._Kind(name, (("float32", 3), ("float16", 2), ("int64", 4)))
+        graph = onnx.load_model_from_string(ort_copies._graph(kind))
         onnx.checker.check_model(graph, full_check=True)
     numbers = model([Value("x", "int64", 1)], [Value("y", "int64", 1)], [Node("Add", ["x", "k"], "y")], {"k": [-1]})
     session = onnxruntime.InferenceSession(numbers, providers=["CPUExecutionProvider"])
@@ -399,7 +398,7 @@ def test_a_device_that_is_there_and_fails_is_not_skipped(
     def prove(name: str) -> str:
         raise ProviderError(f"{name} has a problem", "do something about it", status)
 
-    monkeypatch.setattr(backends, "prove", prove)
+    monkeypatch.setattr(select, "prove", prove)
     with pytest.raises(outcome, match="webgpu has a problem; do something about it"):
         skip_without("webgpu")
 
@@ -432,7 +431,7 @@ def test_each_binding_is_captured_once_it_was_met_twice_and_by_each_thread_for_i
 def test_streams_that_find_no_capture_left_go_on_without(
     toy_bundle: Path, toy_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ort_replay, "_MOST", 1)
+    monkeypatch.setattr(ort_cuda_graphs, "_MOST", 1)
     model = on_device(toy_bundle, host_target(replayed=True))
     session, other = model.session(), toy_model.session()
     for token in TEXT:
@@ -471,7 +470,7 @@ def test_a_graph_that_fails_when_it_is_captured_runs_without(
     def fails(replays: Replays, allocate: object) -> None:
         raise RuntimeError("CUDA Concat supports at most 32 inputs during CUDA Graph capture")
 
-    monkeypatch.setattr(ort_replay, "_try", fails)
+    monkeypatch.setattr(ort_cuda_graphs, "_try", fails)
     model = on_device(toy_bundle, host_target(replayed=True))
     np.testing.assert_allclose(model.session().feed(TEXT), toy_model.session().feed(TEXT), rtol=CLOSE, atol=CLOSE)
 

@@ -14,9 +14,9 @@ from tests.runtime.toy import Toy, write_toy
 from tests.tokenizer_kinds import KINDS, SPECIAL
 from titans_runtime import BundleError, InputError, Manifest, Model, TextError, load
 from titans_runtime.manifest import Ends
-from titans_runtime.session import Session
-from titans_runtime.stopping import StopFilter, Transcript, check_stops
-from titans_runtime.text import ByteTokenizer, LibraryTokenizer, fill_template
+from titans_runtime.stream.session import Session
+from titans_runtime.text.stopping import StopFilter, Transcript, check_stops
+from titans_runtime.text.tokenizer import ByteTokenizer, LibraryTokenizer, fill_template
 
 VOCABULARY = 1000
 EOS, USER = 2, 3  # </s> and <|user|>

@@ -24,8 +24,8 @@ from tests.runtime.forge import (
     write,
 )
 from titans_runtime import BundleError, load, native
-from titans_runtime.backends import onnx_cpu
 from titans_runtime.bundle import open_bundle
+from titans_runtime.devices import host
 from titans_runtime.graph_check import Interface, check_graph
 from titans_runtime.manifest import BATCH, TensorSpec
 
@@ -40,7 +40,7 @@ def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*args: object, **choices: object) -> None:
         raise AssertionError("a session was made of a graph that had to be refused")
 
-    monkeypatch.setattr(onnx_cpu, "create_session", refused)
+    monkeypatch.setattr(host, "create_session", refused)
 
 
 def refuse(folder: Path, message: str = "") -> None:

@@ -27,7 +27,7 @@ from titans_runtime import (
     TitansError,
     load,
 )
-from titans_runtime.batching.batch import Batch, BatchSession
+from titans_runtime.serving.batch import Batch, BatchSession
 
 Call = Callable[[Any], object]
 

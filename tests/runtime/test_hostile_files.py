@@ -22,10 +22,11 @@ from safetensors.numpy import load as load_tensors
 
 from tests.runtime.forge import sign, write
 from titans_cli.main import cli
-from titans_runtime import BundleError, InputError, StateError, TitansError, load, memory, statefile
+from titans_runtime import BundleError, InputError, StateError, TitansError, load, memory
 from titans_runtime.bundle import MAX_MANIFEST_BYTES, open_bundle
 from titans_runtime.contract import MOST_BYTES, MOST_GRAPHS
 from titans_runtime.names import is_plain, stays_inside
+from titans_runtime.stream import state_file
 from titans_runtime.tensorfile import map_tensors
 
 KINDS: dict[str, Callable[[Path], object]] = {
@@ -260,7 +261,7 @@ def test_a_state_that_inflates_beyond_the_memory_there_is_is_refused_unread(
     tmp_path: Path, shape: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "available", lambda: 2**30)
-    monkeypatch.setattr(statefile, "_inflate", lambda *args: pytest.fail("it was inflated"))
+    monkeypatch.setattr(state_file, "_inflate", lambda *args: pytest.fail("it was inflated"))
     (tmp_path / "s").write_bytes(_state(shape, zlib.compress(bytes(2**20))))
     for command in (
         ["state", "inspect", str(tmp_path / "s")],
@@ -289,8 +290,8 @@ def test_a_run_writes_nothing_into_the_users_folders(toy_bundle: Path, tmp_path:
     environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
     environment |= {name: str(folder) for name, folder in home.items()} | {"PYTHONDONTWRITEBYTECODE": "1"}
     code = (
-        "import sys, titans_runtime as t; from titans_runtime import providers\n"
-        "t.load(sys.argv[1], provider='cpu', threads=1).session().feed([1] * 20); providers.report()\n"
+        "import sys, titans_runtime as t; from titans_runtime.devices import doctor\n"
+        "t.load(sys.argv[1], provider='cpu', threads=1).session().feed([1] * 20); doctor.report()\n"
         "import os; assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'"
     )
     subprocess.run([sys.executable, "-c", code, str(toy_bundle)], env=environment, check=True, timeout=120)
@@ -299,7 +300,7 @@ def test_a_run_writes_nothing_into_the_users_folders(toy_bundle: Path, tmp_path:
 
 
 def test_who_wants_telemetry_can_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from titans_runtime.backends.onnx_cpu import import_onnxruntime
+    from titans_runtime.devices.host import import_onnxruntime
 
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
     import_onnxruntime()
@@ -321,7 +322,7 @@ def test_too_many_open_files_are_said_to_be_that(toy_bundle: Path) -> None:
 
 
 def test_refused_memory_is_said_to_be_that() -> None:
-    from titans_runtime.backends.onnx_cpu import load_remedy
+    from titans_runtime.devices.host import load_remedy
 
     for error in (MemoryError(), RuntimeError("std::bad_alloc"), RuntimeError("Failed to allocate memory for 8 bytes")):
         assert load_remedy(error).startswith("free some memory")

@@ -13,8 +13,8 @@ import pytest
 
 from tests.runtime.toy import Toy, write_toy
 from titans_runtime import BundleError, InputError, Model, TextError, load
-from titans_runtime import tokenizer_file as limits
-from titans_runtime.text import LibraryTokenizer
+from titans_runtime.text import tokenizer_file as limits
+from titans_runtime.text.tokenizer import LibraryTokenizer
 
 WORDS = ["hello", "world", "[UNK]", "<s>"]
 

@@ -15,7 +15,7 @@ import pytest
 from tests.runtime.interrupts import Places, interrupted
 from tests.runtime.toy import C
 from titans_runtime import Model, SamplingOptions, Session, TitansError, load
-from titans_runtime.batching.batch import Batch, BatchSession
+from titans_runtime.serving.batch import Batch, BatchSession
 
 CLOSE = 1e-5
 GREEDY = SamplingOptions(temperature=0)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from titans_runtime import Model, Session, StateError, lineage
-from titans_runtime.batching.batch import Batch
+from titans_runtime import Model, Session, StateError
+from titans_runtime.serving.batch import Batch
+from titans_runtime.stream import lineage
 
 REFUSED = r"holds what this session has not read.*restore it first.*force=True \(--force\)"
 

@@ -7,7 +7,7 @@ import pytest
 
 from titans_runtime import Model
 from titans_runtime.arrays import Array
-from titans_runtime.memories import FADED, dead_memories, dead_warning, memory_distances
+from titans_runtime.stream.memories import FADED, dead_memories, dead_warning, memory_distances
 
 
 def matrices(*scales: float, heads: int = 2) -> dict[str, Array]:

@@ -13,9 +13,9 @@ import pytest
 
 from tests.runtime.toy import C
 from titans_runtime import InputError, Model, Session, load
-from titans_runtime.backends.base import Feed
-from titans_runtime.batching.batch import Batch, BatchSession
-from titans_runtime.batching.seats import Seated
+from titans_runtime.serving.batch import Batch, BatchSession
+from titans_runtime.serving.lane_table import Seated
+from titans_runtime.state.calls import Feed
 
 CLOSE = 1e-5
 SECRET, MINE = [83, 69, 67, 82, 69, 84], [65, 65, 65, 65, 65, 65]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.runtime.toy import C
 from titans_runtime.bundle import read_manifest_of
 from titans_runtime.manifest import Due, Manifest
-from titans_runtime.plan import FASTEST, STEPS_ONLY, Call, Planner, Policy
+from titans_runtime.stream.plan import FASTEST, STEPS_ONLY, Call, Planner, Policy
 
 policies = st.builds(Policy, prefill=st.booleans(), extend=st.booleans(), extend_from=st.none() | st.integers(1, C))
 

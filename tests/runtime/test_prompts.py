@@ -10,8 +10,8 @@ import pytest
 from tests.runtime.faults import Sabotage, interrupt
 from tests.runtime.toy import C
 from titans_runtime import Model, SamplingOptions, Session
-from titans_runtime.session import PIECE
-from titans_runtime.statefile import read_header, read_tensors
+from titans_runtime.stream.session import PIECE
+from titans_runtime.stream.state_file import read_header, read_tensors
 
 GREEDY = SamplingOptions(temperature=0)
 LONG = np.random.default_rng(0).integers(0, 256, 3 * PIECE + 5).tolist()

@@ -10,14 +10,16 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from titans_runtime import BundleError, ProviderError, backends, load, providers
-from titans_runtime.backends import PROVIDERS, nvidia, ort_providers
+from titans_runtime import BundleError, ProviderError, load
+from titans_runtime.devices import doctor, ort_providers, select
+from titans_runtime.devices.select import PROVIDERS
+from titans_runtime.devices.tensorrt import nvidia
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def by_name() -> dict[str, providers.ProviderReport]:
-    return {entry.name: entry for entry in providers.report()}
+def by_name() -> dict[str, doctor.ProviderReport]:
+    return {entry.name: entry for entry in doctor.report()}
 
 
 def test_every_provider_is_ready_or_says_what_is_missing_and_what_to_do() -> None:
@@ -72,7 +74,7 @@ def test_a_driver_without_its_libraries_is_not_working(monkeypatch: pytest.Monke
 def test_auto_takes_the_first_that_works_and_says_why_not_the_others(
     toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends, "AUTO", ("cuda", "cpu"))
+    monkeypatch.setattr(select, "AUTO", ("cuda", "cpu"))
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     model = load(toy_bundle, threads=1)
     assert model.provider == "cpu"
@@ -106,7 +108,7 @@ def test_engine_caches_of_other_weights_are_other_folders(
 def test_text_without_the_tokenizers_library_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from titans_runtime.text import LibraryTokenizer
+    from titans_runtime.text.tokenizer import LibraryTokenizer
 
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ProviderError, match="pip install tokenizers"):

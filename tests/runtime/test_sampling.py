@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from titans_runtime import InputError, SamplingOptions
-from titans_runtime.sampling import Sampler, distribution, penalised
+from titans_runtime.text.sampling import Sampler, distribution, penalised
 
 logits = st.lists(st.integers(-40, 40), min_size=1, max_size=12).map(lambda values: [value / 8 for value in values])
 options = st.builds(

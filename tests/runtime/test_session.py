@@ -19,7 +19,7 @@ from titans_runtime import (
     load,
 )
 from titans_runtime.arrays import FloatArray
-from titans_runtime.backends import denormals
+from titans_runtime.devices import denormals
 
 
 def test_feed_gives_the_last_tokens_logits_or_everyones(toy_model: Model) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tests.runtime.toy import FEATURES, C, Oracle, Toy, write_toy
 from titans_runtime import Driver, Model, load
 from titans_runtime.arrays import Array
-from titans_runtime.plan import FASTEST, STEPS_ONLY, Policy
+from titans_runtime.stream.plan import FASTEST, STEPS_ONLY, Policy
 
 TOLERANCE = 2e-5  # float32 graphs against the float64 oracle
 POLICIES = [FASTEST, STEPS_ONLY, Policy(prefill=False), Policy(extend=False), Policy(extend_from=1)]

@@ -22,11 +22,12 @@ from tests.runtime.devices import told, traffic
 from tests.runtime.toy import C, Toy, write_toy
 from tests.standin.cuda import FakeCuda, Violation, cudaMemcpyKind
 from tests.standin.tensorrt import FakeOnnxParserRefitter, FakeRuntime, FakeTensorRT, write_engines
-from titans_runtime import ExecutionError, Model, ProviderError, SamplingOptions, Session, load, providers
-from titans_runtime.backends import engine_files, nvidia
-from titans_runtime.backends.cuda import Cuda, CudaBuffer
-from titans_runtime.backends.engine_key import FIELD, signed
-from titans_runtime.backends.tensorrt_device import CudaMemory, EngineBound
+from titans_runtime import ExecutionError, Model, ProviderError, SamplingOptions, Session, load
+from titans_runtime.devices import doctor
+from titans_runtime.devices.tensorrt import engine_files, nvidia
+from titans_runtime.devices.tensorrt.cuda import Cuda, CudaBuffer
+from titans_runtime.devices.tensorrt.device import CudaMemory, EngineBound
+from titans_runtime.devices.tensorrt.engine_key import FIELD, signed
 
 TEXT = list(b"a text that is longer than three chunks of eight")
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -414,8 +415,8 @@ def test_where_no_engine_runs_building_again_is_no_remedy(
 
 
 def test_the_report_says_what_is_missing(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def entry() -> providers.ProviderReport:
-        return next(e for e in providers.report() if e.name == "tensorrt-rtx")
+    def entry() -> doctor.ProviderReport:
+        return next(e for e in doctor.report() if e.name == "tensorrt-rtx")
 
     assert entry().status == "ready"
     assert "compute capability 86" in entry().detail

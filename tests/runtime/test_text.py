@@ -13,9 +13,9 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from tests.runtime.toy import Toy, write_toy
 from titans_runtime import BundleError, InputError, SamplingOptions, TextError, load
-from titans_runtime.moment import KEPT
-from titans_runtime.stopping import StopFilter
-from titans_runtime.text import ByteTokenizer, LibraryTokenizer, Tokenizer
+from titans_runtime.stream.snapshot import KEPT
+from titans_runtime.text.stopping import StopFilter
+from titans_runtime.text.tokenizer import ByteTokenizer, LibraryTokenizer, Tokenizer
 
 
 def byte_level(folder: Path) -> Path:

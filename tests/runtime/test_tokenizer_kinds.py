@@ -14,9 +14,9 @@ from tests import tokenizer_kinds
 from tests.runtime.toy import Toy, write_toy
 from tests.tokenizer_kinds import KINDS, TEXTS, WHOLE
 from titans_runtime import Model, load
-from titans_runtime.moment import KEPT
-from titans_runtime.text import LibraryTokenizer
-from titans_runtime.textstream import LibraryStream
+from titans_runtime.stream.snapshot import KEPT
+from titans_runtime.text.text_stream import LibraryStream
+from titans_runtime.text.tokenizer import LibraryTokenizer
 
 REPLACEMENT = "\ufffd"
 VOCABULARY = 1000  # above every id of every kind

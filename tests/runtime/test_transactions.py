@@ -24,9 +24,9 @@ from titans_runtime import (
     SessionPoisonedError,
     load,
 )
-from titans_runtime.backends.arena import Block
-from titans_runtime.backends.base import Feed
-from titans_runtime.backends.cpu_state import BoundGraph
+from titans_runtime.devices.arena import Block
+from titans_runtime.devices.cpu_state import BoundGraph
+from titans_runtime.state.calls import Feed
 
 GREEDY = SamplingOptions(temperature=0)
 TEXT = list(b"a text that is longer than three chunks of eight")

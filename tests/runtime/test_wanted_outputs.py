@@ -16,10 +16,10 @@ import pytest
 from tests.runtime.devices import host_target, on_device, told, traffic
 from tests.runtime.toy import C, Toy, write_toy
 from titans_runtime import Model, NonFiniteError, SamplingOptions, SessionPoisonedError, load
-from titans_runtime.backends import ort_moves
-from titans_runtime.backends.base import Best
-from titans_runtime.backends.ort_device import OrtMemory
-from titans_runtime.sampling import Sampler
+from titans_runtime.devices import ort_copies
+from titans_runtime.devices.ort import OrtMemory
+from titans_runtime.state.calls import Best
+from titans_runtime.text.sampling import Sampler
 
 GREEDY = SamplingOptions(temperature=0)
 PROMPT = list(b"a prompt that is longer than three chunks of eight")
@@ -177,7 +177,7 @@ def test_rows_and_the_best_are_numpys() -> None:
     np.testing.assert_array_equal(ids, order)
     np.testing.assert_array_equal(scores, np.take_along_axis(head[:, 3], order, axis=1))
     np.testing.assert_allclose(total, head[:, 3].sum(axis=1), rtol=1e-5)
-    for graph in (ort_moves._rows(), ort_moves._best()):
+    for graph in (ort_copies._rows(), ort_copies._best()):
         onnx.checker.check_model(onnx.load_model_from_string(graph), full_check=True)
 
 

@@ -245,7 +245,7 @@ def test_doctor_speaks_of_every_command_and_both_tensorrts() -> None:
 def test_commands_that_need_only_the_base_dependencies_are_always_ready() -> None:
     program = (
         "import sys; sys.modules |= dict.fromkeys(['torch', 'onnx', 'onnxruntime', 'matplotlib'])\n"
-        "import titans_cli.inspect, titans_cli.state, titans_runtime.bundle, titans_runtime.statefile\n"
+        "import titans_cli.inspect, titans_cli.state, titans_runtime.bundle, titans_runtime.stream.state_file\n"
     )
     subprocess.run([sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{program}"], check=True)
     commands = {entry["name"]: entry for entry in json.loads(titans("doctor", "--json").stdout)["commands"]}

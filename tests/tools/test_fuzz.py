@@ -14,7 +14,7 @@ from fuzz.victim import Victim
 from fuzz.worker import run_block
 
 from titans_runtime import bundle as bundle_module
-from titans_runtime import statefile
+from titans_runtime.stream import state_file
 
 SHORT = {"interrupts": 20, "mixups": 8}  # cases that are a dozen calls each
 KEPT = json.loads(REGRESSIONS.read_text(encoding="utf-8"))
@@ -73,13 +73,13 @@ def test_a_missing_check_of_the_manifest_would_be_noticed(victim: Victim, monkey
 
 
 def test_a_missing_check_of_a_state_would_be_noticed(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statefile, "_check_digest", lambda data, head, digest, source: None)
+    monkeypatch.setattr(state_file, "_check_digest", lambda data, head, digest, source: None)
     with pytest.raises(DefectError, match="accepted"):
         check(victim, "state", {"signed": False, "bytes": [["flip", 0.999, 0]]})
 
 
 def test_a_failing_case_is_shrunk_and_handed_over(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statefile, "_check_digest", lambda data, head, digest, source: None)
+    monkeypatch.setattr(state_file, "_check_digest", lambda data, head, digest, source: None)
     result = run_block(tiny, "state", 0, 200, tmp_path / "current")
     assert result["failed"] is not None
     assert "accepted" in str(result["error"])

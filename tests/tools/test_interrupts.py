@@ -11,7 +11,7 @@ import pytest
 
 import titans_runtime
 from titans_cli.main import INTERRUPTED
-from titans_runtime.session import PIECE
+from titans_runtime.stream.session import PIECE
 
 pytestmark = pytest.mark.usefixtures("no_software_device")
 
@@ -36,7 +36,7 @@ def memory(tiny_bundle: Path, tmp_path: Path) -> Path:
 # Runs a command whose n-th call of `Session._consume` is interrupted, as by Ctrl-C while a graph runs.
 INTERRUPT_AT = """
 import sys
-from titans_runtime.session import Session
+from titans_runtime.stream.session import Session
 left, consume = int(sys.argv[1]), Session._consume
 
 def interrupted(self, array, every, best=None):

@@ -15,7 +15,7 @@ from titans_cli.main import cli
 from titans_eval import dna, needle, recall, series
 from titans_eval.reading import Sizes
 from titans_runtime import InputError, SamplingOptions
-from titans_runtime.session import Session
+from titans_runtime.stream.session import Session
 
 STOP = "recorded, and nothing done; as this test wants it"
 
@@ -63,7 +63,7 @@ SAMPLING = [
 
 
 def test_a_run(tiny_bundle: Path, recorder: Recorder) -> None:
-    recorder.instead_of("titans_runtime.session.Session.generate_tokens")
+    recorder.instead_of("titans_runtime.stream.session.Session.generate_tokens")
     values, _ = recorder.after("run", tiny_bundle, "--prompt", "a", "--max-new-tokens", "9", *SAMPLING)
     wanted = SamplingOptions(temperature=0.5, top_k=7, top_p=0.6, min_p=0.1, repetition_penalty=1.2, seed=11)
     assert values == ("a", 9, wanted)
@@ -87,7 +87,7 @@ def test_a_chat(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((prompt, limit, options))
         return iter(())
 
-    monkeypatch.setattr("titans_runtime.session.Session.generate", record)
+    monkeypatch.setattr("titans_runtime.stream.session.Session.generate", record)
     options = ["--temperature", "0.5", "--top-p", "0.6", "--seed", "11", "--stop", "A", "--stop", "B"]
     arguments = ["chat", str(tiny_bundle), "--template", "<{message}>", "--max-new-tokens", "9", *options]
     assert CliRunner().invoke(cli, arguments, input="hello\n").exit_code == 0

@@ -20,7 +20,7 @@ from titans_cli import terminal
 from titans_cli.main import UNREAD, cli
 from titans_export.bundle_writer import write_manifest
 from titans_runtime.bundle import open_bundle
-from titans_runtime.session import PIECE
+from titans_runtime.stream.session import PIECE
 
 pytestmark = pytest.mark.usefixtures("no_software_device")
 

@@ -17,7 +17,7 @@ from tests.conftest import titans as document_of
 from tests.runtime.toy import Toy, write_toy
 from titans_cli.main import cli
 from titans_runtime import load
-from titans_runtime.session import Session
+from titans_runtime.stream.session import Session
 
 SHAPE = [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
 TRAIN = ["train", "--task", "text", "--steps", "2", "--batch", "2", *SHAPE]
@@ -167,7 +167,7 @@ def test_a_terminal_of_another_encoding_gets_escapes_and_the_memory_is_saved(
 ) -> None:
     """The answer has a character that none of them but UTF-8 has."""
     script = (
-        "from titans_runtime.session import Session\n"
+        "from titans_runtime.stream.session import Session\n"
         "from titans_cli import main\n"
         "said = list('a\\u8a18\\u00e9!'.encode())\n"
         "Session._choose = lambda session, sampler: said.pop(0)\n"

@@ -28,7 +28,7 @@ import titans_runtime
 from titans_bench.timing import Progress, Work, medians
 from titans_core.config import MemoryConfig, TitansConfig
 from titans_runtime import Session
-from titans_runtime.sampling import SamplingOptions
+from titans_runtime.text.sampling import SamplingOptions
 
 SAMPLING = SamplingOptions(temperature=1.5, min_p=0.1, seed=0)  # titans-pytorch's defaults
 LONGTERM = 4  # learned memory tokens of titans-pytorch in every segment, as in its own training scripts

@@ -26,7 +26,7 @@ import titans_runtime
 from titans_bench.timing import medians
 from titans_export.titans_pytorch import library
 from titans_export.titans_pytorch.importer import import_checkpoint
-from titans_runtime.sampling import SamplingOptions
+from titans_runtime.text.sampling import SamplingOptions
 
 PROMPT = 16  # tokens
 

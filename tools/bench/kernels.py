@@ -22,11 +22,11 @@ from bench.kit import random_bundle
 from titans_bench.timing import Work, medians
 from titans_core.presets import PRESETS, preset
 from titans_runtime.arrays import Array
-from titans_runtime.backends import select
-from titans_runtime.backends.base import LoadOptions
 from titans_runtime.bundle import open_bundle
-from titans_runtime.driver import DirectFeeder, Driver
+from titans_runtime.devices.select import select
 from titans_runtime.native import described, kernels
+from titans_runtime.state.calls import LoadOptions
+from titans_runtime.stream.driver import DirectFeeder, Driver
 
 STREAMS = 16
 

@@ -32,7 +32,7 @@ import titans_runtime
 from titans_bench.demand import reading
 from titans_bench.timing import Progress, Work, medians
 from titans_runtime.arrays import FloatArray
-from titans_runtime.driver import Driver
+from titans_runtime.stream.driver import Driver
 
 
 @dataclass(frozen=True, kw_only=True)

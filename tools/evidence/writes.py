@@ -23,7 +23,7 @@ import titans_runtime
 from titans_core.config import VARIANTS
 from titans_core.training.documents import read_corpus
 from titans_eval.likelihood import surprisal
-from titans_runtime.memories import learned_names
+from titans_runtime.stream.memories import learned_names
 
 SEEDS = (0, 1, 2)
 BYTES = 32_768

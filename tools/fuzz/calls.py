@@ -15,7 +15,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from titans_runtime import InputError, Mark, Model, SamplingOptions, Session
-from titans_runtime.batching.batch import Batch, BatchSession
+from titans_runtime.serving.batch import Batch, BatchSession
 
 CLOSE = 2e-4  # fp32, any split against any other
 BAD_INPUTS: list[Any] = [

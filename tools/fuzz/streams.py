@@ -18,7 +18,7 @@ from fuzz.calls import CLOSE
 from hypothesis import strategies as st
 
 from titans_runtime import InputError, Model, SamplingOptions, Session
-from titans_runtime.batching.batch import Batch, BatchSession
+from titans_runtime.serving.batch import Batch, BatchSession
 
 INTERRUPTS = 25  # of one case
 _GREEDY = SamplingOptions(temperature=0)

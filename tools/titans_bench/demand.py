@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from titans_runtime.manifest import Cost, GraphSpec, Manifest
-from titans_runtime.plan import Call, Planner
+from titans_runtime.stream.plan import Call, Planner
 
 
 @dataclass(frozen=True)

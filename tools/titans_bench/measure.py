@@ -22,10 +22,10 @@ from titans_bench.roofline import Probes, Roofline
 from titans_bench.timing import Progress, Work, medians
 from titans_runtime import Model
 from titans_runtime.arrays import Array
-from titans_runtime.backends.onnx_cpu import import_onnxruntime
-from titans_runtime.cores import usable_cores
-from titans_runtime.driver import Driver
+from titans_runtime.devices.cores import usable_cores
+from titans_runtime.devices.host import import_onnxruntime
 from titans_runtime.manifest import TokenInputs
+from titans_runtime.stream.driver import Driver
 
 PERCENTILES = (50, 90, 99)
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from titans_bench.measure import Wish, streams_input
-from titans_runtime.backends.base import LoadOptions, State
-from titans_runtime.backends.onnx_cpu import CpuBackend
 from titans_runtime.bundle import open_bundle
-from titans_runtime.driver import DirectFeeder
+from titans_runtime.devices.host import CpuBackend
 from titans_runtime.model import Model
+from titans_runtime.state.calls import LoadOptions, State
+from titans_runtime.stream.driver import DirectFeeder
 
 _KERNEL = "_kernel_time"
 _CALL = "model_run"

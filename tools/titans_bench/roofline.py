@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from titans_bench.timing import Work
-from titans_runtime.backends.onnx_cpu import import_onnxruntime
-from titans_runtime.backends.onnx_writer import Node, Value, model
-from titans_runtime.cores import usable_cores
+from titans_runtime.devices.cores import usable_cores
+from titans_runtime.devices.host import import_onnxruntime
+from titans_runtime.devices.onnx_writer import Node, Value, model
 
 SIZE = 2048  # rows of the matrices, 16 MiB each: beyond a core's caches
 READ_BYTES = 256 * 2**20

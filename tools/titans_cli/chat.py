@@ -77,8 +77,8 @@ def chat(
     """
     import titans_runtime
     from titans_runtime.atomic import check_writable
-    from titans_runtime.stopping import StopFilter, check_stops
-    from titans_runtime.text import fill_template
+    from titans_runtime.text.stopping import StopFilter, check_stops
+    from titans_runtime.text.tokenizer import fill_template
 
     if "{message}" not in template:
         raise click.UsageError('--template must contain {message}, for example --template "User: {message}\\nBot:"')

@@ -39,7 +39,7 @@ def doctor(as_json: bool) -> None:
 
     Runs something tiny at every execution provider and says what came of it; no model is loaded.
     """
-    from titans_runtime.providers import report
+    from titans_runtime.devices.doctor import report
 
     providers = [provider.as_json() for provider in report()]
     commands = [_command(name, packages, extra) for name, (packages, extra) in _NEEDS.items()]

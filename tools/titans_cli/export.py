@@ -112,6 +112,6 @@ def export(
         say(f"verified over {report['tokens']:,} tokens, largest error {largest}", err=True)
         dead = report.get("dead_memories")
         if isinstance(dead, list) and dead:
-            from titans_runtime.memories import dead_warning
+            from titans_runtime.stream.memories import dead_warning
 
             say(f"warning: {dead_warning([str(name) for name in dead])}", err=True)

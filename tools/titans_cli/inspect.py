@@ -34,7 +34,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     is checked before anything is shown.
     """
     from titans_runtime.bundle import open_bundle
-    from titans_runtime.memories import learned_names
+    from titans_runtime.stream.memories import learned_names
 
     opened = open_bundle(bundle)
     manifest = opened.manifest

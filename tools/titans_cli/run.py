@@ -204,7 +204,7 @@ def _generate(
 ) -> _Answer:
     """Continue `prompt`; with `show`, write each piece of text to stdout, or stderr, as soon as it is certain."""
     from titans_runtime import TextError
-    from titans_runtime.stopping import StopFilter, Transcript, check_stops
+    from titans_runtime.text.stopping import StopFilter, Transcript, check_stops
 
     if model.tokenizer is None:
         raise TextError("this model has no tokenizer, so it cannot continue text; drive it from Python with feed()")

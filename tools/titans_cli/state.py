@@ -16,8 +16,8 @@ from titans_cli.terminal import PlainTable, print_json, say, show
 
 if TYPE_CHECKING:
     from titans_runtime.arrays import Array
-    from titans_runtime.memories import MemoryDistance
-    from titans_runtime.statefile import Header
+    from titans_runtime.stream.memories import MemoryDistance
+    from titans_runtime.stream.state_file import Header
 
 
 @click.group(
@@ -85,7 +85,7 @@ def inspect(file: Path, bundle: Path | None, as_json: bool) -> None:
         table.add_row(*row, *(far if bundle is not None else []))
     show(table)
     if dead:
-        from titans_runtime.memories import dead_warning
+        from titans_runtime.stream.memories import dead_warning
 
         say(f"warning: {dead_warning(dead)}", err=True)
 
@@ -130,7 +130,7 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
 
 
 def _read(file: Path) -> tuple[Header, dict[str, Array]]:
-    from titans_runtime.statefile import read_file, read_header, read_tensors
+    from titans_runtime.stream.state_file import read_file, read_header, read_tensors
 
     data = read_file(file)
     header = read_header(data, str(file))
@@ -143,7 +143,7 @@ def _memories(
     """How far the memories of a state are from where they started in `bundle`, and which are dead."""
     from titans_runtime import StateError
     from titans_runtime.bundle import open_bundle
-    from titans_runtime.memories import dead_memories, learned_names, memory_distances
+    from titans_runtime.stream.memories import dead_memories, learned_names, memory_distances
 
     opened = open_bundle(bundle)
     if opened.manifest.state_identity != header.identity:

@@ -34,7 +34,7 @@ def wait_passively() -> None:
 
 def torch_threads(threads: int | None) -> None:
     """Let PyTorch use `threads`, or for None no more than this process has cores."""
-    from titans_runtime.cores import usable_cores
+    from titans_runtime.devices.cores import usable_cores
 
     wait_passively()
     import torch

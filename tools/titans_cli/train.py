@@ -19,7 +19,7 @@ from titans_cli.task_options import options_of, was_given, with_options
 from titans_cli.terminal import print_json, say
 from titans_cli.threads import threads_option, wait_passively
 from titans_cli.train_tasks import OPTIONS, TASKS
-from titans_runtime.cores import usable_cores
+from titans_runtime.devices.cores import usable_cores
 
 if TYPE_CHECKING:
     from titans_core.config import Variant

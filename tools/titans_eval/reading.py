@@ -17,7 +17,7 @@ from titans_eval.errors import EvalError
 from titans_eval.likelihood import MODES, Bits, Bucket, Ids, Mode, by_position, document_bits
 from titans_eval.report import Progress, Subject
 from titans_runtime import Driver, InputError, Model
-from titans_runtime.memories import dead_memories, dead_warning, learned_names
+from titans_runtime.stream.memories import dead_memories, dead_warning, learned_names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,12 +22,12 @@ from titans_export.errors import VerificationError
 from titans_export.titans_pytorch import library
 from titans_export.titans_pytorch.steppable import TitansPytorchModel
 from titans_runtime.arrays import Array
-from titans_runtime.backends import select
-from titans_runtime.backends.base import LoadOptions
 from titans_runtime.bundle import open_bundle
-from titans_runtime.driver import DirectFeeder, Driver
+from titans_runtime.devices.select import select
 from titans_runtime.manifest import ContinuousInputs, TokenInputs
-from titans_runtime.plan import FASTEST, STEPS_ONLY
+from titans_runtime.state.calls import LoadOptions
+from titans_runtime.stream.driver import DirectFeeder, Driver
+from titans_runtime.stream.plan import FASTEST, STEPS_ONLY
 
 TOLERANCE = 2e-4  # fp32, absolute for outputs; for states relative to max(1, largest value)
 ROUNDING_SLACK = 5.0

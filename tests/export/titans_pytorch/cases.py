@@ -19,7 +19,7 @@ from titans_export.titans_pytorch import library
 from titans_export.titans_pytorch.parity import drive, random_stream
 from titans_export.titans_pytorch.steppable import TitansPytorchModel
 from titans_runtime.arrays import Array
-from titans_runtime.driver import Driver
+from titans_runtime.stream.driver import Driver
 
 Config = dict[str, Any]
 

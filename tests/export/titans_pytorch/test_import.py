@@ -25,7 +25,7 @@ from titans_export.titans_pytorch.options import read_options
 from titans_export.titans_pytorch.parameters import CheckpointError
 from titans_export.titans_pytorch.steppable import TitansPytorchModel
 from titans_runtime.arrays import Array
-from titans_runtime.driver import Driver
+from titans_runtime.stream.driver import Driver
 
 SMALL = cases.transformer({"num_residual_streams": 1, "num_tokens": 256})
 

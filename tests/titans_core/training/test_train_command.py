@@ -13,7 +13,7 @@ from titans_core.config import TitansConfig
 from titans_core.training.checkpoint import load_checkpoint
 from titans_core.training.loop import TrainOptions, TrainResult
 from titans_core.training.task import Task
-from titans_runtime.cores import usable_cores
+from titans_runtime.devices.cores import usable_cores
 
 SMALL = [
     "--set",

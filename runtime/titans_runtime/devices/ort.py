@@ -1,0 +1,359 @@
+"""A device that ONNX Runtime drives: state in its memory, graphs run over I/O bindings.
+
+Knows bindings, transfers and sessions' life. Which provider it is, with which options, is said by an `OrtTarget`
+(`ort_providers`). Tested with the CPU provider as the device too, where the same code runs without a GPU.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol, cast
+
+import numpy as np
+
+from titans_runtime.arrays import Array, FloatArray, IdArray
+from titans_runtime.bundle import Bundle
+from titans_runtime.devices.host import create_session, first_line, wrap_weights
+from titans_runtime.devices.onnx_writer import Node, Value, model
+from titans_runtime.devices.ort_copies import Moves, OrtBuffer
+from titans_runtime.devices.ort_cuda_graphs import Replay, Replays, Staged, with_replays
+from titans_runtime.errors import ExecutionError, ProviderError
+from titans_runtime.manifest import GraphSpec
+from titans_runtime.state.device import Buffer, Traffic
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+_QUIET = 3  # errors only; they come back as exceptions as well
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrtTarget:
+    """One execution provider, and how it is used.
+
+    name: what users call it.
+    execution_provider: ONNX Runtime's name; the first that a session must end up with.
+    memory: device type, id and vendor of its tensors, as `OrtValue` takes them.
+    configure: puts the provider into the options of a session, for a graph and a number of streams, or for a move.
+    sizes: how many streams a session made for this many can take; sessions are shared up to there.
+    in_place: whether its scatter kernels may write into their own input.
+    spread: how they are told what to move; see `ort_moves.Moves`.
+    remedy: what to do where it does not start.
+    moves_on: the provider that makes the moves, if it is another one.
+    itself: puts the provider into the options of a session that is none of a bundle's, where `moves_on` is another.
+    replays: puts the provider into the options of a session whose runs may be captured and launched as one; None where
+        that cannot be. See `ort_replay`.
+    broken_fusions: by the dtype of a bundle, ONNX Runtime's fusions that make operators the provider lacks.
+    software: whether the device is the processor in disguise.
+    """
+
+    name: str
+    execution_provider: str
+    memory: tuple[str, int, int]
+    configure: Callable[[ort.SessionOptions, GraphSpec | None, int], None]
+    sizes: Callable[[int], int]
+    in_place: bool
+    remedy: str
+    spread: bool = False
+    moves_on: str | None = None
+    itself: Callable[[ort.SessionOptions], None] | None = None
+    replays: Callable[[ort.SessionOptions], None] | None = None
+    broken_fusions: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    software: bool = False
+
+
+class OrtMemory:
+    """A device's memory, and moves in it; what `device.Device` asks for but programs.
+
+    Raises:
+        ProviderError: the provider cannot run anything here.
+    """
+
+    def __init__(self, module: ModuleType, target: OrtTarget) -> None:
+        module.set_default_logger_severity(_QUIET)  # CUDA's provider warns about every table that it writes
+        self.lock = threading.RLock()
+        self.traffic = Traffic()
+        self._ort = module
+        self._target = target
+        self._moves = Moves(self._move_session, self._empty, self._copy, target.in_place, target.spread)
+        self._prove()
+
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> OrtBuffer:
+        """A tensor of zeros."""
+        buffer = self._empty(shape, dtype)
+        self._copy_in(np.zeros(shape, dtype), buffer)  # fresh memory may hold anything, and 0 times NaN is NaN
+        self.traffic.cleared += 1
+        return buffer
+
+    def upload(self, buffer: Buffer, array: Array) -> None:
+        """Set a tensor from host memory."""
+        self._copy_in(np.ascontiguousarray(array), cast(OrtBuffer, buffer))
+        self.traffic.uploads += 1
+
+    def download(self, buffer: Buffer) -> Array:
+        """A copy in host memory."""
+        array: Array = np.array(cast(OrtBuffer, buffer).value.numpy())
+        self.traffic.downloads += 1
+        return array
+
+    def sums(self, buffers: Sequence[Buffer]) -> Array | None:
+        """The sum of each tensor, float32 `[n]`, added up on the device."""
+        return self._moves.sums(_ort(buffers))
+
+    def rows(self, head: Buffer, first: int, count: int) -> FloatArray:
+        """Some tokens' outputs, cut out on the device."""
+        source = cast(OrtBuffer, head)
+        everything = count == source.shape[1]  # as after a step
+        rows: FloatArray = np.array(source.value.numpy()) if everything else self._moves.rows(source, first, count)
+        self.traffic.told += rows.size
+        return rows
+
+    def best(self, head: Buffer, row: int, count: int) -> tuple[IdArray, FloatArray, FloatArray] | None:
+        """The largest outputs of one token, chosen on the device."""
+        ids, scores, total = self._moves.best(cast(OrtBuffer, head), row, count)
+        self.traffic.told += ids.size + scores.size + total.size
+        return ids, scores, total
+
+    def append(
+        self, source: Sequence[Buffer], target: Sequence[Buffer], rows: Sequence[Buffer], start: int, count: int
+    ) -> None:
+        """Put rows into their tables."""
+        self._moves.append(_ort(source), _ort(target), _ort(rows), start, count)
+
+    def seat(self, wide: Sequence[Buffer], solo: Sequence[Buffer], lane: int, axis: int) -> None:
+        """Copy one stream's tensors into a lane."""
+        self._moves.seat(_ort(wide), _ort(solo), lane, axis)
+
+    def pick(self, wide: Sequence[Buffer], solo: Sequence[Buffer], lane: int, axis: int) -> None:
+        """Copy a lane's tensors out."""
+        self._moves.pick(_ort(wide), _ort(solo), lane, axis)
+
+    def place(self, tables: Sequence[Buffer], rows: Sequence[Buffer], places: Sequence[int]) -> None:
+        """Put one row per lane into the tables."""
+        self._moves.place(_ort(tables), _ort(rows), places)
+
+    def keep(self, new: Sequence[Buffer], old: Sequence[Buffer], lanes: Sequence[int]) -> None:
+        """Copy lanes from one set of tensors to another."""
+        self._moves.keep(_ort(new), _ort(old), lanes)
+
+    def _prove(self) -> None:
+        """Append a row to a table and read it back: what does not work says so before a stream depends on it."""
+        try:
+            table, rows = self.allocate((3, 1, 2), "float32"), self.allocate((1, 1, 2), "float32")
+            self.upload(rows, np.ones((1, 1, 2), np.float32))
+            self.append([table], [table], [rows], 1, 1)
+            works = self.download(table)[:, 0, 0].tolist() == [0, 1, 0]
+            self._prove_itself()
+        except ProviderError:
+            raise
+        except Exception as error:  # onnxruntime's exceptions have no common base of their own
+            raise ProviderError(
+                f"{self._target.execution_provider} fails here ({first_line(error)})", "use provider='cpu'"
+            ) from error
+        if not works:
+            raise ProviderError(
+                f"{self._target.execution_provider} writes wrong numbers here", "use provider='cpu' and report it"
+            )
+        self.traffic = Traffic()
+
+    def _prove_itself(self) -> None:
+        """Start a session on the provider, where the moves run on another: ONNX Runtime would go on with that one."""
+        if self._target.itself is None:
+            return
+        options = self._ort.SessionOptions()
+        options.log_severity_level = _QUIET
+        x, y = Value("x", "float32", 1), Value("y", "float32", 1)
+        try:
+            self._target.itself(options)
+            session = self._ort.InferenceSession(model([x], [y], [Node("Neg", ["x"], "y")]), options)
+        except Exception as error:  # onnxruntime's exceptions have no common base of their own
+            raise ProviderError(
+                f"{self._target.execution_provider} does not start here ({first_line(error)})", self._target.remedy
+            ) from error
+        self._check(session, self._target.execution_provider)
+
+    def _move_session(self, graph: bytes, replayed: bool) -> tuple[ort.InferenceSession, Replays | None]:
+        def create(replayed: bool) -> ort.InferenceSession:
+            session = self._ort.InferenceSession(graph, self._options(None, 1, replayed))
+            self._check(session, self._target.moves_on or self._target.execution_provider)
+            return session
+
+        return with_replays(self._ort, create, self._value if replayed and self._target.replays else None)
+
+    def _options(self, graph: GraphSpec | None, size: int, replayed: bool) -> ort.SessionOptions:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = _QUIET
+        if replayed and self._target.replays is not None:
+            self._target.replays(options)
+        else:
+            self._target.configure(options, graph, size)
+        return options
+
+    def _check(self, session: ort.InferenceSession, wanted: str) -> None:
+        """ONNX Runtime goes on with the CPU where a provider cannot start; then this is not what was asked for."""
+        found = session.get_providers()[0]
+        if found != wanted:
+            raise ProviderError(
+                f"{wanted} does not start here, onnxruntime fell back to {found}",
+                self._target.remedy,
+            )
+
+    def _empty(self, shape: tuple[int, ...], dtype: str) -> OrtBuffer:
+        return OrtBuffer(self._value(shape, dtype), shape, dtype)
+
+    def _value(self, shape: tuple[int, ...], dtype: str) -> ort.OrtValue:
+        return self._ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.dtype(dtype).type, *self._target.memory)
+
+    def _copy_in(self, array: Array, buffer: OrtBuffer) -> None:
+        buffer.value.update_inplace(array)
+
+    def _copy(self, source: Sequence[OrtBuffer], target: Sequence[OrtBuffer]) -> None:
+        for one, other in zip(source, target, strict=True):
+            other.value.update_inplace(one.value)
+
+
+class OrtDevice(OrtMemory):
+    """A device that has one bundle loaded. See `device.Device` for the contract."""
+
+    def __init__(self, module: ModuleType, target: OrtTarget, bundle: Bundle) -> None:
+        super().__init__(module, target)
+        self._bundle = bundle
+        self._sessions: dict[tuple[str, int], tuple[ort.InferenceSession, Replays | None]] = {}
+        for graph in bundle.manifest.graphs:  # all of them now: a stream must not meet a refusal half way
+            bundle.graph(graph)
+        self._weights = wrap_weights(module, bundle)  # must outlive the sessions, which may use the memory in place
+
+    def program(self, graph: GraphSpec, batch: int) -> OrtProgram:
+        """A graph, its session created by whoever needs it first."""
+        size = self._target.sizes(batch)
+        if (graph.name, size) not in self._sessions:
+            self._sessions[graph.name, size] = self._load(graph, size)
+        session, replays = self._sessions[graph.name, size]
+        return OrtProgram(graph.name, self._target.name, session, replays, self._ort, self._empty)
+
+    def _load(self, graph: GraphSpec, size: int) -> tuple[ort.InferenceSession, Replays | None]:
+        fusions = self._target.broken_fusions.get(self._bundle.manifest.dtype, frozenset())
+
+        def create(replayed: bool) -> ort.InferenceSession:
+            options = self._options(graph, size, replayed)
+            return create_session(
+                self._ort, self._bundle, graph, "file", self._weights, options, disabled_optimizers=fusions
+            )
+
+        session, replays = with_replays(self._ort, create, self._value if self._target.replays else None)
+        self._check(session, self._target.execution_provider)
+        return session, replays
+
+
+class OrtProgram:
+    """A session, and its captures if it has any."""
+
+    def __init__(
+        self,
+        graph: str,
+        provider: str,
+        session: ort.InferenceSession,
+        replays: Replays | None,
+        module: ModuleType,
+        allocate: Callable[[tuple[int, ...], str], OrtBuffer],
+    ) -> None:
+        self._graph, self._provider = graph, provider
+        self._session = session
+        self._replays = replays
+        self._ort = module
+        self._allocate = allocate
+        self._staged: dict[str, Staged] = {}
+
+    def bind(
+        self,
+        data: Mapping[str, Array],
+        results: Mapping[str, Array],
+        inputs: Mapping[str, Buffer],
+        outputs: Mapping[str, Buffer],
+    ) -> OrtBound:
+        """Give every input and output its place."""
+        binding = self._session.io_binding()
+        wrap = self._ort.OrtValue.ortvalue_from_numpy
+        for name, buffer in inputs.items():
+            binding.bind_ortvalue_input(name, cast(OrtBuffer, buffer).value)
+        for name, buffer in outputs.items():
+            binding.bind_ortvalue_output(name, cast(OrtBuffer, buffer).value)
+        if self._replays is None:
+            for name, array in results.items():
+                binding.bind_ortvalue_output(name, wrap(array))
+            carried_along = [(name, wrap(array)) for name, array in data.items()]
+            return OrtBound(self._graph, self._provider, _Rebound(self._session, binding, carried_along))
+        sent = [self._stage(name, array) for name, array in data.items()]
+        told = [self._stage(name, array) for name, array in results.items()]
+        for name, one in zip(data, sent, strict=True):
+            binding.bind_ortvalue_input(name, one.device)
+        for name, one in zip(results, told, strict=True):
+            binding.bind_ortvalue_output(name, one.device)
+        return OrtBound(self._graph, self._provider, _Replayed(Replay(self._replays, binding), sent, told))
+
+    def _stage(self, name: str, array: Array) -> Staged:
+        if name not in self._staged:
+            self._staged[name] = Staged(array, self._allocate(array.shape, str(array.dtype)).value)
+        return self._staged[name]
+
+
+class _Runs(Protocol):
+    """One way to run a binding."""
+
+    def run(self) -> None: ...
+
+
+class _Rebound:
+    """Data inputs are bound anew in every run: ONNX Runtime copies them to the device as it binds."""
+
+    def __init__(
+        self, session: ort.InferenceSession, binding: ort.IOBinding, data: list[tuple[str, ort.OrtValue]]
+    ) -> None:
+        self._session = session
+        self._binding = binding
+        self._data = data
+
+    def run(self) -> None:
+        for name, value in self._data:
+            self._binding.bind_ortvalue_input(name, value)
+        self._session.run_with_iobinding(self._binding)
+
+
+class _Replayed:
+    """Data and results have places on the device too, which a captured run knows."""
+
+    def __init__(self, replay: Replay, sent: list[Staged], told: list[Staged]) -> None:
+        self._replay = replay
+        self._sent, self._told = sent, told
+
+    def run(self) -> None:
+        for one in self._sent:
+            one.send()
+        self._replay.run()
+        for one in self._told:
+            one.bring()
+
+
+class OrtBound:
+    """A binding, and what to say if it fails."""
+
+    def __init__(self, graph: str, provider: str, runs: _Runs) -> None:
+        self._graph, self._provider = graph, provider
+        self._runs = runs
+
+    def run(self) -> None:
+        """Run once."""
+        try:
+            self._runs.run()
+        except Exception as error:  # as above
+            raise ExecutionError(
+                f"graph {self._graph!r} failed on {self._provider} ({first_line(error)}); nothing has changed: try"
+                " again, and if it fails again use provider='cpu'"
+            ) from error
+
+
+def _ort(buffers: Sequence[Buffer]) -> list[OrtBuffer]:
+    return cast(list[OrtBuffer], list(buffers))

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX, used directly: engines, CUDA memory and streams."""

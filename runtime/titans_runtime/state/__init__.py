@@ -1,0 +1,1 @@
+"""State as immutable values on any device: blocks, executors and lanes."""

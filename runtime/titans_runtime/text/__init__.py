@@ -1,0 +1,1 @@
+"""Between text and token ids: the tokenizer, sampling, and where a text ends."""
