@@ -8,7 +8,7 @@ WHEEL := dist/.built
 KERNELS := .venv/.kernels
 SMOLLM2 := .venv/.smollm2
 KERNEL_SOURCES := $(wildcard runtime/titans_runtime/native/*.cpp runtime/titans_runtime/native/*.h)
-SOURCES := $(shell find titans_core export runtime tools/titans_bench tools/titans_cli tools/titans_eval -name '*.py' -o -name '*.cpp' -o -name '*.h')
+SOURCES := $(shell find titans_core titans_tasks export runtime tools/titans_cli tools/titans_measure -name '*.py' -o -name '*.cpp' -o -name '*.h')
 
 # Two test processes on two cores: one thread each, unless the caller says otherwise.
 TEST_THREADS ?= 1
@@ -25,16 +25,16 @@ kernels: $(DEV)  ## compile the fused kernels for CPUs anew
 	$(BIN)/python -m hatch_build
 
 demo: $(KERNELS) $(RUNTIME)  ## train, export, verify and run on real text, the last part without torch
-	$(BIN)/python tools/demo/demo.py
+	$(BIN)/python scripts/demo/demo.py
 
 bench: $(KERNELS)  ## everything in docs/benchmarks, measured on this machine; ONLY=PART for one part; last line is JSON
-	$(BIN)/python -m bench $(addprefix --only ,$(ONLY))
+	$(BIN)/python -m studies.speed $(addprefix --only ,$(ONLY))
 
 test: $(KERNELS) $(SMOLLM2)  ## run the test suite
 	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n 2
 
 fuzz: $(KERNELS)  ## damage manifests, graphs, weights, saved sessions and call sequences, 24,000 times
-	$(BIN)/python -m fuzz --cases 24000
+	$(BIN)/python -m studies.fuzz --cases 24000
 
 cover: $(KERNELS) $(SMOLLM2)  ## run the test suite and report coverage
 	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-report=html
@@ -50,7 +50,7 @@ format: $(DEV)  ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 docs: $(DEV)  ## regenerate the parts of docs/ that come from code
-	$(BIN)/python tools/docs/generate_cli.py docs/cli.md
+	$(BIN)/python scripts/docs/generate_cli.py docs/cli.md
 
 site: $(DEV)  ## build the documentation as a site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
@@ -71,7 +71,7 @@ extras-check: $(DEV) $(WHEEL)  ## install [cpu], [cuda], [tensorrt-rtx] and [web
 	rm -rf dist/tiny
 	$(BIN)/titans train --task text --data titans_core/*.py --variant lmm --preset tiny --steps 2 --out dist/tiny
 	$(BIN)/titans export dist/tiny --out dist/tiny.titans --overwrite --verify-tokens 64
-	$(PYTHON) tools/ci/extras_check.py "$$(echo $(CURDIR)/dist/titans_deploy-*.whl)" dist/tiny.titans
+	$(PYTHON) scripts/extras_check.py "$$(echo $(CURDIR)/dist/titans_deploy-*.whl)" dist/tiny.titans
 
 clean:  ## remove environments, wheels and caches
 	rm -rf .venv .venv-runtime dist site demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache htmlcov .coverage

@@ -19,7 +19,7 @@ from titans_runtime import native
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# A software device for WebGPU, where tools/ci/webgpu_packages.sh found or installed one. Set here because the provider
+# A software device for WebGPU, where scripts/webgpu_packages.sh found or installed one. Set here because the provider
 # looks once per process; an environment that already names a driver is left alone.
 SWIFTSHADER = Path("/usr/lib/chromium/vk_swiftshader_icd.json")
 if SWIFTSHADER.exists() and "VK_DRIVER_FILES" not in os.environ:
@@ -31,6 +31,7 @@ if SWIFTSHADER.exists() and "VK_DRIVER_FILES" not in os.environ:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SMALL = {"dim": 32, "ffn_hidden": 32, "heads": 2, "chunk": 8, "window": 8, "persistent_tokens": 2}
+RECALL = ("--keys", "4", "--pairs", "2")
 
 
 TEXT = "def double(x):\n    return 2 * x\n\n" * 100
@@ -100,3 +101,21 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     bundle = tmp_path_factory.mktemp("bundle") / "tiny.titans"
     titans("export", tiny_checkpoint, "--out", bundle, "--verify-tokens", "64")
     return bundle
+
+
+@pytest.fixture(scope="session")
+def recall_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recall model of 4 keys that has learned next to nothing."""
+    out = tmp_path_factory.mktemp("recall") / "checkpoint"
+    shape = [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
+    common = ("--task", "recall", *RECALL, "--gap", "8", "--eval-gap", "16", "--steps", "2", "--batch", "2")
+    titans("train", *common, *shape, "--variant", "mac", "--out", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def recall_bundle(recall_checkpoint: Path) -> Path:
+    """Its bundle."""
+    out = recall_checkpoint.parent / "recall.titans"
+    titans("export", recall_checkpoint, "--out", out, "--verify-tokens", "0")
+    return out

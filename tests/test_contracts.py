@@ -18,9 +18,10 @@ import pytest
 from titans_cli.main import COMMANDS, cli
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("titans_core", "export/titans_export", "runtime/titans_runtime", "tools/titans_cli", "tools/titans_eval")
+PACKAGES = ("titans_core", "titans_tasks", "export/titans_export", "runtime/titans_runtime")
+TOOLS = ("tools", "studies", "scripts")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-SOURCES = sorted(p for top in (*PACKAGES, "tools", "tests") for p in (ROOT / top).rglob("*.py"))
+SOURCES = sorted(p for top in (*PACKAGES, *TOOLS, "tests") for p in (ROOT / top).rglob("*.py"))
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 TEXTS = sorted({*SOURCES, *DOCUMENTS, ROOT / "Makefile", ROOT / "pyproject.toml", *(ROOT / ".ci").iterdir()})
 MAX_LINES = 600  # the longest file must be readable in one sitting
@@ -75,6 +76,17 @@ def test_the_runtime_side_starts_without_torch_and_onnx(code: str) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_what_ships_imports_nothing_that_does_not() -> None:
+    ships = [
+        p
+        for package in PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+        for p in (ROOT / package).rglob("*.py")
+    ]
+    stays = re.compile(r"^\s*(?:from|import) (?:studies|scripts|bench|tests)\b", re.M)
+    assert len(ships) > 150
+    assert [p.relative_to(ROOT).as_posix() for p in ships if stays.search(p.read_text(encoding="utf-8"))] == []
+
+
 def test_no_file_is_longer_than_one_sitting() -> None:
     lengths = {p.relative_to(ROOT).as_posix(): len(p.read_text(encoding="utf-8").splitlines()) for p in SOURCES}
     assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}
@@ -95,7 +107,7 @@ def test_every_module_says_what_it_is() -> None:
 def test_the_generated_cli_reference_is_current() -> None:
     result = run_python(
         f"import pathlib, runpy\n"
-        f"page = runpy.run_path({str(ROOT / 'tools/docs/generate_cli.py')!r})['page']()\n"
+        f"page = runpy.run_path({str(ROOT / 'scripts/docs/generate_cli.py')!r})['page']()\n"
         f"sys.exit(page != pathlib.Path({str(ROOT / 'docs/cli.md')!r}).read_text(encoding='utf-8'))"
     )
     assert result.returncode == 0, f"docs/cli.md is behind the commands; run: make docs\n{result.stderr}"
@@ -129,9 +141,9 @@ def test_documented_modules_exist_where_an_editable_install_looks() -> None:
     wanted = {
         module
         for document in DOCUMENTS
-        for module in re.findall(r"python3? -m ((?:bench|evidence|fuzz)[\w.]*)", document.read_text(encoding="utf-8"))
+        for module in re.findall(r"python3? -m ((?:studies|bench)[\w.]*)", document.read_text(encoding="utf-8"))
     }
-    assert "bench.streams" in wanted
+    assert {"studies.speed.streams", "bench.gpu"} <= wanted
     paths = {module: module.replace(".", "/") for module in wanted}
     missing = {
         module
@@ -154,7 +166,7 @@ def test_documented_extras_exist() -> None:
 
 
 def test_the_extras_check_tries_what_is_said_of_it() -> None:
-    tried = set(runpy.run_path(str(ROOT / "tools/ci/extras_check.py"))["WANTED"])
+    tried = set(runpy.run_path(str(ROOT / "scripts/extras_check.py"))["WANTED"])
     assert tried <= set(PYPROJECT["project"]["optional-dependencies"])
     page = (ROOT / "docs/devices.md").read_text(encoding="utf-8")
     (claim,) = re.findall(r"`make extras-check` installs the extras (.*?), each into", page, re.S)

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench.kit import random_bundle
 
 import titans_runtime
+from studies.speed.kit import random_bundle
 from tests.conftest import SMALL, titans
 from titans_core.presets import preset
 

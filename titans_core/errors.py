@@ -13,7 +13,3 @@ class ConfigError(TitansCoreError, ValueError):
 
 class CheckpointError(TitansCoreError):
     """A checkpoint that is missing, damaged or not a checkpoint."""
-
-
-class DataError(TitansCoreError):
-    """Training data that is missing, unreadable or too short."""

@@ -19,7 +19,6 @@ import onnx
 import torch
 from torch import Tensor
 
-from titans_core.tokens import Tokenizer
 from titans_export.cost import cost
 from titans_export.errors import ExportError
 from titans_export.left import turn_large
@@ -42,6 +41,7 @@ from titans_runtime.arguments import is_unicode
 from titans_runtime.atomic import replace_file, replace_folder
 from titans_runtime.manifest import MANIFEST_FILE, DataFile, GraphSpec, Manifest, ModelInfo, TokenizerInfo
 from titans_runtime.series import SeriesScaling
+from titans_tasks.tokens import Tokenizer
 
 WEIGHTS_FILE = "weights.safetensors"
 INITIAL_STATE_FILE = "initial_state.safetensors"

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from titans_core.model import TitansModel
-from titans_core.training.documents import read_corpus
 from titans_export.eager import EagerStream
 from titans_export.errors import ExportError
 from titans_export.original import original_of
@@ -36,6 +35,7 @@ from titans_runtime.manifest import ContinuousInputs
 from titans_runtime.state.calls import LoadOptions
 from titans_runtime.stream.driver import DirectFeeder, Driver
 from titans_runtime.text.tokenizer import open_tokenizer
+from titans_tasks.documents import read_corpus
 
 Progress = Callable[[int, int], None]
 Feed = Callable[[Array], Array]

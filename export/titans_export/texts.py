@@ -3,7 +3,7 @@
 Knows how both follow from a checkpoint. Does not know how they are written (`bundle_writer`).
 
 Ends are, in this order: the tokens that the export names; the one that training put at the end of every document; the
-special tokens of a `tokenizer.json` by whose names models in use end a text (`titans_core.tokens.END_NAMES`).
+special tokens of a `tokenizer.json` by whose names models in use end a text (`titans_tasks.tokens.END_NAMES`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from titans_core.tokens import ByteTokenizer, FileTokenizer, Tokenizer, parse_tokenizer
 from titans_export.errors import ExportError
 from titans_runtime.manifest import ContinuousInputs, Ends, TokenInputs
+from titans_tasks.tokens import ByteTokenizer, FileTokenizer, Tokenizer, parse_tokenizer
 
 # Tasks whose ids are bytes; any other one's ids are its own, whatever their number.
 _TASK, _BYTE_TASKS = "task.task", ("text", "needle")

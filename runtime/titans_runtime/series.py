@@ -4,7 +4,7 @@ A model of a series takes each channel's value in standard deviations and its la
 scales and squashed by tanh, and answers with changes in typical changes. The statistics are those of the recording it
 was trained on, and travel in the manifest.
 
-Knows the arithmetic and its JSON form. Does not know models or sessions. `titans_core.training.series` has the same
+Knows the arithmetic and its JSON form. Does not know models or sessions. `titans_tasks.series` has the same
 arithmetic for training; a test holds them equal.
 """
 

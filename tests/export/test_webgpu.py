@@ -1,6 +1,6 @@
 """WebGPU, for real, on a software device: all variants agree with the CPU, and their state stays where it is.
 
-Skipped where there is no WebGPU device; `tools/ci/webgpu_packages.sh` installs one on Debian.
+Skipped where there is no WebGPU device; `scripts/webgpu_packages.sh` installs one on Debian.
 """
 
 from __future__ import annotations

@@ -7,17 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bench import kernels as compared
 from click.testing import CliRunner
 
+from studies.speed import kernels as compared
 from tests.export.conftest import build
-from titans_bench.demand import decoding, reading
-from titans_bench.measure import Wish, measure
-from titans_bench.profile import part_of, profile, read_profile
-from titans_bench.timing import interleaved
 from titans_cli.main import cli
 from titans_export.bundle_writer import write_manifest
 from titans_export.export import export_model
+from titans_measure.speed.demand import decoding, reading
+from titans_measure.speed.measure import Wish, measure
+from titans_measure.speed.profile import part_of, profile, read_profile
+from titans_measure.speed.timing import interleaved
 from titans_runtime.manifest import Cost, Manifest
 from titans_runtime.native import kernels
 
@@ -146,7 +146,7 @@ def test_a_profile_names_fused_parts_too(bundle: Path) -> None:
 def test_kernels_are_compared_with_none_in_turns(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["bench.kernels", "--bundle", str(bundle), "--rounds", "1", "--threads", "1"])
+    monkeypatch.setattr("sys.argv", ["kernels", "--bundle", str(bundle), "--rounds", "1", "--threads", "1"])
     compared.main()
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(found) == {"chunks", "single tokens", "16 streams"}

@@ -35,7 +35,7 @@ from titans_core.errors import CheckpointError, ConfigError
 from titans_core.files import MIB, check_regular, read_regular
 from titans_core.model import TitansModel
 from titans_core.training.replacing import replace_folder
-from titans_core.training.task import Scalar
+from titans_tasks.task import Scalar
 
 MARKER = "titans-checkpoint.json"
 FORMAT = {"format": "titans-checkpoint", "format_version": 1}

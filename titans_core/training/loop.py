@@ -47,9 +47,9 @@ from titans_core.training.optimizer import (
 )
 from titans_core.training.schedule import default_warmup, learning_rate
 from titans_core.training.speed import prepare
-from titans_core.training.task import Scalar, Task, Totals
 from titans_core.training.threads import own_threads, quicker
 from titans_core.training.workers import Workers, join_workers
+from titans_tasks.task import Scalar, Task, Totals
 
 _FROM = "run.from_sha256"  # the setting that says what a run began with
 HELD_OUT = "held_out."  # prefix of the metrics in a checkpoint's provenance

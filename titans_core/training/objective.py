@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from titans_core.model import TitansModel, detach
 from titans_core.state import State
-from titans_core.training.task import Batch
 from titans_core.training.write_cost import WriteMeter
+from titans_tasks.task import Batch
 
 
 @dataclass(frozen=True)

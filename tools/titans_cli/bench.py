@@ -1,7 +1,7 @@
 """`titans bench`: how fast a bundle runs here.
 
 Knows how to lay a report out, as tables for people or as JSON. What is measured, and how, is
-`titans_bench`'s knowledge.
+`titans_measure.speed`'s knowledge.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from titans_cli.options import bundle_argument, json_option
 from titans_cli.terminal import PlainTable, print_json, progress_bar, say, show
 
 if TYPE_CHECKING:
-    from titans_bench.measure import Report, Speed
-    from titans_bench.profile import GraphProfile, Share
+    from titans_measure.speed.measure import Report, Speed
+    from titans_measure.speed.profile import GraphProfile, Share
 
 _SHOWN = 12  # rows of a profile
 _MIB = 2**20
@@ -61,8 +61,8 @@ def bench(
     token, cold start and memory; and on a CPU the share of the machine's own speed, measured in the same run: of its
     matrix products for prompts, of reading memory for single tokens. Everything takes turns, and medians count.
     """
-    from titans_bench.measure import Wish, measure
-    from titans_bench.profile import profile
+    from titans_measure.speed.measure import Wish, measure
+    from titans_measure.speed.profile import profile
 
     wish = Wish(
         provider=provider,

@@ -1,6 +1,6 @@
 """`titans eval`: what a bundle has learned, by one of several tasks.
 
-Knows the options that all tasks share. The tasks are in `eval_tasks`, what they measure in `titans_eval`.
+Knows the options that all tasks share. The tasks are in `eval_tasks`, what they measure in `titans_measure.quality`.
 """
 
 from __future__ import annotations

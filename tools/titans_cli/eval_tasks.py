@@ -15,9 +15,9 @@ import click
 from titans_cli.task_options import task_option
 
 if TYPE_CHECKING:
-    from titans_core.training.needle import Form
-    from titans_eval.report import Progress, Report
+    from titans_measure.quality.report import Progress, Report
     from titans_runtime import Model
+    from titans_tasks.needle import Form
 
 FORMS = ("passkey", "number", "uuid")
 
@@ -98,7 +98,7 @@ class EvalTask:
 def _recall(
     model: Model, progress: Progress, *, keys: int, pairs: tuple[int, ...], gaps: tuple[int, ...], streams: int | None
 ) -> Report:
-    from titans_eval.recall import Wish, evaluate
+    from titans_measure.quality.recall import Wish, evaluate
 
     usual = Wish(keys=keys, pairs=pairs, gaps=gaps)
     return evaluate(model, replace(usual, streams=streams or usual.streams), progress)
@@ -113,7 +113,7 @@ def _needle(
     data: tuple[str, ...],
     streams: int | None,
 ) -> Report:
-    from titans_eval.needle import Wish, evaluate
+    from titans_measure.quality.needle import Wish, evaluate
 
     usual = Wish(form=form)
     wish = Wish(
@@ -126,20 +126,20 @@ def _needle(
 
 
 def _draw_recall(report: Any, path: Path) -> None:
-    from titans_eval.plots import draw_recall
+    from titans_measure.quality.plots import draw_recall
 
     draw_recall(report, path)
 
 
 def _draw_needle(report: Any, path: Path) -> None:
-    from titans_eval.plots import draw_needle
+    from titans_measure.quality.plots import draw_needle
 
     draw_needle(report, path)
 
 
 def _text(model: Model, progress: Progress, *, data: tuple[str, ...], **sizes: int) -> Report:
-    from titans_eval.reading import Sizes
-    from titans_eval.text import evaluate
+    from titans_measure.quality.reading import Sizes
+    from titans_measure.quality.text import evaluate
 
     return evaluate(model, data or ("stdlib",), Sizes(**sizes), progress)
 
@@ -153,8 +153,8 @@ def _series(
     anomalies: int,
     anomaly_size: float,
 ) -> Report:
-    from titans_core.training.series_data import SOURCES
-    from titans_eval.series import Wish, evaluate
+    from titans_measure.quality.series import Wish, evaluate
+    from titans_tasks.series_data import SOURCES
 
     if len(data) != 1:
         raise click.UsageError(f"--task series needs one --data: a .csv or .npy file, or one of {', '.join(SOURCES)}")
@@ -171,8 +171,8 @@ def _dna(
     streams: int | None,
     **sizes: int,
 ) -> Report:
-    from titans_eval.dna import Wish, evaluate, evaluate_fasta
-    from titans_eval.reading import Sizes
+    from titans_measure.quality.dna import Wish, evaluate, evaluate_fasta
+    from titans_measure.quality.reading import Sizes
 
     if data:
         return evaluate_fasta(model, data, Sizes(**sizes), progress)
@@ -180,7 +180,7 @@ def _dna(
 
 
 def _draw_documents(report: Any, path: Path) -> None:
-    from titans_eval import dna, plots_documents, series
+    from titans_measure.quality import dna, plots_documents, series
 
     if isinstance(report, dna.Report):
         plots_documents.draw_dna(report, path)

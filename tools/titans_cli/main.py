@@ -19,10 +19,11 @@ import click
 
 from titans_cli.terminal import accept_any_text, say, visible
 from titans_core.errors import TitansCoreError
-from titans_eval.errors import EvalError
 from titans_export.errors import ExportError
+from titans_measure.quality.errors import EvalError
 from titans_runtime.errors import TitansError, os_remedy
 from titans_runtime.install import install
+from titans_tasks.errors import DataError
 
 # Subcommand -> its line in `titans --help`. The command itself is the attribute of that name in titans_cli.<name>; both
 # have a `_` at the end where the name is a word of Python's.
@@ -150,7 +151,7 @@ def _unread() -> click.exceptions.Exit:
 
 def explain(error: Exception, command: str) -> str | None:
     """The message a person should see for `error` of subcommand `command`, or None if it deserves its traceback."""
-    if isinstance(error, TitansError | TitansCoreError | ExportError | EvalError):
+    if isinstance(error, TitansError | TitansCoreError | DataError | ExportError | EvalError):
         return str(error)
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _OPTIONAL_PACKAGES:
         extra = _EXTRAS[command]

@@ -18,11 +18,11 @@ import click
 from titans_cli.task_options import was_given
 
 if TYPE_CHECKING:
-    from titans_core.tokens import Tokenizer
     from titans_core.training.checkpoint import Checkpoint
     from titans_core.training.loop import Start
-    from titans_core.training.series import Forecasting, Scaling
-    from titans_core.training.series_data import Series
+    from titans_tasks.series import Forecasting, Scaling
+    from titans_tasks.series_data import Series
+    from titans_tasks.tokens import Tokenizer
 
 _MODEL_OPTIONS = {"variant": "--variant", "preset": "--preset", "config": "--config", "overrides": "--set"}
 _MODEL_OPTIONS |= {"control": "--control"}
@@ -82,7 +82,7 @@ class Beginning:
 
     def tokenizer(self, given: Path | None) -> Tokenizer:
         """The checkpoint's tokenizer, which is also the one `given`, if one is."""
-        from titans_core.tokens import load_tokenizer, parse_tokenizer
+        from titans_tasks.tokens import load_tokenizer, parse_tokenizer
 
         text = self.checkpoint.tokenizer_json
         own = load_tokenizer(None) if text is None else parse_tokenizer(text, f"the tokenizer in {self.path}")
@@ -96,7 +96,7 @@ class Beginning:
 
     def read_series(self, source: str) -> Series:
         """The series called `source`, with the channels that the checkpoint's model takes."""
-        from titans_core.training.series_data import read_series
+        from titans_tasks.series_data import read_series
 
         series = read_series(source)
         return series if self._scaling is None else series.of_columns(self._scaling.columns)
@@ -107,7 +107,7 @@ class Beginning:
 
     @cached_property
     def _scaling(self) -> Scaling | None:
-        from titans_core.training.series import Scaling
+        from titans_tasks.series import Scaling
 
         text = self.checkpoint.series_json
         return None if text is None else Scaling.from_json(text)

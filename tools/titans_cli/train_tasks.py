@@ -19,8 +19,8 @@ from titans_cli.task_options import task_option
 
 if TYPE_CHECKING:
     from titans_core.config import TitansConfig
-    from titans_core.training.needle import Form
-    from titans_core.training.task import Task
+    from titans_tasks.needle import Form
+    from titans_tasks.task import Task
 
 FORMS = ("passkey", "number", "uuid")
 CHUNKS_PER_WINDOW = 4  # tokens per slice, in chunks of the model
@@ -106,9 +106,9 @@ def _text(
 ) -> Lesson:
     if not data:
         raise click.UsageError("--task text needs --data: stdlib, or files")
-    from titans_core.tokens import load_tokenizer
-    from titans_core.training.documents import read_corpus
-    from titans_core.training.text import TextTask
+    from titans_tasks.documents import read_corpus
+    from titans_tasks.text import TextTask
+    from titans_tasks.tokens import load_tokenizer
 
     reader = base.beginning.tokenizer(tokenizer) if base.beginning else load_tokenizer(tokenizer)
     model = base.build(reader.vocab_size)
@@ -120,7 +120,7 @@ def _text(
 
 
 def _recall(base: ModelOptions, seed: int, *, keys: int, pairs: int, gap: int, eval_gap: int) -> Lesson:
-    from titans_core.training.recall import RecallConfig, RecallTask
+    from titans_tasks.recall import RecallConfig, RecallTask
 
     recall = RecallConfig(keys=keys, values=keys, pairs=pairs, gap=gap, held_out_gap=eval_gap)
     model = base.build(recall.vocab_size)
@@ -130,8 +130,8 @@ def _recall(base: ModelOptions, seed: int, *, keys: int, pairs: int, gap: int, e
 def _needle(
     base: ModelOptions, seed: int, *, data: tuple[str, ...], form: Form, length: int, eval_length: int
 ) -> Lesson:
-    from titans_core.training.documents import STDLIB, read_corpus
-    from titans_core.training.needle import VOCAB_SIZE, NeedleConfig, NeedleTask
+    from titans_tasks.documents import STDLIB, read_corpus
+    from titans_tasks.needle import VOCAB_SIZE, NeedleConfig, NeedleTask
 
     needle = NeedleConfig(form=form, length=length, held_out_length=eval_length)
     model = base.build(VOCAB_SIZE)
@@ -140,8 +140,8 @@ def _needle(
 
 
 def _series(base: ModelOptions, seed: int, *, data: tuple[str, ...], window: int | None, horizon: int) -> Lesson:
-    from titans_core.training.series import Forecasting, SeriesTask
-    from titans_core.training.series_data import SOURCES, read_series
+    from titans_tasks.series import Forecasting, SeriesTask
+    from titans_tasks.series_data import SOURCES, read_series
 
     if len(data) != 1:
         raise click.UsageError(f"--task series needs one --data: a .csv or .npy file, or one of {', '.join(SOURCES)}")
@@ -169,8 +169,8 @@ def _dna(
     gap: int,
     eval_gap: int,
 ) -> Lesson:
-    from titans_core.training.dna import VOCABULARY, GenomeTask, PlantedConfig, PlantedTask, described, read_fasta
-    from titans_core.training.documents import split
+    from titans_tasks.dna import VOCABULARY, GenomeTask, PlantedConfig, PlantedTask, described, read_fasta
+    from titans_tasks.documents import split
 
     model = base.build(VOCABULARY)
     if data:

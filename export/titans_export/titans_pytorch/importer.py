@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from titans_core.tokens import load_tokenizer
 from titans_export.bundle_writer import Progress, staged, with_verification, write_bundle, write_manifest
 from titans_export.titans_pytorch.arguments import ConfigError
 from titans_export.titans_pytorch.options import TransformerOptions, read_options
@@ -15,6 +14,7 @@ from titans_export.titans_pytorch.parity import compare
 from titans_export.titans_pytorch.steppable import TitansPytorchModel
 from titans_runtime.files import MIB, read_regular, shown
 from titans_runtime.manifest import Manifest
+from titans_tasks.tokens import load_tokenizer
 
 VERIFY_TOKENS = 600
 _MOST_CONFIG = 16 * MIB

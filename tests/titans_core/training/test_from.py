@@ -14,11 +14,11 @@ from click.testing import CliRunner, Result
 from torch import nn
 
 from titans_cli.main import cli
-from titans_core.tokens import ByteTokenizer
 from titans_core.training.checkpoint import load_checkpoint, load_model
-from titans_core.training.documents import read_corpus
-from titans_core.training.text import TextTask
 from titans_export.export import export_checkpoint
+from titans_tasks.documents import read_corpus
+from titans_tasks.text import TextTask
+from titans_tasks.tokens import ByteTokenizer
 
 SHAPE = ["--variant", "lmm"] + [
     word
@@ -192,8 +192,8 @@ def test_a_task_has_to_be_named_without_a_checkpoint(tmp_path: Path) -> None:
     "text", ["{}", "[]", "1", '{"columns": ["a"], "mean": [0], "deviation": [0], "change": [[1]]}']
 )
 def test_a_damaged_scaling_is_refused(text: str) -> None:
-    from titans_core.errors import DataError
-    from titans_core.training.series import Scaling
+    from titans_tasks.errors import DataError
+    from titans_tasks.series import Scaling
 
     with pytest.raises(DataError, match="scaling of the series is damaged"):
         Scaling.from_json(text)

@@ -17,15 +17,15 @@ import torch
 
 from titans_core.config import MemoryConfig, TitansConfig
 from titans_core.errors import CheckpointError, ConfigError
-from titans_core.tokens import ByteTokenizer
 from titans_core.training.checkpoint import load_checkpoint, load_model
-from titans_core.training.documents import Corpus, Document
 from titans_core.training.log import StepRecord
 from titans_core.training.loop import TrainingError, TrainOptions, train
 from titans_core.training.optimizer import build_optimizer
-from titans_core.training.recall import RecallConfig, RecallTask
-from titans_core.training.task import Batch, Scalar, Totals
-from titans_core.training.text import TextTask
+from titans_tasks.documents import Corpus, Document
+from titans_tasks.recall import RecallConfig, RecallTask
+from titans_tasks.task import Batch, Scalar, Totals
+from titans_tasks.text import TextTask
+from titans_tasks.tokens import ByteTokenizer
 
 CONFIG = TitansConfig(
     variant="mac", dim=16, layers=1, heads=1, ffn_hidden=16, chunk=8, memory=MemoryConfig(heads=1), persistent_tokens=1

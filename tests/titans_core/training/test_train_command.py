@@ -12,8 +12,8 @@ from titans_cli.main import cli
 from titans_core.config import TitansConfig
 from titans_core.training.checkpoint import load_checkpoint
 from titans_core.training.loop import TrainOptions, TrainResult
-from titans_core.training.task import Task
 from titans_runtime.devices.cores import usable_cores
+from titans_tasks.task import Task
 
 SMALL = [
     "--set",

@@ -16,8 +16,8 @@ from titans_core.model import TitansModel
 from titans_core.training.checkpoint import load_model
 from titans_core.training.loop import TrainOptions, train
 from titans_core.training.objective import Objective
-from titans_core.training.recall import RecallConfig, RecallTask
 from titans_core.training.write_cost import WriteMeter, write_cost
+from titans_tasks.recall import RecallConfig, RecallTask
 
 CONFIG = TitansConfig(
     variant="lmm", dim=16, layers=2, ffn_hidden=16, chunk=8, vocab_size=17, persistent_tokens=0,

@@ -1,0 +1,7 @@
+"""What can be wrong with data: each error says what was expected, what was found and what to do."""
+
+from __future__ import annotations
+
+
+class DataError(Exception):
+    """Data that are missing, unreadable or too short."""

@@ -1,0 +1,293 @@
+"""`series`: forecasts of the held-out part of a series, and anomalies found by surprise.
+
+A model reads the series from its beginning, one step at a time as far as it can tell, and forecasts the next H steps at
+every step. Errors are counted over forecasts all of whose H steps lie in the held-out part and were measured, in units
+of the training part's standard deviation. The naive forecast repeats the last value, the seasonal naive one the value
+of one season before.
+
+For anomalies, some are put into the held-out part (see `anomalies`), and a window is as suspicious as its most
+suspicious step. Three scores of a step are compared: the surprise of the forecast, which is how far the value is from
+the one forecast a step before; the surprise of the memory, which is its own error on the step's key and value before it
+writes, as `Session.surprise` has it; and the size of the last change, for whoever has no model.
+
+Knows the task's measure. Does not know where series come from (`titans_tasks.series_data`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from titans_measure.quality.anomalies import FEWEST_STEPS, KINDS, WINDOW, Injected, inject
+from titans_measure.quality.errors import EvalError
+from titans_measure.quality.report import Progress, Subject, unwatched
+from titans_measure.quality.scores import Errors, Values, roc_auc
+from titans_measure.quality.streams import PIECE
+from titans_runtime import Model
+from titans_runtime.arrays import FloatArray
+from titans_runtime.manifest import ContinuousInputs
+from titans_tasks.series import Forecasting, Scaling, features
+from titans_tasks.series_data import read_series
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What to forecast.
+
+    data: the name of a series or a file, as for training.
+    season: steps in a period; None is what is known of the series, or 1.
+    anomalies: how often anomalies are injected anew and looked for; 0 for not at all.
+    size: of the anomalies, in root mean square changes of the training part.
+    """
+
+    data: str
+    season: int | None = None
+    anomalies: int = 4
+    size: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.anomalies < 0 or not self.size > 0:
+            raise EvalError(f"{self.anomalies} anomaly runs of size {self.size}; use 0 or more, and a size above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Areas:
+    """Areas under ROC curves, pooled over all runs: all anomalies, and each kind of them, against all clean windows."""
+
+    overall: float
+    by_kind: dict[str, float]
+
+    @classmethod
+    def of(cls, scores: Values, kinds: NDArray[np.int64]) -> Areas:
+        """The areas of `scores` `[W]` of windows of `kinds` `[W]`, 0 for clean ones."""
+        clean = kinds == 0
+        return cls(
+            overall=roc_auc(scores, ~clean),
+            by_kind={
+                name: roc_auc(scores[clean | (kinds == number)], ~clean[clean | (kinds == number)])
+                for number, name in enumerate(KINDS, 1)
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """How well anomalies were told from clean windows, by each of three scores.
+
+    memory: None for a model without memory.
+    """
+
+    windows: int
+    anomalous: int
+    forecast: Areas
+    memory: Areas | None
+    last_change: Areas
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Forecasts and detections.
+
+    read: what was read of the file, and what was not.
+    forecasts: origins that were judged.
+    model, naive, seasonal: errors over all horizons.
+    by_horizon: mean squared errors of the same three, 1..H steps ahead.
+    detection: None where no anomalies were asked for, or the held-out part is too short for them.
+    """
+
+    subject: Subject
+    wish: Wish
+    season: int
+    horizon: int
+    steps: int
+    split: int
+    read: tuple[str, ...]
+    forecasts: int
+    model: Errors
+    naive: Errors
+    seasonal: Errors
+    by_horizon: dict[str, tuple[float, ...]]
+    detection: Detection | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return {
+            "task": "series",
+            "model": self.subject.as_json(),
+            "wish": asdict(self.wish),
+            "series": {"steps": self.steps, "split": self.split, "season": self.season, "horizon": self.horizon},
+            "read": list(self.read),
+            "forecasts": self.forecasts,
+            "errors": {
+                "model": self.model.as_json(),
+                "naive": self.naive.as_json(),
+                "seasonal_naive": self.seasonal.as_json(),
+            },
+            "mse_by_horizon": {name: list(values) for name, values in self.by_horizon.items()},
+            "detection": None if self.detection is None else asdict(self.detection),
+        }
+
+    def lines(self) -> Sequence[str]:
+        """One line per forecaster, and one for the detection."""
+        found = [
+            f"series: {self.subject}",
+            *(f"  read {line}" for line in self.read),
+            f"  {self.wish.data}: {self.forecasts:,} forecasts of {self.horizon} steps from step {self.split:,} on",
+        ]
+        for name, errors in (("model", self.model), ("naive", self.naive), ("seasonal naive", self.seasonal)):
+            found.append(f"  {name}: MSE {errors.mse:.4g}, MAE {errors.mae:.4g}")
+        if self.detection is not None:
+            told = self.detection
+            found.append(f"  {told.anomalous} of {told.windows:,} windows with an anomaly of size {self.wish.size:g}:")
+            scores = (("forecast", told.forecast), ("memory", told.memory), ("last change", told.last_change))
+            for name, areas in scores:
+                if areas is not None:
+                    kinds = ", ".join(f"{kind} {area:.3f}" for kind, area in areas.by_kind.items())
+                    found.append(f"  by the {name}: ROC-AUC {areas.overall:.3f} ({kinds})")
+        return found
+
+
+def evaluate(model: Model, wish: Wish, progress: Progress = unwatched) -> Report:
+    """Forecast with a bundle.
+
+    Raises:
+        EvalError: the model takes tokens, or vectors of another size than the series'.
+        DataError: the series cannot be read or is too short.
+        ExecutionError: a graph failed.
+    """
+    kind = model.manifest.inputs
+    if not isinstance(kind, ContinuousInputs):
+        raise EvalError("series needs a model of vectors, and this one takes tokens; train one with --task series")
+    series = read_series(wish.data, season=wish.season)
+    scaling = model.manifest.series
+    if scaling is not None:
+        series = series.of_columns(scaling.columns)
+    needs = features(series.features)
+    if kind.features != needs or kind.targets % series.features:
+        raise EvalError(
+            f"{series.name} has {series.features} channels, which make {needs} features, and the model"
+            f" takes {kind.features} and answers {kind.targets}; use a model trained on this series"
+        )
+    of = Forecasting.of(series, horizon=kind.targets // series.features)
+    if scaling is not None:  # what the model was trained with, whatever recording it is judged by
+        known = (np.array(numbers) for numbers in (scaling.mean, scaling.deviation, scaling.change))
+        of = of.scaled_as(Scaling(scaling.columns, *known))
+    held_out = len(series.values) - of.split
+    runs = wish.anomalies if held_out >= FEWEST_STEPS else 0
+    done, total = 0, len(series.values) * (2 if runs else 1)
+
+    def told(steps: int) -> None:
+        nonlocal done
+        done += steps
+        progress(done, total)
+
+    outputs, _ = _read(model, of.inputs(series.values)[None], told)
+    origins = _origins(of)
+    forecasts = {
+        "model": of.forecasts(outputs[0], series.values)[origins],
+        "naive": naive(of)[origins],
+        "seasonal_naive": seasonal_naive(of)[origins],
+    }
+    truth = of.normalised(series.values)[origins[:, None] + np.arange(1, of.horizon + 1)]
+    errors = {name: Errors.of(values, truth) for name, values in forecasts.items()}
+    return Report(
+        subject=Subject.of(model),
+        wish=wish,
+        season=series.season,
+        horizon=of.horizon,
+        steps=len(series.values),
+        split=of.split,
+        read=series.told,
+        forecasts=len(origins),
+        model=errors["model"],
+        naive=errors["naive"],
+        seasonal=errors["seasonal_naive"],
+        by_horizon={name: _by_horizon(values, truth) for name, values in forecasts.items()},
+        detection=_detection(model, of, wish, told) if runs else None,
+    )
+
+
+def naive(of: Forecasting) -> Values:
+    """The last value, repeated: normalised forecasts float64 [T, H, F]."""
+    values = of.normalised(of.series.values)
+    return np.repeat(values[:, None], of.horizon, axis=1)
+
+
+def seasonal_naive(of: Forecasting) -> Values:
+    """The value one season before the forecast step, or as many seasons as it takes to lie in the past: [T, H, F].
+
+    Steps before the beginning are taken for the first one.
+    """
+    values, season = of.normalised(of.series.values), of.series.season
+    ahead = np.arange(1, of.horizon + 1)
+    back = ahead - season * -(-ahead // season)
+    places = np.arange(len(values))[:, None] + back
+    return values[np.maximum(places, 0)]
+
+
+def _origins(of: Forecasting) -> NDArray[np.int64]:
+    """The steps whose forecasts are judged: all their targets held out and measured."""
+    first = of.split - 1
+    found = first + np.flatnonzero(of.judged(first, len(of.series.values)))
+    if not len(found):
+        raise EvalError(f"{of.series.name} has no unbroken {of.horizon} held-out steps; use a shorter horizon")
+    return found
+
+
+def _by_horizon(forecasts: Values, truth: Values) -> tuple[float, ...]:
+    return tuple(float(value) for value in np.square(forecasts - truth).mean((0, 2)))
+
+
+def _read(model: Model, inputs: FloatArray, told: Any) -> tuple[FloatArray, FloatArray]:
+    """Outputs `[B, T, O]` and surprise `[B, T]` of fresh streams that are fed `inputs` `[B, T, F]`."""
+    stream = model.driver(len(inputs))
+    outputs, surprise = [], []
+    for start in range(0, inputs.shape[1], PIECE):
+        piece = inputs[:, start : start + PIECE]
+        fed = stream.feed(piece, all_outputs=True)
+        outputs.append(fed.outputs)
+        surprise.append(fed.surprise.mean(-1) if fed.surprise.shape[-1] else np.zeros(piece.shape[:2], np.float32))
+        told(piece.shape[1])
+    return np.concatenate(outputs, 1), np.concatenate(surprise, 1)
+
+
+def _detection(model: Model, of: Forecasting, wish: Wish, told: Any) -> Detection:
+    runs = [
+        inject(of.series.values, of.split, of.change[0], size=wish.size, seed=seed) for seed in range(wish.anomalies)
+    ]
+    outputs, surprise = _read(model, np.stack([of.inputs(run.values) for run in runs]), told)
+    kinds = np.concatenate([run.kinds for run in runs])
+
+    def areas(scores: Sequence[Values]) -> Areas:
+        return Areas.of(np.concatenate([_highest(run, one) for run, one in zip(runs, scores, strict=True)]), kinds)
+
+    return Detection(
+        windows=len(kinds),
+        anomalous=int((kinds > 0).sum()),
+        forecast=areas([_forecast_error(of, run, one) for run, one in zip(runs, outputs, strict=True)]),
+        memory=areas(list(surprise.astype(np.float64))) if model.manifest.surprise_layers else None,
+        last_change=areas([_last_change(of, run) for run in runs]),
+    )
+
+
+def _last_change(of: Forecasting, run: Injected) -> Values:
+    """The size of the change to each step, float64 [T], in typical changes; the mean over the channels."""
+    size: Values = np.abs(np.diff(run.values, axis=0, prepend=run.values[:1]) / of.change[0]).mean(1)
+    return size
+
+
+def _forecast_error(of: Forecasting, run: Injected, outputs: FloatArray) -> Values:
+    """How far each step is from what was forecast one step before, float64 [T], in typical changes."""
+    forecasts = of.forecasts(outputs, run.values)[:, 0]
+    off = (of.normalised(run.values)[1:] - forecasts[:-1]) * of.deviation / of.change[0]
+    return np.concatenate([[0.0], np.abs(off).mean(1)])
+
+
+def _highest(run: Injected, scores: Values) -> Values:
+    """The highest score in each judged window `[W]`, of scores `[T]`."""
+    highest: Values = scores[run.starts[:, None] + np.arange(WINDOW)].max(1)
+    return highest
