@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from titans_core.model import TitansModel
-from titans_export.bundle_writer import Progress, staged, with_verification, write_bundle, write_manifest
+from titans_export.bundle.texts import AS_FOUND, EndNames
+from titans_export.bundle.writer import Progress, staged, with_verification, write_bundle, write_manifest
 from titans_export.errors import ExportError, VerificationError
-from titans_export.original import CONTROL, WRITES_OFF, load_original
-from titans_export.precision import at_precision, check_range, precision
-from titans_export.texts import AS_FOUND, EndNames
-from titans_export.verify import compare
+from titans_export.models.precision import at_precision, check_range, precision
+from titans_export.models.source_model import CONTROL, WRITES_OFF, load_original
+from titans_export.verification.agreement import compare
 from titans_runtime.errors import BundleError
 from titans_runtime.jsonread import parse
 from titans_runtime.manifest import Manifest

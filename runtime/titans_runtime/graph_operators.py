@@ -1,8 +1,8 @@
 """The operators that a bundle's graphs are made of: their attributes, and the element type of what they return.
 
-These are the operators that our exporter writes (`titans_export.lower`, `quantise`, `fuse`, `left`, `widen`); a test
-holds the two against each other. None of them has a graph inside or runs anything more than once, so a graph takes a
-bounded number of steps. Does not know files or tensors (`graph_check`).
+These are the operators that our exporter writes (`titans_export.graph` and `passes`); a test holds the two against each
+other. None of them has a graph inside or runs anything more than once, so a graph takes a bounded number of steps. Does
+not know files or tensors (`graph_check`).
 """
 
 from __future__ import annotations

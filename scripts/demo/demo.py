@@ -147,8 +147,8 @@ def eager_speed(checkpoint: Path, documents: list[NDArray[np.int64]]) -> float:
     import torch
 
     from titans_core.training.checkpoint import load_model
-    from titans_export.eager import EagerStream
-    from titans_export.titans_model import TitansSteppable
+    from titans_export.models.titans import TitansSteppable
+    from titans_export.verification.torch_stream import EagerStream
 
     torch.set_flush_denormal(True)  # as the runtime does
     model, _ = load_model(checkpoint)

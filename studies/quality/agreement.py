@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 import titans_runtime
 from titans_core.training.checkpoint import load_model
-from titans_export.eager import EagerStream
-from titans_export.titans_model import TitansSteppable
+from titans_export.models.titans import TitansSteppable
+from titans_export.verification.torch_stream import EagerStream
 from titans_measure.quality import needle
 from titans_measure.quality.recall import Questions
 from titans_measure.quality.streams import Stream

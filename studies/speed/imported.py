@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 import titans_runtime
-from titans_export.titans_pytorch import library
+from titans_export.titans_pytorch import installed as library
 from titans_export.titans_pytorch.importer import import_checkpoint
 from titans_measure.speed.timing import medians
 from titans_runtime.text.sampling import SamplingOptions

@@ -25,8 +25,8 @@ from titans_core.config import MemoryConfig, TitansConfig
 from titans_core.layers import Linear, RMSNorm
 from titans_core.state import State, StateSpec
 from titans_core.training.speed import prepare
-from titans_export.bundle_writer import staged, write_bundle
-from titans_export.steppable import Feeds, StepGraph
+from titans_export.bundle.writer import staged, write_bundle
+from titans_export.models.protocol import Feeds, StepGraph
 from titans_runtime.manifest import ContinuousInputs, Due
 
 

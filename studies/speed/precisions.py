@@ -25,7 +25,7 @@ import titans_runtime
 from titans_core.model import TitansModel
 from titans_core.presets import preset
 from titans_export.export import export_model
-from titans_export.precision import PRECISIONS
+from titans_export.models.precision import PRECISIONS
 
 TURNS, TOKENS = 24, 8  # turns that each takes, and tokens of a turn
 

@@ -16,10 +16,10 @@ from onnx import TensorProto
 from tests.export.conftest import Exported, build
 from titans_core.model import TitansModel
 from titans_core.presets import preset
-from titans_export import bundle_writer
+from titans_export.bundle import writer as bundle_writer
+from titans_export.bundle.weights import ALIGNMENT, write_tensors
 from titans_export.errors import ExportError, VerificationError
 from titans_export.export import export_model
-from titans_export.weights import ALIGNMENT, write_tensors
 from titans_runtime.manifest import Manifest
 
 

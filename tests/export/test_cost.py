@@ -13,11 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.export.conftest import build
-from titans_export.cost import cost
 from titans_export.errors import ExportError
 from titans_export.export import export_model
-from titans_export.steppable import StepGraph, initial_state
-from titans_export.titans_model import TitansSteppable
+from titans_export.graph.cost import cost
+from titans_export.models.protocol import StepGraph, initial_state
+from titans_export.models.titans import TitansSteppable
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 

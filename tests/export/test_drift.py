@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from tests.export.conftest import build
 from titans_cli.main import cli
 from titans_core.model import TitansModel
-from titans_export import drift as drifting
-from titans_export.drift import Curve, DriftLimits, DriftReport, drift, limits
 from titans_export.errors import ExportError
 from titans_export.export import export_model
+from titans_export.verification import drift as drifting
+from titans_export.verification.drift import Curve, DriftLimits, DriftReport, drift, limits
 from titans_runtime.bundle import open_bundle
 
 
@@ -132,8 +132,8 @@ def test_drift_is_printed_whatever_becomes_of_the_picture(
         raise ExportError("cannot draw; free some space")
 
     drifted = SimpleNamespace(to_json_dict=lambda: {"ok": True}, explain=lambda: "no drift", ok=True)
-    monkeypatch.setattr("titans_export.drift.measure_drift", lambda *_, **__: drifted)
-    monkeypatch.setattr("titans_export.drift_plot.plot_drift", full)
+    monkeypatch.setattr("titans_export.verification.drift.measure_drift", lambda *_, **__: drifted)
+    monkeypatch.setattr("titans_export.verification.drift_plot.plot_drift", full)
     found = verify(tiny_bundle, "--checkpoint", tmp_path, "--drift", "--plot", tmp_path / "drift.svg")
     assert (found.exit_code, found.stdout) == (2, "no drift\n")
     assert "free some space" in found.stderr

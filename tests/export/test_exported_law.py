@@ -13,9 +13,9 @@ import titans_runtime
 from tests.export.conftest import Exported
 from titans_core.config import MemoryConfig, TitansConfig
 from titans_core.model import TitansModel
-from titans_export import verify
 from titans_export.export import export_model
-from titans_export.verify import compare
+from titans_export.verification import agreement as verify
+from titans_export.verification.agreement import compare
 from titans_runtime import native
 from titans_runtime.arrays import Array
 from titans_runtime.stream.driver import Driver

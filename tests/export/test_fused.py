@@ -26,10 +26,10 @@ from hatch_build import build as compile_kernels
 from tests.export.conftest import Exported, moved
 from titans_core.config import MemoryConfig, TitansConfig
 from titans_core.model import TitansModel
-from titans_export import left
 from titans_export.export import export_model
-from titans_export.fuse import DOMAIN, VERSION
-from titans_export.verify import compare
+from titans_export.graph.fused_ops import DOMAIN, VERSION
+from titans_export.passes import weights_on_left as left
+from titans_export.verification.agreement import compare
 from titans_runtime import native
 from titans_runtime.devices import host
 from titans_runtime.devices.arena import Block

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from titans_export.errors import TraceError
-from titans_export.lower import RULES, lower
-from titans_export.trace import BatchSize, Feeds, trace
+from titans_export.graph.lower import RULES, lower
+from titans_export.graph.record import BatchSize, Feeds, trace
 
 Function = Callable[[Tensor, Tensor], Tensor]
 

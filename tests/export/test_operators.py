@@ -14,9 +14,9 @@ import pytest
 import titans_export
 from tests.export.conftest import Exported, build
 from titans_export.export import export_model
-from titans_export.fuse import DOMAIN, VERSION
-from titans_export.onnx_model import IR_VERSION, OPSET
-from titans_export.quantise import DOMAIN as CONTRIBUTED_DOMAIN
+from titans_export.graph.fused_ops import DOMAIN, VERSION
+from titans_export.graph.model import IR_VERSION, OPSET
+from titans_export.passes.quantise import DOMAIN as CONTRIBUTED_DOMAIN
 from titans_runtime.graph_operators import (
     BY_HAND,
     CONTRIBUTED,
@@ -29,14 +29,15 @@ from titans_runtime.graph_operators import (
     IR_VERSION as READ_IR_VERSION,
 )
 
-SOURCES = ("lower", "graph_builder", "quantise", "left", "fuse", "widen")
+SOURCES = ("graph", "passes")
 # Of ONNX's names, what the source says besides: a class of Python's typing.
 NO_OPERATORS = {"Optional", "If", "Constant"}
 
 
 def _trees() -> list[ast.Module]:
     folder = Path(str(titans_export.__file__)).parent
-    return [ast.parse((folder / f"{name}.py").read_text(encoding="utf-8")) for name in SOURCES]
+    paths = (path for name in SOURCES for path in (folder / name).glob("*.py"))
+    return [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def _strings() -> set[str]:

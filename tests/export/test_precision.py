@@ -20,15 +20,23 @@ import titans_runtime
 from tests.export.conftest import build
 from titans_core.layers import Linear
 from titans_core.model import TitansModel
-from titans_export import bundle_writer
+from titans_export.bundle import writer as bundle_writer
+from titans_export.bundle.weights import write_tensors
 from titans_export.errors import ExportError
 from titans_export.export import export_model
-from titans_export.onnx_model import example_feeds, past, present
-from titans_export.precision import at_precision, precision
-from titans_export.quantise import block_size, quantise, quantised, rounded, rounded_rows, scales_name, values_name
-from titans_export.steppable import DATA_INPUTS, Feeds
-from titans_export.verify import compare, tolerance
-from titans_export.weights import write_tensors
+from titans_export.graph.model import example_feeds, past, present
+from titans_export.models.precision import at_precision, precision
+from titans_export.models.protocol import DATA_INPUTS, Feeds
+from titans_export.passes.quantise import (
+    block_size,
+    quantise,
+    quantised,
+    rounded,
+    rounded_rows,
+    scales_name,
+    values_name,
+)
+from titans_export.verification.agreement import compare, tolerance
 from titans_runtime.errors import ProviderError, StateError
 from titans_runtime.manifest import Manifest
 from titans_runtime.tensorfile import map_tensors

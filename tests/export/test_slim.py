@@ -17,10 +17,10 @@ from tests.standin.cuda import FakeCuda
 from tests.standin.tensorrt import FakeTensorRT, write_engines
 from titans_cli.main import cli
 from titans_cli.slim import TARGETS
+from titans_export.bundle.slim import size, slim
 from titans_export.errors import ExportError
 from titans_export.export import export_model
-from titans_export.slim import size, slim
-from titans_export.tensorrt_engines import build_engines
+from titans_export.tensorrt.engines import build_engines
 from titans_runtime import load
 from titans_runtime.bundle import open_bundle
 from titans_runtime.devices.select import PROVIDERS

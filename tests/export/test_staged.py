@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from titans_export.bundle_writer import staged
+from titans_export.bundle.writer import staged
 from titans_export.errors import ExportError
 from titans_runtime import atomic
 from titans_runtime.manifest import MANIFEST_FILE

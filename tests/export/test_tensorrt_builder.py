@@ -12,8 +12,8 @@ from tests.export.conftest import build
 from tests.standin.builder import BuilderFlag, FakeBuilderModule, HardwareCompatibilityLevel
 from titans_export.errors import ExportError
 from titans_export.export import export_model
-from titans_export.tensorrt_engines import build_engines
-from titans_export.tensorrt_options import BuildOptions
+from titans_export.tensorrt.engines import build_engines
+from titans_export.tensorrt.options import BuildOptions
 from titans_runtime.devices.tensorrt import modules as tensorrt_modules
 from titans_runtime.devices.tensorrt import nvidia
 

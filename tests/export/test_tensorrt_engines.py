@@ -15,12 +15,13 @@ from onnx import TensorProto, helper
 from tests.export.conftest import build
 from titans_core.model import TitansModel
 from titans_core.presets import preset
-from titans_export import tensorrt_memory, tensorrt_options
 from titans_export.errors import ExportError
 from titans_export.export import export_model
-from titans_export.tensorrt_engines import build_engines
-from titans_export.tensorrt_network import Log, check_io, check_precision, parse
-from titans_export.tensorrt_options import BuildOptions
+from titans_export.tensorrt import memory as tensorrt_memory
+from titans_export.tensorrt import options as tensorrt_options
+from titans_export.tensorrt.engines import build_engines
+from titans_export.tensorrt.network import Log, check_io, check_precision, parse
+from titans_export.tensorrt.options import BuildOptions
 from titans_runtime.bundle import open_bundle
 from titans_runtime.devices.tensorrt import nvidia
 from titans_runtime.devices.tensorrt.top_k_graph import chooser

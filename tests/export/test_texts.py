@@ -10,9 +10,9 @@ import torch
 from tests import tokenizer_kinds
 from titans_core.config import TitansConfig
 from titans_core.model import TitansModel
+from titans_export.bundle.texts import AS_FOUND, EndNames, find_ends, tokenizer_of
 from titans_export.errors import ExportError
 from titans_export.export import export_model
-from titans_export.texts import AS_FOUND, EndNames, find_ends, tokenizer_of
 from titans_runtime import load
 from titans_runtime.manifest import ContinuousInputs, Ends, TokenInputs
 from titans_tasks.errors import DataError

@@ -17,7 +17,7 @@ from tests.export.conftest import build
 from tests.runtime.devices import skip_without, told, traffic, uncaptured
 from titans_core.config import VARIANTS
 from titans_export.export import export_model
-from titans_export.tensorrt_engines import build_engines
+from titans_export.tensorrt.engines import build_engines
 from titans_runtime import SamplingOptions, load
 from titans_runtime.devices import ort_providers
 from titans_runtime.devices.onnx_writer import Node, Value, model

@@ -13,7 +13,7 @@ from tests.export.conftest import build
 from titans_core.config import VARIANTS
 from titans_core.training.checkpoint import load_model
 from titans_export.export import export_model
-from titans_export.verify import compare
+from titans_export.verification.agreement import compare
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device")]
 

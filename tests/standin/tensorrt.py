@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime
 
 from tests.standin.cuda import ALIGNMENT, FakeCuda, Span, Violation, Work
-from titans_export.tensorrt_engines import SIDECAR_FORMAT, Engine
+from titans_export.tensorrt.engines import SIDECAR_FORMAT, Engine
 from titans_runtime.bundle import open_bundle
 from titans_runtime.devices.denormals import with_denormals_as_zero
 from titans_runtime.devices.host import wrap_weights

@@ -26,7 +26,7 @@ from studies.speed.state_size import cache_bytes, state_bytes
 from studies.speed.suite import PARTS, OtherMachineError, here, run_part, write
 from titans_core.model import TitansModel
 from titans_core.presets import preset
-from titans_export.titans_model import TitansSteppable
+from titans_export.models.titans import TitansSteppable
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks"
 SHAPE = Shape(dim=32, layers=2, heads=2, hidden=48, vocab=50, context=16)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from studies.speed import kernels as compared
 from tests.export.conftest import build
 from titans_cli.main import cli
-from titans_export.bundle_writer import write_manifest
+from titans_export.bundle.writer import write_manifest
 from titans_export.export import export_model
 from titans_measure.speed.demand import decoding, reading
 from titans_measure.speed.measure import Wish, measure

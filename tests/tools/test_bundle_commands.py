@@ -264,8 +264,8 @@ def test_doctor_for_people_lists_every_provider_and_breaks_no_command() -> None:
 def test_an_export_that_disagrees_with_its_model_exits_with_1(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from titans_export import bundle_writer
-    from titans_export.weights import write_tensors
+    from titans_export.bundle import writer as bundle_writer
+    from titans_export.bundle.weights import write_tensors
 
     def spoiled(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, int]]:
         return write_tensors(path, {name: tensor * 1.01 for name, tensor in tensors.items()})
@@ -289,8 +289,8 @@ def test_build_says_what_it_built_in_json(copied_bundle: Path) -> None:
 def test_every_option_of_build_reaches_the_builder(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from titans_export.tensorrt_engines import Engine
-    from titans_export.tensorrt_options import BuildOptions
+    from titans_export.tensorrt.engines import Engine
+    from titans_export.tensorrt.options import BuildOptions
 
     asked: list[tuple[str, BuildOptions, bool]] = []
 
@@ -300,7 +300,7 @@ def test_every_option_of_build_reaches_the_builder(
         asked.append((backend, options, ignore_memory))
         return []
 
-    monkeypatch.setattr("titans_export.tensorrt_engines.build_engines", record)
+    monkeypatch.setattr("titans_export.tensorrt.engines.build_engines", record)
     wishes = ["--sm", 86, "--sm", 89, "--batch", 2, 3, 5, "--workspace", 7, "--level", 4, "--timing-cache", "t.bin"]
     flags = ["--version-compatible", "--hardware-compatible", "--refit", "--strip-weights", "--ignore-memory"]
     for flag in (None, *flags):

@@ -95,8 +95,8 @@ def test_a_chat(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_verification(tiny_bundle: Path, recorder: Recorder, tmp_path: Path) -> None:
-    recorder.instead_of("titans_export.verify.verify_bundle")
-    recorder.instead_of("titans_export.drift.measure_drift")
+    recorder.instead_of("titans_export.verification.agreement.verify_bundle")
+    recorder.instead_of("titans_export.verification.drift.measure_drift")
     common = ["verify", tiny_bundle, "--checkpoint", "ck", "--tokens", "77", "--seed", "5"]
     values, named = recorder.after(*common)
     assert (values, named["tokens"], named["seed"]) == ((tiny_bundle, Path("ck")), 77, 5)

@@ -18,7 +18,7 @@ import titans_runtime
 from tests.runtime.toy import Toy, write_toy
 from titans_cli import terminal
 from titans_cli.main import UNREAD, cli
-from titans_export.bundle_writer import write_manifest
+from titans_export.bundle.writer import write_manifest
 from titans_runtime.bundle import open_bundle
 from titans_runtime.stream.session import PIECE
 

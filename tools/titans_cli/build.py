@@ -59,8 +59,8 @@ def build(
     their sidecars land in engines/ inside the bundle; the rest of the bundle does not change. What a module does not
     offer is an error.
     """
-    from titans_export.tensorrt_engines import build_engines
-    from titans_export.tensorrt_options import BuildOptions
+    from titans_export.tensorrt.engines import build_engines
+    from titans_export.tensorrt.options import BuildOptions
 
     options = BuildOptions(
         batch=batch,

@@ -72,9 +72,9 @@ def export(
     PyTorch model on every output and every state tensor. Exits with 1 if they disagree, and leaves no bundle.
     """
     torch_threads(threads)
+    from titans_export.bundle.texts import EndNames
     from titans_export.errors import VerificationError
     from titans_export.export import export_checkpoint
-    from titans_export.texts import EndNames
 
     try:
         with progress_bar("exporting") as progress:

@@ -34,7 +34,7 @@ def slim(bundle: Path, target: str, engines: str | None, out: Path, overwrite: b
     That is its graphs or its engines, and nothing that the target never reads. Saved states of the whole bundle and of
     the slim one are the same.
     """
-    from titans_export.slim import slim as make
+    from titans_export.bundle.slim import slim as make
 
     made = make(bundle, out, target=target, engines=engines, overwrite=overwrite)
     if as_json:

@@ -57,12 +57,12 @@ def verify(
     drifted = None
     with progress_bar("verifying") as progress:
         if drift:
-            from titans_export.drift import measure_drift
+            from titans_export.verification.drift import measure_drift
 
             drifted = measure_drift(bundle, checkpoint, tokens=tokens, data=data, seed=seed, progress=progress)
             document, text, ok = drifted.to_json_dict(), drifted.explain(), drifted.ok
         else:
-            from titans_export.verify import verify_bundle
+            from titans_export.verification.agreement import verify_bundle
 
             report = verify_bundle(bundle, checkpoint, tokens=tokens, seed=seed, progress=progress)
             document, text, ok = report.to_json_dict(), report.explain(), report.ok
@@ -71,7 +71,7 @@ def verify(
     else:
         say(*text.splitlines())
     if drifted is not None and plot is not None:  # after the figures, which no picture can take away
-        from titans_export.drift_plot import plot_drift
+        from titans_export.verification.drift_plot import plot_drift
 
         plot_drift(drifted, plot)
     if not ok:

@@ -89,7 +89,7 @@ class Arguments:
         if unknown := sorted(set(self._values) - self._read):
             raise ConfigError(
                 f"{self.owner} of titans-pytorch 0.5.5 has no argument {unknown[0]!r}; correct the configuration, or"
-                " write it from the model with titans_export.titans_pytorch.live.write_config"
+                " write it from the model with titans_export.titans_pytorch.config_from_model.write_config"
             )
 
 

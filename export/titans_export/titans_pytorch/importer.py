@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from titans_export.bundle_writer import Progress, staged, with_verification, write_bundle, write_manifest
+from titans_export.bundle.writer import Progress, staged, with_verification, write_bundle, write_manifest
 from titans_export.titans_pytorch.arguments import ConfigError
 from titans_export.titans_pytorch.options import TransformerOptions, read_options
 from titans_export.titans_pytorch.parameters import read_state_dict

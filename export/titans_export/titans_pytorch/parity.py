@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from titans_export.eager import EagerStream
 from titans_export.errors import VerificationError
-from titans_export.titans_pytorch import library
+from titans_export.titans_pytorch import installed as library
 from titans_export.titans_pytorch.steppable import TitansPytorchModel
+from titans_export.verification.torch_stream import EagerStream
 from titans_runtime.arrays import Array
 from titans_runtime.bundle import open_bundle
 from titans_runtime.devices.select import select

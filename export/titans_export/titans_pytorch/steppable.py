@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from titans_core.state import StateSpec
-from titans_export.steppable import Feeds, StepGraph
-from titans_export.titans_pytorch.alone import MOST_CHUNKS, MemoryStream
+from titans_export.models.protocol import Feeds, StepGraph
+from titans_export.titans_pytorch.memory_only import MOST_CHUNKS, MemoryStream
 from titans_export.titans_pytorch.options import MemoryOptions, read_options
 from titans_export.titans_pytorch.parameters import Reader
 from titans_export.titans_pytorch.transformer import Transformer

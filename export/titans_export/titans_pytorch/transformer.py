@@ -20,9 +20,9 @@ from titans_core.state import State, StateSpec, pick, prefixed
 from titans_export.titans_pytorch.attention import Attention, Slots
 from titans_export.titans_pytorch.connections import Connection, Join
 from titans_export.titans_pytorch.memory import Memory, rms_norm, split_last
+from titans_export.titans_pytorch.memory_store import Store, Views
 from titans_export.titans_pytorch.options import MemoryOptions, TransformerOptions
 from titans_export.titans_pytorch.parameters import Reader
-from titans_export.titans_pytorch.store import Store, Views
 
 OUTER_POSITION = "outer_position"
 LONGTERM_PLACE = "longterm_place"

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 # Pre-packing re-orders a weight matrix for the matmul kernel and keeps that copy per session. A product with few rows
 # then takes half the time or less. A large bundle has nothing worth packing: its matrices are left operands
-# (`titans_export.left`), which are used in place.
+# (`titans_export.passes.weights_on_left`), which are used in place.
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 _QUIET = 3  # errors only; they come back as exceptions as well
 # Where a graph that is given as bytes has its external data

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import titans_runtime
-from titans_export.bundle_writer import write_bundle
-from titans_export.eager import EagerStream
-from titans_export.titans_pytorch import library
+from titans_export.bundle.writer import write_bundle
+from titans_export.titans_pytorch import installed as library
 from titans_export.titans_pytorch.parity import drive, random_stream
 from titans_export.titans_pytorch.steppable import TitansPytorchModel
+from titans_export.verification.torch_stream import EagerStream
 from titans_runtime.arrays import Array
 from titans_runtime.stream.driver import Driver
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.export.titans_pytorch import cases
-from titans_export.titans_pytorch import library
+from titans_export.titans_pytorch import installed as library
 from titans_export.titans_pytorch.parity import random_stream
 from titans_export.titans_pytorch.steppable import TitansPytorchModel
 

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 from tests.export.titans_pytorch import cases
 from titans_export.errors import ExportError
-from titans_export.tensorrt_engines import build_engines
-from titans_export.tensorrt_norms import with_sums_as_products
-from titans_export.tensorrt_options import BuildOptions
+from titans_export.passes.sums_as_products import with_sums_as_products
+from titans_export.tensorrt.engines import build_engines
+from titans_export.tensorrt.options import BuildOptions
 from titans_export.titans_pytorch.importer import import_checkpoint
 
 

@@ -18,7 +18,9 @@ import titans_runtime
 from tests.export.titans_pytorch import cases
 from titans_cli.main import cli
 from titans_export.errors import VerificationError
-from titans_export.titans_pytorch import library, live, parity
+from titans_export.titans_pytorch import config_from_model as live
+from titans_export.titans_pytorch import installed as library
+from titans_export.titans_pytorch import parity
 from titans_export.titans_pytorch.arguments import ConfigError
 from titans_export.titans_pytorch.importer import import_checkpoint
 from titans_export.titans_pytorch.options import read_options

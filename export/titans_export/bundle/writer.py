@@ -1,6 +1,6 @@
 """Writing a bundle: everything into a temporary directory beside the target, then one rename.
 
-Knows the files of a bundle and their order. Does not know how graphs are made (`onnx_model`) or verified.
+Knows the files of a bundle and their order. Does not know how graphs are made (`graph.model`) or verified.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import onnx
 import torch
 from torch import Tensor
 
-from titans_export.cost import cost
+from titans_export.bundle.texts import AS_FOUND, EndNames, find_ends, tokenizer_of
+from titans_export.bundle.weights import write_tensors
 from titans_export.errors import ExportError
-from titans_export.left import turn_large
-from titans_export.onnx_model import (
+from titans_export.graph.cost import cost
+from titans_export.graph.model import (
     OPSET,
     ExportedGraph,
     check,
@@ -31,12 +32,11 @@ from titans_export.onnx_model import (
     refer_to_weights,
     state_table,
 )
-from titans_export.precision import precision
-from titans_export.quantise import quantise
-from titans_export.steppable import SteppableModel
-from titans_export.texts import AS_FOUND, EndNames, find_ends, tokenizer_of
-from titans_export.weights import write_tensors
-from titans_export.widen import is_half, widened
+from titans_export.models.precision import precision
+from titans_export.models.protocol import SteppableModel
+from titans_export.passes.float32_for_cpu import is_half, widened
+from titans_export.passes.quantise import quantise
+from titans_export.passes.weights_on_left import turn_large
 from titans_runtime.arguments import is_unicode
 from titans_runtime.atomic import replace_file, replace_folder
 from titans_runtime.manifest import MANIFEST_FILE, DataFile, GraphSpec, Manifest, ModelInfo, TokenizerInfo

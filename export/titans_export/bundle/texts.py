@@ -1,6 +1,6 @@
 """What a bundle says about text: its tokenizer, and the ids that end a text.
 
-Knows how both follow from a checkpoint. Does not know how they are written (`bundle_writer`).
+Knows how both follow from a checkpoint. Does not know how they are written (`writer`).
 
 Ends are, in this order: the tokens that the export names; the one that training put at the end of every document; the
 special tokens of a `tokenizer.json` by whose names models in use end a text (`titans_tasks.tokens.END_NAMES`).

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from titans_export.drift import DriftReport
 from titans_export.errors import ExportError
+from titans_export.verification.drift import DriftReport
 from titans_runtime.install import install
 
 STYLES = {"bundle": "-", "arithmetic": "--"}

@@ -19,9 +19,9 @@ from titans_core.memory import NeuralMemory
 from titans_core.model import TitansModel
 from titans_core.state import StateSpec
 from titans_export.errors import ExportError
-from titans_export.quantise import rounded, rounded_rows
-from titans_export.steppable import Feeds, StepGraph
-from titans_export.titans_model import TitansSteppable
+from titans_export.models.protocol import Feeds, StepGraph
+from titans_export.models.titans import TitansSteppable
+from titans_export.passes.quantise import rounded, rounded_rows
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from titans_core.state import StateSpec as CoreStateSpec
 from titans_export.errors import ExportError, TraceError
-from titans_export.fuse import DOMAIN, VERSION, fused
-from titans_export.lower import lower
-from titans_export.steppable import DATA_INPUTS, Feeds, StepGraph, SteppableModel, initial_state
-from titans_export.trace import trace
+from titans_export.graph.fused_ops import DOMAIN, VERSION, fused
+from titans_export.graph.lower import lower
+from titans_export.graph.record import trace
+from titans_export.models.protocol import DATA_INPUTS, Feeds, StepGraph, SteppableModel, initial_state
 from titans_runtime.manifest import (
     BATCH,
     FORMAT_VERSION,
@@ -151,7 +151,7 @@ def export_graph(model: SteppableModel, graph: StepGraph) -> ExportedGraph:
 
 
 def fused_graph(model: SteppableModel, portable: ExportedGraph) -> ExportedGraph | None:
-    """A graph with its memories as single operators (`fuse`); None where it has none that can be.
+    """A graph with its memories as single operators (`fused_ops`); None where it has none that can be.
 
     It declares the inputs of the portable one, used or not, so that both are bound alike.
     """

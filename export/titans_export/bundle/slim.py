@@ -12,10 +12,10 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from titans_export.bundle_writer import staged, write_manifest
+from titans_export.bundle.writer import staged, write_manifest
 from titans_export.errors import ExportError
-from titans_export.tensorrt_engines import ENGINES
-from titans_export.tensorrt_options import MODULES
+from titans_export.tensorrt.engines import ENGINES
+from titans_export.tensorrt.options import MODULES
 from titans_runtime.bundle import open_bundle
 from titans_runtime.devices.select import PROVIDERS
 from titans_runtime.files import MIB, read_regular

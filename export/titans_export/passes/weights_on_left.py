@@ -23,7 +23,7 @@ import onnx
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from titans_export.fuse import DOMAIN
+from titans_export.graph.fused_ops import DOMAIN
 
 LARGE_BUNDLE = 64 * 2**20  # bytes of weights from which packed copies cost more than they are worth
 FEW_ROWS = 2  # of each stream: the tokens of a step, and in mac the answers before them

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from titans_export.errors import ExportError
-from titans_export.tensorrt_norms import with_sums_as_products
+from titans_export.passes.sums_as_products import with_sums_as_products
 from titans_runtime.manifest import GraphSpec, TensorSpec
 
 _TYPES = {

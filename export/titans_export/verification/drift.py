@@ -1,13 +1,12 @@
 """How far a bundle's precision moves a model from itself in fp32, and whether it moves further as the stream grows.
 
-`verify` asks whether a bundle computes what its stored weights say; this asks what storing them so has cost. The same
-tokens go through the fp32 model in PyTorch and through the bundle, and for half precision also through PyTorch in that
-arithmetic, which is what a GPU computes (the bundle's graphs for CPUs round weights alone). None of them is ever
+`agreement` asks whether a bundle computes what its stored weights say; this asks what storing them so has cost. The
+same tokens go through the fp32 model in PyTorch and through the bundle, and for half precision also through PyTorch in
+that arithmetic, which is what a GPU computes (the bundle's graphs for CPUs round weights alone). None of them is ever
 brought back to the other's state, so whatever adds up shows. Compared are the choice of the next token (top-1
 agreement), the distributions (KL divergence from fp32's, nats per token), and every carried state tensor (Euclidean
 norm of the difference over that of fp32's). Growth of a state's error is the slope of a line through its second half of
-the stream. What is allowed is data, per precision. Knows nothing of plots.
-"""
+the stream. What is allowed is data, per precision. Knows nothing of plots."""
 
 from __future__ import annotations
 
@@ -22,12 +21,12 @@ import numpy as np
 import torch
 
 from titans_core.model import TitansModel
-from titans_export.eager import EagerStream
 from titans_export.errors import ExportError
-from titans_export.original import original_of
-from titans_export.precision import at_precision, precision
-from titans_export.titans_model import TitansSteppable
-from titans_export.verify import threads_for
+from titans_export.models.precision import at_precision, precision
+from titans_export.models.source_model import original_of
+from titans_export.models.titans import TitansSteppable
+from titans_export.verification.agreement import threads_for
+from titans_export.verification.torch_stream import EagerStream
 from titans_runtime.arrays import Array
 from titans_runtime.bundle import Bundle, open_bundle
 from titans_runtime.devices.select import select
@@ -158,7 +157,7 @@ class DriftReport:
 
 def limits(dtype: str) -> DriftLimits:
     """What is allowed of a precision. Raises `ExportError` where nothing is."""
-    table = json.loads(resources.files("titans_export").joinpath("tolerances.json").read_text(encoding="utf-8"))
+    table = json.loads(resources.files(__package__).joinpath("tolerances.json").read_text(encoding="utf-8"))
     if "drift" not in table.get(dtype, {}):
         known = ", ".join(name for name, entry in table.items() if "drift" in entry)
         raise ExportError(f"there are no drift limits for dtype {dtype!r}; drift is known for {known}")

@@ -1,7 +1,7 @@
 """From recorded torch calls to ONNX nodes: one small rule per torch function.
 
 Only standard operators without control flow, so that ONNX Runtime and TensorRT both take the graph. A function
-without a rule is refused by name. Knows torch's signatures; `graph_builder` knows ONNX's format.
+without a rule is refused by name. Knows torch's signatures; `builder` knows ONNX's format.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import onnx
 import torch
 
 from titans_export.errors import TraceError
-from titans_export.fuse import DOMAIN
-from titans_export.graph_builder import ONNX_TYPES, GraphBuilder
-from titans_export.trace import BatchSize, Call, Constant, Ref, Trace
+from titans_export.graph.builder import ONNX_TYPES, GraphBuilder
+from titans_export.graph.fused_ops import DOMAIN
+from titans_export.graph.record import BatchSize, Call, Constant, Ref, Trace
 
 Rule = Callable[[GraphBuilder, Call], list[str]]
 RULES: dict[str, Rule] = {}
@@ -37,7 +37,7 @@ def lower(trace: Trace, name: str) -> onnx.GraphProto:
         if rule is None:
             raise TraceError(
                 f"{call.name} (in {call.scope or 'the model'}) has no ONNX rule; express it with other torch"
-                " functions, or add a rule to titans_export.lower"
+                " functions, or add a rule to titans_export.graph.lower"
             )
         for ref, value in zip(call.results, rule(builder, call), strict=True):
             builder.bind(ref, value)

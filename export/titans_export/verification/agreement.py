@@ -32,13 +32,13 @@ import torch
 from torch import Tensor
 
 from titans_core.model import TitansModel
-from titans_export.eager import EagerStream
 from titans_export.errors import ExportError
-from titans_export.original import made_from, original_of
-from titans_export.precision import StoredStates, precision, reference
-from titans_export.quantise import values_name
-from titans_export.steppable import initial_state
-from titans_export.titans_model import TitansSteppable
+from titans_export.models.precision import StoredStates, precision, reference
+from titans_export.models.protocol import initial_state
+from titans_export.models.source_model import made_from, original_of
+from titans_export.models.titans import TitansSteppable
+from titans_export.passes.quantise import values_name
+from titans_export.verification.torch_stream import EagerStream
 from titans_runtime.arrays import Array
 from titans_runtime.bundle import open_bundle, read_manifest_of
 from titans_runtime.devices.select import select
@@ -156,7 +156,7 @@ class VerificationReport:
 
 def tolerance(dtype: str) -> Tolerance:
     """The tolerances of a precision. Raises `ExportError` if there are none."""
-    table = json.loads(resources.files("titans_export").joinpath("tolerances.json").read_text(encoding="utf-8"))
+    table = json.loads(resources.files(__package__).joinpath("tolerances.json").read_text(encoding="utf-8"))
     if dtype not in table:
         raise ExportError(f"there is no tolerance for dtype {dtype!r}; verify knows {', '.join(table)}")
     return Tolerance(table[dtype]["outputs"], table[dtype]["states"], table[dtype].get("relative", False))

@@ -2,7 +2,7 @@
 
 One builder for TensorRT and TensorRT-RTX. Networks are strongly typed: precision is what the ONNX graph says, never a
 flag. Every engine gets a sidecar that says what it was built from and for; the runtime refuses an engine that does not
-fit. Knows the order of a build and the files. `tensorrt_options` knows settings, `tensorrt_network` what is compared.
+fit. Knows the order of a build and the files. `options` knows settings, `network` what is compared.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from titans_export.errors import ExportError
-from titans_export.tensorrt_memory import check_memory
-from titans_export.tensorrt_network import EngineIO, Log, check_io, check_precision, parse, profile, read_back
-from titans_export.tensorrt_options import (
+from titans_export.tensorrt.memory import check_memory
+from titans_export.tensorrt.network import EngineIO, Log, check_io, check_precision, parse, profile, read_back
+from titans_export.tensorrt.options import (
     BuildOptions,
     check_offered,
     configure,

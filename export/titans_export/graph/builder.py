@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from titans_export.errors import TraceError
-from titans_export.trace import BatchSize, Constant, Ref
+from titans_export.graph.record import BatchSize, Constant, Ref
 
 BATCH_AXIS = "batch"
 Size = int | BatchSize

@@ -14,9 +14,9 @@ import torch
 from tests.export.conftest import VARIANTS, build
 from titans_core.model import TitansModel
 from titans_core.presets import preset
-from titans_export import left
-from titans_export.bundle_writer import WEIGHTS_FILE
+from titans_export.bundle.writer import WEIGHTS_FILE
 from titans_export.export import export_model
+from titans_export.passes import weights_on_left as left
 
 NEW_ANONYMOUS_MEMORY = """
 import sys

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from titans_export.steppable import StepGraph, SteppableModel, initial_state
+from titans_export.models.protocol import StepGraph, SteppableModel, initial_state
 from titans_runtime.manifest import GraphKind
 
 

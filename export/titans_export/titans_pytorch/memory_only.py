@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from titans_core.state import State, StateSpec
 from titans_export.titans_pytorch.memory import Memory
+from titans_export.titans_pytorch.memory_store import Store, Views
 from titans_export.titans_pytorch.options import MemoryOptions
 from titans_export.titans_pytorch.parameters import Reader
-from titans_export.titans_pytorch.store import Store, Views
 
 LONGEST_SEGMENT = 64  # tokens, for chunks shorter than that
 MOST_CHUNKS = 16  # of a segment: a prefill unrolls them

@@ -1,6 +1,6 @@
 """What a model must offer to be exported: a state table, and its computation as a few graphs over named tensors.
 
-Ours offers it through `titans_model`; a foreign model can offer it the same way. Knows no model and no ONNX.
+Ours offers it through `titans`; a foreign model can offer it the same way. Knows no model and no ONNX.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Changes of a finished graph, each a file that is named after its effect."""

@@ -1,0 +1,1 @@
+"""TensorRT engines of the graphs of a bundle."""
