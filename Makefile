@@ -8,6 +8,7 @@ WHEEL := dist/.built
 KERNELS := .venv/.kernels
 SMOLLM2 := .venv/.smollm2
 KERNEL_SOURCES := $(wildcard runtime/titans_runtime/native/*.cpp runtime/titans_runtime/native/*.h)
+CPP_SOURCES = $(KERNEL_SOURCES) tests/export/kernels_alone.cpp
 SOURCES := $(shell find titans_core titans_tasks export runtime tools/titans_cli tools/titans_measure -name '*.py' -o -name '*.cpp' -o -name '*.h')
 
 # Two test processes on two cores: one thread each, unless the caller says otherwise.
@@ -42,12 +43,14 @@ cover: $(KERNELS) $(SMOLLM2)  ## run the test suite and report coverage
 lint: $(DEV)  ## ruff, format check, mypy --strict, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(DEV)  ## let ruff rewrite what it can
+format: $(DEV)  ## let ruff and clang-format rewrite what they can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_SOURCES)
 
 docs: $(DEV)  ## regenerate the parts of docs/ that come from code
 	$(BIN)/python scripts/docs/generate_cli.py docs/cli.md

@@ -16,7 +16,8 @@ const Kernels& kernels = LEVEL::kernels;
 unsigned state = 1;
 
 float* numbers(long count, float size = 1) {
-  auto* made = static_cast<float*>(std::malloc(count * sizeof(float)));  // no more than asked for: sanitizers watch its end
+  auto* made =
+      static_cast<float*>(std::malloc(count * sizeof(float)));  // no more than asked for: sanitizers watch its end
   for (long i = 0; i < count; ++i) {
     state = state * 1664525u + 1013904223u;
     made[i] = size * (static_cast<float>((state >> 8) & 0xffff) / 32768 - 1);
@@ -33,12 +34,26 @@ constexpr long B = 2, H = 3, d = 12, D = H * d, C = 10, kTaps = 4;
 MemoryCall a_call(long tokens, bool silu, bool fold, bool momentum, float bound, long depth) {
   MemoryCall call{};
   MemoryShape& s = call.shape;
-  s = {B, tokens, H, d, C, kTaps, depth, {}, silu, bound, 0.5f, momentum ? 3 : 2, 0, momentum ? 1 : -1, momentum ? 2 : 1};
+  s = {B,
+       tokens,
+       H,
+       d,
+       C,
+       kTaps,
+       depth,
+       {},
+       silu,
+       bound,
+       0.5f,
+       momentum ? 3 : 2,
+       0,
+       momentum ? 1 : -1,
+       momentum ? 2 : 1};
   for (long l = 0; l <= depth; ++l) s.widths[l] = l == 0 || l == depth ? d : 2 * d;
   call.fold = fold;
-  call.asked = numbers(B * tokens * D);
-  call.told = numbers(B * tokens * (2 * D + s.gates * H));
-  call.past = numbers(B * (kTaps - 1) * 3 * D);
+  call.queries = numbers(B * tokens * D);
+  call.keys_values_gates = numbers(B * tokens * (2 * D + s.gates * H));
+  call.conv_state = numbers(B * (kTaps - 1) * 3 * D);
   call.conv = numbers(kTaps * 3 * D);
   for (int gate = 0; gate < s.gates; ++gate) call.bias[gate] = numbers(H);
   call.scale = numbers(B * H);
@@ -49,18 +64,18 @@ MemoryCall a_call(long tokens, bool silu, bool fold, bool momentum, float bound,
   for (long l = 0; l < depth; ++l) {
     const long in = s.widths[l], out = s.widths[l + 1];
     call.memory[l] = numbers(B * H * in * out, depth > 2 ? 0.6f : 0.3f);  // deep ones would answer next to nothing
-    call.impulse[l] = numbers(B * H * in * out, 0.1f);
+    call.momentum[l] = numbers(B * H * in * out, 0.1f);
     call.inputs[l] = numbers(C * B * H * in);
     call.errors[l] = numbers(C * B * H * out);
     if (depth > 1) call.start[l] = numbers(H * in * out, 0.3f);
     call.new_memory[l] = numbers(B * H * in * out);
-    call.new_impulse[l] = numbers(B * H * in * out);
+    call.new_momentum[l] = numbers(B * H * in * out);
     call.new_inputs[l] = numbers(tokens * B * H * in);
     call.new_errors[l] = numbers(tokens * B * H * out);
   }
-  call.answers = numbers(B * tokens * D);
+  call.outputs = numbers(B * tokens * D);
   call.surprise = numbers(B * H * tokens);
-  call.new_past = numbers(B * (kTaps - 1) * 3 * D);
+  call.new_conv_state = numbers(B * (kTaps - 1) * 3 * D);
   call.new_scale = numbers(B * H);
   call.new_writes = numbers(B * H * C);
   call.new_momentum_scale = numbers(B * H);
@@ -73,7 +88,7 @@ void matrices(const MemoryCall& call) {
   const MemoryShape& s = call.shape;
   for (long l = 0; l < s.depth; ++l) {
     show("memory", call.new_memory[l], B * H * s.widths[l] * s.widths[l + 1]);
-    show("momentum", call.new_impulse[l], B * H * s.widths[l] * s.widths[l + 1]);
+    show("momentum", call.new_momentum[l], B * H * s.widths[l] * s.widths[l + 1]);
   }
 }
 
@@ -82,9 +97,9 @@ void a_memory(long tokens, long first, long second, bool padded, MemoryCall call
   call.position = position;
   call.length = padded ? length : nullptr;
   for (long lane = 0; lane < B * H; ++lane) kernels.memory(call, lane / H, lane % H);
-  show("answers", call.answers, B * tokens * D);
+  show("outputs", call.outputs, B * tokens * D);
   show("surprise", call.surprise, B * H * tokens);
-  show("past", call.new_past, B * (kTaps - 1) * 3 * D);
+  show("conv_state", call.new_conv_state, B * (kTaps - 1) * 3 * D);
   show("writes", call.new_writes, B * H * C);
   if (call.fold) return matrices(call);
   for (long l = 0; l < call.shape.depth; ++l) {
@@ -99,15 +114,15 @@ void a_read(long tokens) {
   const MemoryCall like = a_call(tokens, true, false, true, 1, 2);
   ReadCall call{};
   call.shape = like.shape;
-  call.asked = like.asked;
-  call.past = numbers(B * (kTaps - 1) * D);
+  call.queries = like.queries;
+  call.conv_state = numbers(B * (kTaps - 1) * D);
   call.conv = like.conv;
   for (long l = 0; l < call.shape.depth; ++l) call.memory[l] = like.memory[l];
-  call.answers = like.answers;
-  call.new_past = numbers(B * (kTaps - 1) * D);
+  call.outputs = like.outputs;
+  call.new_conv_state = numbers(B * (kTaps - 1) * D);
   for (long lane = 0; lane < B * H; ++lane) kernels.read(call, lane / H, lane % H);
-  show("read", call.answers, B * tokens * D);
-  show("read past", call.new_past, B * (kTaps - 1) * D);
+  show("read", call.outputs, B * tokens * D);
+  show("read conv_state", call.new_conv_state, B * (kTaps - 1) * D);
 }
 
 void an_attention(long past, long window, long persistent, long first, long second) {
@@ -120,11 +135,11 @@ void an_attention(long past, long window, long persistent, long first, long seco
   call.past = past, call.window = window, call.persistent = persistent, call.positions = positions;
   call.kinds = kinds;
   call.position = position;
-  call.asked = numbers(B * row);
-  call.asked_row = row;
-  const float* told = sliding ? call.asked + D : numbers(B * kinds * 2 * D);
-  for (int kind = 0; kind < kinds; ++kind) call.told[kind] = told + kind * 2 * D;
-  call.told_row = sliding ? 3 * D : kinds * 2 * D;
+  call.queries = numbers(B * row);
+  call.queries_row = row;
+  const float* keys_values = sliding ? call.queries + D : numbers(B * kinds * 2 * D);
+  for (int kind = 0; kind < kinds; ++kind) call.keys_values[kind] = keys_values + kind * 2 * D;
+  call.keys_values_row = sliding ? 3 * D : kinds * 2 * D;
   call.value_offset = D;
   call.persistent_key = numbers(H * persistent * d);
   call.persistent_value = numbers(H * persistent * d);
@@ -151,9 +166,9 @@ void a_product(long rows) {
   call.weight = numbers(call.outputs * call.inputs);
   call.out = numbers(rows * call.outputs);
   if (rows > kDirectRows) {
-    call.turned = static_cast<float*>(std::malloc(call.inputs * kernels.linear_padded(rows) * sizeof(float)));
-    kernels.linear_turn(call, 0, 20);
-    kernels.linear_turn(call, 20, call.inputs);
+    call.transposed = static_cast<float*>(std::malloc(call.inputs * kernels.linear_padded(rows) * sizeof(float)));
+    kernels.linear_transpose(call, 0, 20);
+    kernels.linear_transpose(call, 20, call.inputs);
   }
   kernels.linear(call, 0, call.outputs);
   show("product", call.out, rows * call.outputs);

@@ -17,7 +17,7 @@ void normalise(Index count, const float* x, float* to) {
   map(count, to, [&](Vec v) { return v * rate; }, x);
 }
 
-// Pairs (x[i], x[i + d / 2]) turned by the angles of one place.
+// Pairs (x[i], x[i + d / 2]) rotated by the angles of one place.
 void rotate(Index count, const float* x, const float* cosine, const float* sine, float* to) {
   const Index half = count / 2;
   for (Index i = 0; i < half; ++i) {
@@ -50,13 +50,14 @@ bool attention(const AttentionCall& call, Index b, Index h) {
   const Index lanes = call.batch * call.heads, place = call.position[b] % C, started = call.position[b] - place;
   const Index most = call.persistent + span + call.kinds * (C + 1);
   if (!scratch().need(Count{3 + call.kinds} * (d + 16) + most + 64)) return false;
-  float *plain = scratch().take(d), *turned = scratch().take(d), *scores = scratch().take(most), *key = scratch().take(d);
+  float *plain = scratch().take(d), *rotated = scratch().take(d), *scores = scratch().take(most),
+        *key = scratch().take(d);
   if (!scratch().enough()) return false;
 
-  normalise(d, call.asked + b * call.asked_row + h * d, plain);
-  const auto turn = [&](Index distance) {
+  normalise(d, call.queries + b * call.queries_row + h * d, plain);
+  const auto rotate_query = [&](Index distance) {
     const Index at = (call.positions + distance) * d;
-    rotate(d, plain, call.cosine + at, call.sine + at, turned);
+    rotate(d, plain, call.cosine + at, call.sine + at, rotated);
   };
 
   // Whichever lies outside the window is the older end of a source, so a source is what is seen of it.
@@ -76,22 +77,22 @@ bool attention(const AttentionCall& call, Index b, Index h) {
     const Index first = span - reach;
     past_key = call.key + lane * span * d;
     past_value = call.value + lane * span * d;
-    for (Index c = first / C; c < call.past; ++c) {  // a query is turned once for each chunk
+    for (Index c = first / C; c < call.past; ++c) {  // a query is rotated once for each chunk
       const Index from = c * C < first ? first : c * C;
-      turn(place + (call.past - c) * C);
-      score((c + 1) * C - from, d, turned, past_key + from * d, d, scores + count);
+      rotate_query(place + (call.past - c) * C);
+      score((c + 1) * C - from, d, rotated, past_key + from * d, d, scores + count);
       count += (c + 1) * C - from;
     }
   }
-  turn(place);
+  rotate_query(place);
   for (int kind = 0; kind < call.kinds; ++kind) {
-    const float* told = call.told[kind] + b * call.told_row + h * d;
-    normalise(d, told, key);
+    const float* keys_values = call.keys_values[kind] + b * call.keys_values_row + h * d;
+    normalise(d, keys_values, key);
     float* own = call.new_key[kind] + lane * d;
     rotate(d, key, call.cosine + place * d, call.sine + place * d, own);
-    std::memcpy(call.new_value[kind] + lane * d, told + call.value_offset, d * sizeof(float));
-    score(rows, d, turned, call.row_key[kind] + (oldest * lanes + lane) * d, lanes * d, scores + count);
-    scores[count + rows] = dot(d, turned, own);
+    std::memcpy(call.new_value[kind] + lane * d, keys_values + call.value_offset, d * sizeof(float));
+    score(rows, d, rotated, call.row_key[kind] + (oldest * lanes + lane) * d, lanes * d, scores + count);
+    scores[count + rows] = dot(d, rotated, own);
     count += rows + 1;
   }
 

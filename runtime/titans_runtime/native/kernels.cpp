@@ -10,7 +10,7 @@ bool commit(const MemoryCall&, Index, Index);
 bool read(const ReadCall&, Index, Index);
 bool attention(const AttentionCall&, Index, Index);
 Index linear_padded(Index);
-void linear_turn(const LinearCall&, Index, Index);
+void linear_transpose(const LinearCall&, Index, Index);
 void linear(const LinearCall&, Index, Index);
 
 namespace {
@@ -33,7 +33,7 @@ bool finite(const float* numbers, Index count) {
 #define TITANS_NAME_(isa) #isa
 #define TITANS_NAME(isa) TITANS_NAME_(isa)
 extern const Kernels kernels;
-const Kernels kernels{TITANS_NAME(TITANS_ISA), memory, commit, read, attention, gate, linear_padded,
-                      linear_turn, linear, finite};
+const Kernels kernels{TITANS_NAME(TITANS_ISA), memory,           commit, read,  attention, gate,
+                      linear_padded,           linear_transpose, linear, finite};
 
 }  // namespace TITANS_ISA

@@ -12,8 +12,8 @@ struct Kernels {
   bool (*read)(const ReadCall&, std::ptrdiff_t stream, std::ptrdiff_t head);
   bool (*attention)(const AttentionCall&, std::ptrdiff_t stream, std::ptrdiff_t head);
   void (*gate)(const float* from, std::ptrdiff_t count, float* to);  // silu(from[:count]) * from[count:]
-  std::ptrdiff_t (*linear_padded)(std::ptrdiff_t rows);  // columns of `LinearCall::turned`
-  void (*linear_turn)(const LinearCall&, std::ptrdiff_t first, std::ptrdiff_t last);  // fills these rows of it
-  void (*linear)(const LinearCall&, std::ptrdiff_t first, std::ptrdiff_t last);  // these rows of the matrix
+  std::ptrdiff_t (*linear_padded)(std::ptrdiff_t rows);              // columns of `LinearCall::transposed`
+  void (*linear_transpose)(const LinearCall&, std::ptrdiff_t first, std::ptrdiff_t last);  // fills these rows of it
+  void (*linear)(const LinearCall&, std::ptrdiff_t first, std::ptrdiff_t last);            // these rows of the matrix
   bool (*finite)(const float* numbers, std::ptrdiff_t count);
 };

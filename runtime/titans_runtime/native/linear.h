@@ -1,4 +1,4 @@
-// What the kernel of a large matrix is told: N rows of x times W, which is stored transposed and read once.
+// The arguments of the kernel of a large matrix: N rows of x times W, which is stored transposed and read once.
 #pragma once
 #include <cstddef>
 
@@ -6,7 +6,7 @@ struct LinearCall {
   std::ptrdiff_t rows, inputs, outputs;  // N, k, m
   const float* x;                        // [N, k]
   const float* weight;                   // [m, k]
-  float* turned;                         // [k, padded N] working memory, or null where `direct`
+  float* transposed;                     // [k, padded N] working memory, or null where `direct`
   float* out;                            // [N, m]
 };
 

@@ -1,7 +1,7 @@
-// One head of one stream: from projected queries, keys, values and gate logits to answers and the state that changes.
+// One head of one stream: from projected queries, keys, values and gate logits to outputs and the state that changes.
 //
-// What `titans_core.memory` spells as about a hundred and fifty tensor operations, done while the head's matrices are in
-// the caches: every elementwise pass there is a loop over at most a chunk's rows here, and the coefficients, there
+// What `titans_core.memory` spells as about a hundred and fifty tensor operations, done while the head's matrices are
+// in the caches: every elementwise pass there is a loop over at most a chunk's rows here, and the coefficients, there
 // products of triangles, are the recurrences themselves (dual.py has both forms).
 #include <cmath>
 
@@ -16,11 +16,11 @@ namespace {
 struct Slice {
   const float* rows;  // T rows of `width` channels, `row` apart
   Index row;
-  const float* past;  // taps - 1 rows, `past_row` apart
-  Index past_row;
+  const float* conv_state;  // taps - 1 rows, `conv_state_row` apart
+  Index conv_state_row;
   const float* conv;  // taps rows, `conv_row` apart
   Index conv_row;
-  float* new_past;  // laid out like past
+  float* new_conv_state;  // laid out like conv_state
 };
 
 void convolve(const MemoryShape& s, const Slice& in, bool unit, float* out) {
@@ -32,7 +32,7 @@ void convolve(const MemoryShape& s, const Slice& in, bool unit, float* out) {
       Vec x{};
       for (Index tap = 0; tap < s.taps; ++tap) {
         const Index from = t + tap - (s.taps - 1);
-        const float* row = from < 0 ? in.past + (from + s.taps - 1) * in.past_row : in.rows + from * in.row;
+        const float* row = from < 0 ? in.conv_state + (from + s.taps - 1) * in.conv_state_row : in.rows + from * in.row;
         x += get(row + i, count) * get(in.conv + tap * in.conv_row + i, count);
       }
       x *= sigmoid(x);
@@ -45,11 +45,11 @@ void convolve(const MemoryShape& s, const Slice& in, bool unit, float* out) {
   }
 }
 
-void keep_past(const MemoryShape& s, const Slice& in, Index real) {
+void keep_conv_state(const MemoryShape& s, const Slice& in, Index real) {
   for (Index row = 0; row < s.taps - 1; ++row) {
     const Index from = real + row - (s.taps - 1);
-    const float* source = from < 0 ? in.past + (from + s.taps - 1) * in.past_row : in.rows + from * in.row;
-    std::memcpy(in.new_past + row * in.past_row, source, s.width * sizeof(float));
+    const float* source = from < 0 ? in.conv_state + (from + s.taps - 1) * in.conv_state_row : in.rows + from * in.row;
+    std::memcpy(in.new_conv_state + row * in.conv_state_row, source, s.width * sizeof(float));
   }
 }
 
@@ -89,30 +89,30 @@ float largest(float a, float b) { return a > b || a != a ? a : b; }  // NaN is p
 // What T tokens weigh in the memory that each of them reads, and what the last real one leaves.
 struct Coefficients {
   float *rows, *scale, *momentum_scale, *start_scale;  // [T, stride], and [T] each
-  float *writes, *momentum_writes;       // [n], as after the last real token
+  float *writes, *momentum_writes;                     // [n], as after the last real token
   Index stride;
   float last_scale, last_momentum_scale, last_momentum_decay;
 };
 
-// `w` and `pushed` are working memory, `[stride]`.
-void work_out(const MemoryCall& call, Index b, Index h, Index before, Index real, float* w, float* pushed,
+// `w` and `momentum_w` are working memory, `[stride]`.
+void work_out(const MemoryCall& call, Index b, Index h, Index before, Index real, float* w, float* momentum_w,
               Coefficients& to) {
   const MemoryShape& s = call.shape;
   const Index dim = s.heads * s.width, row = 2 * dim + s.gates * s.heads, lane = b * s.heads + h;
   std::memset(w, 0, to.stride * sizeof(float));
-  std::memset(pushed, 0, to.stride * sizeof(float));
+  std::memset(momentum_w, 0, to.stride * sizeof(float));
   float keeps = 1, f = 0, m = 1;
   if (!call.fold) {
     std::memcpy(w, call.writes + lane * s.chunk, before * sizeof(float));
     keeps = call.scale[lane];
     if (s.momentum >= 0) {
-      std::memcpy(pushed, call.momentum_writes + lane * s.chunk, before * sizeof(float));
+      std::memcpy(momentum_w, call.momentum_writes + lane * s.chunk, before * sizeof(float));
       f = call.momentum_scale[lane];
       m = call.momentum_decay[lane];
     }
   }
   for (Index t = 0; t < s.tokens; ++t) {
-    const float* logits = call.told + (b * s.tokens + t) * row + 2 * dim + h;
+    const float* logits = call.keys_values_gates + (b * s.tokens + t) * row + 2 * dim + h;
     const auto gate = [&](int index) { return logits[index * s.heads] + call.bias[index][h]; };
     const float keep = s.forget < 0 ? 1.0f : sigmoid1(-gate(s.forget));
     const float theta = s.max_step * sigmoid1(gate(s.step));
@@ -120,11 +120,11 @@ void work_out(const MemoryCall& call, Index b, Index h, Index before, Index real
     keeps *= keep;
     if (s.momentum >= 0) {
       const float eta = sigmoid1(gate(s.momentum));
-      scale_row(seen, pushed, eta);
-      pushed[seen] = theta;
+      scale_row(seen, momentum_w, eta);
+      momentum_w[seen] = theta;
       m *= eta;
       f = keep * f + m;
-      map(seen + 1, w, [&](Vec old, Vec push) { return keep * old + push; }, w, pushed);
+      map(seen + 1, w, [&](Vec old, Vec push) { return keep * old + push; }, w, momentum_w);
     } else {
       scale_row(seen, w, keep);
       w[seen] = theta;
@@ -135,7 +135,7 @@ void work_out(const MemoryCall& call, Index b, Index h, Index before, Index real
     to.momentum_scale[t] = f;
     if (t == real - 1) {
       std::memcpy(to.writes, w, to.stride * sizeof(float));
-      std::memcpy(to.momentum_writes, pushed, to.stride * sizeof(float));
+      std::memcpy(to.momentum_writes, momentum_w, to.stride * sizeof(float));
       to.last_scale = keeps;
       to.last_momentum_scale = f;
       to.last_momentum_decay = m;
@@ -160,9 +160,9 @@ void keep_coefficients(const MemoryCall& call, Index lane, Index rows, const Coe
 }
 
 // The gradient rows of every token at the memory as it stood at the last commit (memory_network.py, `write`).
-// a[l] `[T, w[l]]`, e[l] `[T, w[l + 1]]`; slopes as e. `turned` holds a transposed matrix.
+// a[l] `[T, w[l]]`, e[l] `[T, w[l + 1]]`; slopes as e. `transposed` is working memory for a matrix.
 void write(const MemoryCall& call, Index lane, const float* values, float* const* a, float* const* e, float* surprise,
-           float* const* slopes, float* turned) {
+           float* const* slopes, float* transposed) {
   const MemoryShape& s = call.shape;
   const Index T = s.tokens;
   for (Index l = 0; l < s.depth; ++l) {
@@ -187,8 +187,8 @@ void write(const MemoryCall& call, Index lane, const float* values, float* const
     if (T == 1) {
       for (Index i = 0; i < in; ++i) below[i] = dot(out, matrix + i * out, e[l]);
     } else {
-      transpose(in, out, matrix, out, turned, in);
-      product(T, in, out, {e[l], out, 1}, turned, in, below, in, nullptr, false);
+      transpose(in, out, matrix, out, transposed, in);
+      product(T, in, out, {e[l], out, 1}, transposed, in, below, in, nullptr, false);
     }
     map(T * in, below, [](Vec x, Vec slope) { return x * slope; }, below, slopes[l - 1]);
     if (s.bound > 0)
@@ -201,7 +201,7 @@ void write(const MemoryCall& call, Index lane, const float* values, float* const
 
 // out `[T, w[l + 1]]` -= (G * (x A^T)) Delta over the stored rows and the new ones.
 void subtract_writes(const MemoryCall& call, Index lane, Index l, Index before, const Coefficients& g, const float* x,
-                     const float* a, const float* e, float* out, Index out_row, float* turned, float* scores) {
+                     const float* a, const float* e, float* out, Index out_row, float* transposed, float* scores) {
   const MemoryShape& s = call.shape;
   const Index T = s.tokens, in = s.widths[l], to = s.widths[l + 1], lanes = s.batch * s.heads;
   constexpr Index kRows = 12;  // a token sees what is before it: blocks of rows, each as long as its last
@@ -219,21 +219,23 @@ void subtract_writes(const MemoryCall& call, Index lane, Index l, Index before, 
     scores[before] = -g.rows[before] * dot(in, x, a);
   } else {
     const Index row = g.stride;
-    if (before) transpose(before, in, stored, lanes * in, turned, row);
-    transpose(T, in, a, in, turned + before, row);
+    if (before) transpose(before, in, stored, lanes * in, transposed, row);
+    transpose(T, in, a, in, transposed + before, row);
     for (Index t = 0; t < T; t += kRows) {
       const Index rows = T - t < kRows ? T - t : kRows, seen = before + t + rows;
-      product(rows, Scratch::rounded(seen), in, {x + t * in, in, 1}, turned, row, scores + t * row, row, nullptr, false);
+      product(rows, Scratch::rounded(seen), in, {x + t * in, in, 1}, transposed, row, scores + t * row, row, nullptr,
+              false);
       for (Index r = t; r < t + rows; ++r)
-        map(seen, scores + r * row, [](Vec dots, Vec weight) { return -(dots * weight); }, scores + r * row,
+        map(
+            seen, scores + r * row, [](Vec dots, Vec weight) { return -(dots * weight); }, scores + r * row,
             g.rows + r * row);
     }
   }
   if (before) product(T, to, before, {scores, g.stride, 1}, errors, lanes * to, out, out_row, nullptr, true);
   for (Index t = 0; t < T; t += kRows) {
     const Index rows = T - t < kRows ? T - t : kRows;
-    product(rows, to, t + rows, {scores + t * g.stride + before, g.stride, 1}, e, to, out + t * out_row, out_row, nullptr,
-            true);
+    product(rows, to, t + rows, {scores + t * g.stride + before, g.stride, 1}, e, to, out + t * out_row, out_row,
+            nullptr, true);
   }
 }
 
@@ -244,15 +246,14 @@ void fold(const MemoryCall& call, Index lane, Index l, const Coefficients& g, In
   const MemoryShape& s = call.shape;
   const float b = g.last_scale;
   const Index in = s.widths[l], out = s.widths[l + 1], place = lane * in * out;
-  const float *w = call.memory[l] + place, *p = s.momentum < 0 ? nullptr : call.impulse[l] + place;
+  const float *w = call.memory[l] + place, *p = s.momentum < 0 ? nullptr : call.momentum[l] + place;
   const auto add = [&](const float* weights, float* to) {
-    for (Index t = 0; t < T; ++t)
-      map(out, weighed + t * out, [&](Vec x) { return x * -weights[t]; }, e + t * e_row);
+    for (Index t = 0; t < T; ++t) map(out, weighed + t * out, [&](Vec x) { return x * -weights[t]; }, e + t * e_row);
     product(in, out, T, {a, 1, a_row}, weighed, out, to, out, nullptr, true);
   };
   float* new_w = call.new_memory[l] + place;
   if (p) {
-    float* new_p = call.new_impulse[l] + place;
+    float* new_p = call.new_momentum[l] + place;
     const float f = g.last_momentum_scale, m = g.last_momentum_decay;
     for (Index i = 0; i < in * out; i += kLanes) {  // both at once: either is read once
       const Index some = in * out - i < kLanes ? in * out - i : kLanes;
@@ -275,7 +276,8 @@ void fold(const MemoryCall& call, Index lane, Index l, const Coefficients& g, In
 
 bool memory(const MemoryCall& call, Index b, Index h) {
   const MemoryShape& s = call.shape;
-  const Index T = s.tokens, dim = s.heads * s.width, lane = b * s.heads + h, told = 2 * dim + s.gates * s.heads;
+  const Index T = s.tokens, dim = s.heads * s.width, lane = b * s.heads + h;
+  const Index projected_row = 2 * dim + s.gates * s.heads;
   const Index before = call.fold ? 0 : call.position[b] % s.chunk;
   const Index real = call.length ? call.length[b] : T;
   const Index stride = Scratch::rounded(before + T);
@@ -301,47 +303,54 @@ bool memory(const MemoryCall& call, Index b, Index h) {
   g.start_scale = scratch().take(T);
   g.writes = scratch().take(stride);
   g.momentum_writes = scratch().take(stride);
-  float *w = scratch().take(stride), *pushed = scratch().take(stride);
+  float *w = scratch().take(stride), *momentum_w = scratch().take(stride);
   float *a[kMaxDepth], *e[kMaxDepth], *slopes[kMaxDepth];
   for (Index l = 0; l < s.depth; ++l) {
     a[l] = l == 0 ? part[1] : scratch().take(T * s.widths[l]);
     e[l] = scratch().take(T * s.widths[l + 1]);
     slopes[l] = scratch().take(T * s.widths[l + 1]);
   }
-  float *turned = scratch().take(largest_matrix), *scores = scratch().take(T * stride);
+  float *transposed = scratch().take(largest_matrix), *scores = scratch().take(T * stride);
   float* hidden[2] = {scratch().take(T * widest), scratch().take(T * widest)};
   if (!scratch().enough()) return false;
 
   for (int i = 0; i < 3; ++i) {
-    const float* source = i == 0 ? call.asked + b * T * dim : call.told + b * T * told + (i - 1) * dim;
+    const float* source =
+        i == 0 ? call.queries + b * T * dim : call.keys_values_gates + b * T * projected_row + (i - 1) * dim;
     const Index offset = b * (s.taps - 1) * 3 * dim + i * dim + h * s.width;
-    const Slice slice{source + h * s.width, i == 0 ? dim : told,          call.past + offset, 3 * dim,
-                      call.conv + i * dim + h * s.width, 3 * dim, call.new_past + offset};
+    const Slice slice{source + h * s.width,
+                      i == 0 ? dim : projected_row,
+                      call.conv_state + offset,
+                      3 * dim,
+                      call.conv + i * dim + h * s.width,
+                      3 * dim,
+                      call.new_conv_state + offset};
     convolve(s, slice, i < 2, part[i]);
-    keep_past(s, slice, real);
+    keep_conv_state(s, slice, real);
   }
   const float *queries = part[0], *values = part[2];
 
-  work_out(call, b, h, before, real, w, pushed, g);
-  write(call, lane, values, a, e, call.surprise + lane * T, slopes, turned);
+  work_out(call, b, h, before, real, w, momentum_w, g);
+  write(call, lane, values, a, e, call.surprise + lane * T, slopes, transposed);
 
   const float* x = queries;
   for (Index l = 0; l < s.depth; ++l) {
     const Index in = s.widths[l], out = s.widths[l + 1];
     const bool last = l == s.depth - 1;
-    float* to = last ? call.answers + b * T * dim + h * s.width : hidden[l % 2];
+    float* to = last ? call.outputs + b * T * dim + h * s.width : hidden[l % 2];
     const Index to_row = last ? dim : out;
     product(T, out, in, {x, in, 1}, call.memory[l] + lane * in * out, out, to, to_row, g.scale, false);
     if (s.momentum >= 0)
-      product(T, out, in, {x, in, 1}, call.impulse[l] + lane * in * out, out, to, to_row, g.momentum_scale, true);
-    if (call.start[l]) product(T, out, in, {x, in, 1}, call.start[l] + h * in * out, out, to, to_row, g.start_scale, true);
-    subtract_writes(call, lane, l, before, g, x, a[l], e[l], to, to_row, turned, scores);
+      product(T, out, in, {x, in, 1}, call.momentum[l] + lane * in * out, out, to, to_row, g.momentum_scale, true);
+    if (call.start[l])
+      product(T, out, in, {x, in, 1}, call.start[l] + h * in * out, out, to, to_row, g.start_scale, true);
+    subtract_writes(call, lane, l, before, g, x, a[l], e[l], to, to_row, transposed, scores);
     if (!last) activate(T * out, s.silu, to, to);
     x = to;
   }
 
   if (call.fold) {
-    for (Index l = 0; l < s.depth; ++l) fold(call, lane, l, g, T, a[l], s.widths[l], e[l], s.widths[l + 1], turned);
+    for (Index l = 0; l < s.depth; ++l) fold(call, lane, l, g, T, a[l], s.widths[l], e[l], s.widths[l + 1], transposed);
     g.last_scale = g.last_momentum_decay = 1;
     g.last_momentum_scale = 0;
     keep_coefficients(call, lane, 0, g);
@@ -392,22 +401,28 @@ bool commit(const MemoryCall& call, Index b, Index h) {
 
 bool read(const ReadCall& call, Index b, Index h) {
   const MemoryShape& s = call.shape;
-  const Index T = s.tokens, dim = s.heads * s.width, lane = b * s.heads + h, offset = b * (s.taps - 1) * dim + h * s.width;
+  const Index T = s.tokens, dim = s.heads * s.width, lane = b * s.heads + h,
+              offset = b * (s.taps - 1) * dim + h * s.width;
   Index widest = 0;
   for (Index l = 0; l <= s.depth; ++l) widest = s.widths[l] > widest ? s.widths[l] : widest;
   if (!scratch().need(Count{T} * (s.width + 2 * widest) + 64)) return false;
   float* queries = scratch().take(T * s.width);
   float* hidden[2] = {scratch().take(T * widest), scratch().take(T * widest)};
   if (!scratch().enough()) return false;
-  const Slice slice{call.asked + b * T * dim + h * s.width, dim, call.past + offset, dim, call.conv + h * s.width, 3 * dim,
-                    call.new_past + offset};
+  const Slice slice{call.queries + b * T * dim + h * s.width,
+                    dim,
+                    call.conv_state + offset,
+                    dim,
+                    call.conv + h * s.width,
+                    3 * dim,
+                    call.new_conv_state + offset};
   convolve(s, slice, true, queries);
-  keep_past(s, slice, call.length ? call.length[b] : T);
+  keep_conv_state(s, slice, call.length ? call.length[b] : T);
   const float* x = queries;
   for (Index l = 0; l < s.depth; ++l) {
     const Index in = s.widths[l], out = s.widths[l + 1];
     const bool last = l == s.depth - 1;
-    float* to = last ? call.answers + b * T * dim + h * s.width : hidden[l % 2];
+    float* to = last ? call.outputs + b * T * dim + h * s.width : hidden[l % 2];
     product(T, out, in, {x, in, 1}, call.memory[l] + lane * in * out, out, to, last ? dim : out, nullptr, false);
     if (!last) activate(T * out, s.silu, to, to);
     x = to;

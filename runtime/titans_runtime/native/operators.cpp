@@ -13,10 +13,16 @@
 #include "allocation.h"
 #include "kernels.h"
 
-namespace v1 { extern const Kernels kernels; }
+namespace v1 {
+extern const Kernels kernels;
+}
 #if defined(__x86_64__)
-namespace v3 { extern const Kernels kernels; }
-namespace v4 { extern const Kernels kernels; }
+namespace v3 {
+extern const Kernels kernels;
+}
+namespace v4 {
+extern const Kernels kernels;
+}
 #endif
 
 namespace {
@@ -93,7 +99,8 @@ struct Interface {
   }
 };
 
-const Interface* interface;  // version 17 of it, which kernels are given none of: they get that of their record's version
+const Interface*
+    interface;  // version 17 of it, which kernels are given none of: they get that of their record's version
 
 struct InterfaceBase {
   const Interface* (*get)(std::uint32_t version);
@@ -129,7 +136,9 @@ constexpr char kNoMemory[] = "a fused operator was refused the working memory it
 // Inputs and outputs of one call in order. The first thing that goes wrong is kept, and nothing is done after it.
 class Arguments {
  public:
-  Arguments(const Interface& ort, Context* context) : ort_(ort), context_(context) { keep(ort.inputs(context, &count_)); }
+  Arguments(const Interface& ort, Context* context) : ort_(ort), context_(context) {
+    keep(ort.inputs(context, &count_));
+  }
   ~Arguments() {
     if (failed_) ort_.release(failed_);
   }
@@ -210,7 +219,10 @@ class Arguments {
   }
   void keep(Status* status) {
     if (!status) return;
-    if (failed_) ort_.release(status); else failed_ = status;
+    if (failed_)
+      ort_.release(status);
+    else
+      failed_ = status;
   }
   const Interface& ort_;
   Context* context_;
@@ -262,7 +274,7 @@ void take_matrices(Arguments& args, MemoryCall& call, bool stored) {
     measure_matrix(args, s, l);
     const std::int64_t in = s.widths[l], out = s.widths[l + 1];
     call.memory[l] = args.next({lanes, in, out});
-    if (s.momentum >= 0) call.impulse[l] = args.next({lanes, in, out});
+    if (s.momentum >= 0) call.momentum[l] = args.next({lanes, in, out});
     if (!stored) continue;
     call.inputs[l] = args.next({s.chunk, lanes, in});
     call.errors[l] = args.next({s.chunk, lanes, out});
@@ -290,7 +302,7 @@ void make_matrices(Arguments& args, MemoryCall& call) {
   const std::int64_t B = s.batch, H = s.heads;
   for (std::ptrdiff_t l = 0; l < s.depth; ++l) {
     call.new_memory[l] = args.make({B, H, s.widths[l], s.widths[l + 1]});
-    if (s.momentum >= 0) call.new_impulse[l] = args.make({B, H, s.widths[l], s.widths[l + 1]});
+    if (s.momentum >= 0) call.new_momentum[l] = args.make({B, H, s.widths[l], s.widths[l + 1]});
   }
 }
 
@@ -302,9 +314,9 @@ Status* compute_memory(void* self, Context* context) {
   call.fold = kernel.fold;
   measure(args, s);
   const std::int64_t B = s.batch, T = s.tokens, H = s.heads, C = s.chunk, D = H * s.width;
-  call.asked = args.next({B, T, D});
-  call.told = args.next({B, T, 2 * D + s.gates * H});
-  call.past = args.next({B, s.taps - 1, 3, D});
+  call.queries = args.next({B, T, D});
+  call.keys_values_gates = args.next({B, T, 2 * D + s.gates * H});
+  call.conv_state = args.next({B, s.taps - 1, 3, D});
   call.conv = args.next({s.taps, 3, D});
   for (int gate = 0; gate < s.gates; ++gate) call.bias[gate] = args.next({H});
   if (!call.fold) take_coefficients(args, call);
@@ -318,9 +330,9 @@ Status* compute_memory(void* self, Context* context) {
       if (call.position[b] < 0 || real < 1 || real > T || call.position[b] % C + real > C)
         args.refuse("a stream's tokens do not fit into its chunk");
     }
-  call.answers = args.make({B, T, D});
+  call.outputs = args.make({B, T, D});
   float* surprise = args.make({B, T});
-  call.new_past = args.make({B, s.taps - 1, 3 * D});
+  call.new_conv_state = args.make({B, s.taps - 1, 3 * D});
   make_coefficients(args, call);
   if (call.fold) {
     make_matrices(args, call);
@@ -371,8 +383,8 @@ Status* compute_read(void* self, Context* context) {
   MemoryShape& s = call.shape = kernel.shape;
   measure(args, s);
   const std::int64_t B = s.batch, T = s.tokens, H = s.heads, D = H * s.width;
-  call.asked = args.next({B, T, D});
-  call.past = args.next({B, s.taps - 1, D});
+  call.queries = args.next({B, T, D});
+  call.conv_state = args.next({B, s.taps - 1, D});
   call.conv = args.next({s.taps, 3, D});
   for (std::ptrdiff_t l = 0; l < s.depth; ++l) {
     measure_matrix(args, s, l);
@@ -381,9 +393,10 @@ Status* compute_read(void* self, Context* context) {
   if (kernel.padded) call.length = args.next<std::int64_t>({B});
   if (args.ok() && call.length)
     for (std::int64_t b = 0; b < B; ++b)
-      if (call.length[b] < 1 || call.length[b] > T) args.refuse("a stream has another number of tokens than were given");
-  call.answers = args.make({B, T, D});
-  call.new_past = args.make({B, s.taps - 1, D});
+      if (call.length[b] < 1 || call.length[b] > T)
+        args.refuse("a stream has another number of tokens than were given");
+  call.outputs = args.make({B, T, D});
+  call.new_conv_state = args.make({B, s.taps - 1, D});
   const Kernels& kernels = chosen();
   args.over(B * H, [&](std::size_t lane) { return kernels.read(call, lane / H, lane % H); });
   return args.finish();
@@ -412,20 +425,20 @@ Status* compute_attention(void* self, Context* context) {
   call.window = kernel.window;
   call.persistent = kernel.persistent;
   call.positions = (kernel.past + 2) * C;
-  call.asked = args.next({B, sizes[2]});
-  call.asked_row = sizes[2];
+  call.queries = args.next({B, sizes[2]});
+  call.queries_row = sizes[2];
   if (sliding) {
     call.kinds = 1;
-    call.told[0] = call.asked + D;
-    call.told_row = 3 * D;
+    call.keys_values[0] = call.queries + D;
+    call.keys_values_row = 3 * D;
     call.value_offset = D;
   } else {
     args.peek(sizes, 3);  // [B, kinds, 2 D]
     call.kinds = static_cast<int>(sizes[1]);
     if (args.ok() && (sizes[1] < 1 || sizes[1] > kMaxKinds)) args.refuse("a fused attention has other kinds of keys");
-    const float* told = args.next({B, sizes[1], 2, D});
-    for (int kind = 0; args.ok() && kind < call.kinds; ++kind) call.told[kind] = told + kind * 2 * D;
-    call.told_row = call.kinds * 2 * D;
+    const float* keys_values = args.next({B, sizes[1], 2, D});
+    for (int kind = 0; args.ok() && kind < call.kinds; ++kind) call.keys_values[kind] = keys_values + kind * 2 * D;
+    call.keys_values_row = call.kinds * 2 * D;
     call.value_offset = D;
   }
   if (kernel.persistent) {
@@ -494,12 +507,12 @@ Status* compute_linear(void* self, Context* context) {
   const Kernels& kernels = chosen();
   if (call.rows > kDirectRows) {
     const std::size_t bytes = kernels.linear_padded(call.rows) * call.inputs * sizeof(float);
-    call.turned = static_cast<float*>(allocate(64, bytes));
-    if (!call.turned) return ort.status(kFail, kNoMemory);
+    call.transposed = static_cast<float*>(allocate(64, bytes));
+    if (!call.transposed) return ort.status(kFail, kNoMemory);
     constexpr std::ptrdiff_t kPart = 128;
     args.over((call.inputs + kPart - 1) / kPart, [&](std::size_t part) {
       const std::ptrdiff_t first = part * kPart, last = first + kPart;
-      kernels.linear_turn(call, first, last < call.inputs ? last : call.inputs);
+      kernels.linear_transpose(call, first, last < call.inputs ? last : call.inputs);
       return true;
     });
   }
@@ -510,7 +523,7 @@ Status* compute_linear(void* self, Context* context) {
     kernels.linear(call, first, last < call.outputs ? last : call.outputs);
     return true;
   });
-  std::free(call.turned);
+  std::free(call.transposed);
   return args.finish();
 }
 
@@ -524,7 +537,10 @@ class Making {
  public:
   Making(const Interface* ort, const Info* info) : ort_(ort), info_(info) {
     kernel = static_cast<Kernel*>(allocate(64, sizeof(Kernel)));
-    if (kernel) *kernel = Kernel{interface}; else refuse(kNoMemory);
+    if (kernel)
+      *kernel = Kernel{interface};
+    else
+      refuse(kNoMemory);
   }
   ~Making() {
     if (failed_) std::free(kernel);
@@ -545,7 +561,9 @@ class Making {
     if (absent) ort_->release(absent);
     return absent ? otherwise : within(value);
   }
-  void refuse(const char* why) { if (!failed_) failed_ = ort_->status(kInvalidArgument, why); }
+  void refuse(const char* why) {
+    if (!failed_) failed_ = ort_->status(kInvalidArgument, why);
+  }
   bool ok() const { return !failed_; }
   Status* finish(void** to) {
     if (!failed_) *to = kernel;
@@ -583,8 +601,8 @@ Status* create_memory(const Operator*, const Interface* ort, const Info* info, v
   making.attribute("bound", &s.bound);
   making.attribute("max_step", &s.max_step);
   if (making.kernel->fold && making.kernel->padded) making.refuse("a whole chunk has no padding");
-  if (s.heads < 1 || s.widths[0] < 1 || s.chunk < 1 || s.taps < 2 || s.depth < 1 || s.depth > kMaxDepth || s.gates < 1 || s.gates > 3 ||
-      s.forget >= s.gates || s.momentum >= s.gates || s.step < 0 || s.step >= s.gates)
+  if (s.heads < 1 || s.widths[0] < 1 || s.chunk < 1 || s.taps < 2 || s.depth < 1 || s.depth > kMaxDepth ||
+      s.gates < 1 || s.gates > 3 || s.forget >= s.gates || s.momentum >= s.gates || s.step < 0 || s.step >= s.gates)
     making.refuse("a fused operator has attributes that no memory has");
   return making.finish(to);
 }
@@ -624,10 +642,12 @@ void destroy(void* kernel) { std::free(kernel); }
 
 using Create = Status* (*)(const Operator*, const Interface*, const Info*, void**);
 
-constexpr Operator an_operator(const char* (*name)(const Operator*), Create create, Status* (*compute)(void*, Context*)) {
-  return {kOperatorRecord, no_create,  name,        provider, input_type, input_count, output_type,
-          output_count,    no_compute, destroy,     input_kind, output_kind, on_cpu,  one,
-          no,              one,        one,         create,     compute};
+constexpr Operator an_operator(const char* (*name)(const Operator*), Create create,
+                               Status* (*compute)(void*, Context*)) {
+  return {kOperatorRecord, no_create,    name,       provider, input_type, input_count,
+          output_type,     output_count, no_compute, destroy,  input_kind, output_kind,
+          on_cpu,          one,          no,         one,      one,        create,
+          compute};
 }
 
 const Operator kOperators[] = {

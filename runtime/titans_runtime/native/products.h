@@ -14,7 +14,8 @@ struct Left {
 };
 
 template <int ROWS, int VECTORS>
-inline void block(Index inner, Left a, const float* b, Index b_row, float* c, Index c_row, const float* scale, bool add) {
+inline void block(Index inner, Left a, const float* b, Index b_row, float* c, Index c_row, const float* scale,
+                  bool add) {
   Vec sums[ROWS][VECTORS] = {};
   for (Index k = 0; k < inner; ++k) {
     Vec row[VECTORS];
@@ -71,12 +72,10 @@ inline void product(Index rows, Index columns, Index inner, Left a, const float*
                     const float* scale, bool add) {
   Index n = 0;
   if (rows == 1)  // one row has no other use for the registers than more columns
-    for (; n + 8 * kLanes <= columns; n += 8 * kLanes)
-      block<1, 8>(inner, a, b + n, b_row, c + n, c_row, scale, add);
+    for (; n + 8 * kLanes <= columns; n += 8 * kLanes) block<1, 8>(inner, a, b + n, b_row, c + n, c_row, scale, add);
   for (; n + 2 * kLanes <= columns; n += 2 * kLanes)
     column_block<2>(rows, inner, a, b + n, b_row, c + n, c_row, scale, add);
-  for (; n + kLanes <= columns; n += kLanes)
-    column_block<1>(rows, inner, a, b + n, b_row, c + n, c_row, scale, add);
+  for (; n + kLanes <= columns; n += kLanes) column_block<1>(rows, inner, a, b + n, b_row, c + n, c_row, scale, add);
   if (n < columns) narrow(rows, columns - n, inner, a, b + n, b_row, c + n, c_row, scale, add);
 }
 
@@ -85,7 +84,8 @@ inline void transpose(Index rows, Index columns, const float* from, Index from_r
   constexpr Index kTile = 8;
   for (Index r = 0; r < rows; r += kTile)
     for (Index c = 0; c < columns; c += kTile) {
-      const Index last_row = r + kTile < rows ? r + kTile : rows, last_column = c + kTile < columns ? c + kTile : columns;
+      const Index last_row = r + kTile < rows ? r + kTile : rows,
+                  last_column = c + kTile < columns ? c + kTile : columns;
       for (Index j = c; j < last_column; ++j)
         for (Index i = r; i < last_row; ++i) to[j * to_row + i] = from[i * from_row + j];
     }

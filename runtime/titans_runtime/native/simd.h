@@ -84,7 +84,10 @@ inline void store_some(float* to, Vec x, Index count) { std::memcpy(to, &x, coun
 // The same where `count` may be a whole vector's, which it nearly always is.
 inline Vec get(const float* from, Index count) { return count == kLanes ? load(from) : load_some(from, count); }
 inline void put(float* to, Vec x, Index count) {
-  if (count == kLanes) store(to, x); else store_some(to, x, count);
+  if (count == kLanes)
+    store(to, x);
+  else
+    store_some(to, x, count);
 }
 
 // Asks for `count` numbers that are read soon. Rows of a table lie pages apart, which no processor foresees by itself.
