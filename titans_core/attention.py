@@ -130,8 +130,8 @@ class SlidingWindowAttention(_Attention):
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         dim = self.heads * self.width
-        asked, v = torch.split(self.to_qkv(x), [2 * dim, dim], dim=-1)
-        q, k = self.normalised(asked).chunk(2, dim=1)
+        queries_keys, v = torch.split(self.to_qkv(x), [2 * dim, dim], dim=-1)
+        q, k = self.normalised(queries_keys).chunk(2, dim=1)
         return q, k, split_heads(v, self.heads)
 
     def _turned(self, q: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,8 +290,8 @@ class SegmentAttention(_Attention):
 
     def segment(self, x: Tensor, h: Tensor | None) -> Tensor:
         """One whole segment: `[B, C, dim]` tokens and answers, result `[B, C, dim]`."""
-        asked, told, values = self._project(x, h)
-        q, keys, values = self.normalised(asked), self.normalised(told), split_heads(values, self.heads)
+        queries, keys, values = self._project(x, h)
+        q, keys, values = self.normalised(queries), self.normalised(keys), split_heads(values, self.heads)
         place = torch.arange(self.chunk, device=x.device)
         visible = place <= place[:, None]
         kinds = len(self.kinds)
@@ -314,10 +314,10 @@ class SegmentAttention(_Attention):
         Returns:
             `[B, T, dim]`, and the new rows `[T, B, H, d]`.
         """
-        asked, told, values = self._project(x, h)
+        queries, keys, values = self._project(x, h)
         values = split_heads(values, self.heads)
         kinds, tokens = len(self.kinds), x.shape[1]
-        plain = self.normalised(torch.cat([told, asked], dim=1))  # keys and queries: fewer and larger operators
+        plain = self.normalised(torch.cat([keys, queries], dim=1))  # keys and queries: fewer and larger operators
         turned = self.rotate_at(plain, torch.cat([place] * kinds + [self.positions + place], dim=1))
         keys, turned = torch.split(turned, [kinds * tokens, tokens], dim=2)
         earlier = (torch.arange(self.chunk, device=x.device) < place[:, :1, None])[:, None]

@@ -20,7 +20,7 @@ from titans_core.errors import ConfigError
 from titans_core.model import TitansModel
 
 
-def writes_off(config: TitansConfig) -> TitansConfig:
+def writes_off_config(config: TitansConfig) -> TitansConfig:
     """The configuration with no step size."""
     return replace(config, memory=replace(config.memory, step_size="off"))
 
@@ -30,7 +30,7 @@ def writes_something(config: TitansConfig) -> bool:
     return config.memory.step_size != "off" and any(config.has_memory(layer) for layer in range(config.layers))
 
 
-def without_writes(config: TitansConfig, tensors: Mapping[str, Tensor]) -> tuple[TitansConfig, dict[str, Tensor]]:
+def writes_off(config: TitansConfig, tensors: Mapping[str, Tensor]) -> tuple[TitansConfig, dict[str, Tensor]]:
     """A trained model with its writes switched off.
 
     Args:
@@ -50,7 +50,7 @@ def without_writes(config: TitansConfig, tensors: Mapping[str, Tensor]) -> tuple
         for name, value in kept.items():
             if name.endswith(".memory.to_write.weight"):  # [dim, keys | values | gates], the step size's columns last
                 kept[name] = value[:, : -config.memory.heads].contiguous()
-    return writes_off(config), kept
+    return writes_off_config(config), kept
 
 
 def attention_only(config: TitansConfig) -> TitansConfig:

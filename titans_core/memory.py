@@ -281,11 +281,11 @@ class NeuralMemory(nn.Module):
         if past is not None:
             stream, past = self.conv(stream, past, self.conv.weight, length)
         dtype = self._dtype(x)
-        asked, told = torch.split(F.silu(stream).to(dtype), [2 * self.dim, self.dim], dim=-1)
-        q, k = self._unit_heads(asked).chunk(2, dim=1)
+        queries_keys, values = torch.split(F.silu(stream).to(dtype), [2 * self.dim, self.dim], dim=-1)
+        q, k = self._unit_heads(queries_keys).chunk(2, dim=1)
         batch, tokens = x.shape[:2]
         logits = writes[..., 2 * self.dim :].to(dtype).reshape(batch, tokens, len(self.gate_names), self.heads)
-        return q, k, split_heads(told, self.heads), logits.permute(0, 3, 1, 2), past
+        return q, k, split_heads(values, self.heads), logits.permute(0, 3, 1, 2), past
 
     @staticmethod
     def _dtype(x: Tensor) -> torch.dtype:

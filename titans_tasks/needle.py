@@ -32,10 +32,10 @@ _SUBJECTS = (
 
 @dataclass(frozen=True)
 class Needle:
-    """A fact and the question about it. `told` holds `answer` once or more, `asked` ends where the answer begins."""
+    """A fact and the question about it. `fact` holds `answer` once or more, `question` ends where the answer begins."""
 
-    told: bytes
-    asked: bytes
+    fact: bytes
+    question: bytes
     answer: bytes
 
 
@@ -55,16 +55,16 @@ def make_needle(form: Form, random: np.random.Generator) -> Needle:
     subject = _SUBJECTS[random.integers(len(_SUBJECTS))]
     if form == "passkey":
         key = _digits(5, random)
-        told = f"The pass key is {key}. Remember it. {key} is the pass key."
-        return Needle(told.encode(), b"What is the pass key? The pass key is ", key.encode())
+        fact = f"The pass key is {key}. Remember it. {key} is the pass key."
+        return Needle(fact.encode(), b"What is the pass key? The pass key is ", key.encode())
     if form == "number":
         value, what = _digits(7, random), "number"
     else:
         text = random.bytes(16).hex()
         value, what = "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:])), "uuid"
-    told = f"One of the special magic {what}s for {subject} is: {value}."
-    asked = f"What is the special magic {what} for {subject}? The special magic {what} for {subject} is: "
-    return Needle(told.encode(), asked.encode(), value.encode())
+    fact = f"One of the special magic {what}s for {subject} is: {value}."
+    question = f"What is the special magic {what} for {subject}? The special magic {what} for {subject} is: "
+    return Needle(fact.encode(), question.encode(), value.encode())
 
 
 def _digits(count: int, random: np.random.Generator) -> str:
@@ -87,17 +87,17 @@ class Haystack:
             DataError: needle and question alone are longer.
         """
         needle = make_needle(form, random)
-        told = b"\n" + needle.told + b"\n"
-        tail = b"\n" + needle.asked + needle.answer
-        room = length - len(told) - len(tail)
+        fact = b"\n" + needle.fact + b"\n"
+        tail = b"\n" + needle.question + needle.answer
+        room = length - len(fact) - len(tail)
         if room < 0:
             raise DataError(f"a {form} needle and its question take {length - room} bytes; use a length above {length}")
         place = int(random.integers(room + 1))
         hay = self._piece(room, random)
-        parts = (hay[:place], np.frombuffer(told, np.uint8), hay[place:], np.frombuffer(tail, np.uint8))
+        parts = (hay[:place], np.frombuffer(fact, np.uint8), hay[place:], np.frombuffer(tail, np.uint8))
         tokens = np.concatenate(parts).astype(np.int64)
-        first = needle.told.find(needle.answer)
-        again = needle.told.find(needle.answer, first + 1)
+        first = needle.fact.find(needle.answer)
+        again = needle.fact.find(needle.answer, first + 1)
         size = len(needle.answer)
         start = place + 1 + again - 1  # the byte before the repetition, after the needle's line break
         return NeedleStream(
@@ -105,7 +105,7 @@ class Haystack:
             np.arange(length - size - 1, length - 1),
             tokens[length - size :],
             np.arange(start, start + size) if again > 0 else np.arange(0),
-            length - len(needle.asked) - size,
+            length - len(needle.question) - size,
         )
 
     def _piece(self, length: int, random: np.random.Generator) -> NDArray[np.uint8]:
@@ -139,7 +139,7 @@ class NeedleConfig:
 def shortest_stream(form: Form) -> int:
     """Bytes of needle and question alone."""
     needle = make_needle(form, np.random.default_rng(0))
-    return len(needle.told) + len(needle.asked) + len(needle.answer) + 3
+    return len(needle.fact) + len(needle.question) + len(needle.answer) + 3
 
 
 def held_out_stream(hay: Haystack, form: Form, length: int, seed: int) -> NeedleStream:

@@ -38,7 +38,7 @@ class Series:
     observed: NDArray[np.bool_]
     season: int  # steps in the most obvious period; 1 if there is none
     columns: tuple[str, ...] = ()  # a name per channel; () is "column 1" and so on
-    told: tuple[str, ...] = ()  # what was read and what was not, for a person
+    notes: tuple[str, ...] = ()  # what was read and what was not, for a person
 
     def __post_init__(self) -> None:
         if not self.columns:
@@ -90,7 +90,7 @@ def read_series(source: str, *, season: int | None = None) -> Series:
     """The series called `source` in `SOURCES`, or the one in the file of that name.
 
     Files are .npy (float or integer [T] or [T, F], NaN for a gap) or text with one step per line (`read_table`),
-    compressed with gzip or not. A column of times or row numbers is left out; `Series.told` says so.
+    compressed with gzip or not. A column of times or row numbers is left out; `Series.notes` says so.
 
     Args:
         source: a name, or the path of a file.
@@ -103,8 +103,8 @@ def read_series(source: str, *, season: int | None = None) -> Series:
         known = SOURCES[source]
         values, observed = known.read()
         gaps = f", gaps filled in {int((~observed).sum()):,}" if not observed.all() else ""
-        told = (f"{len(values):,} steps of {known.domain}{gaps}",)
-        return Series(source, values, observed, known.season if season is None else season, (source,), told)
+        notes = (f"{len(values):,} steps of {known.domain}{gaps}",)
+        return Series(source, values, observed, known.season if season is None else season, (source,), notes)
     path = Path(source)
     if not path.is_file():
         raise DataError(f"there is no series and no file {source}; name a .csv or .npy file, or one of {_names()}")
@@ -163,14 +163,14 @@ def _filled(
     values, known = values[first:], known[first:]
     latest = np.maximum.accumulate(np.where(known, np.arange(len(values))[:, None], 0), axis=0)
     observed = np.asarray(known.all(1))
-    told = [
+    summary = [
         f"{len(values):,} steps of {len(columns)} column{'' if len(columns) == 1 else 's'} ({_listed(columns)})",
         *notes,
         *([f"left out {first} steps before the first value of every column"] if first else []),
         *([f"filled gaps in {len(values) - int(observed.sum()):,} steps"] if not observed.all() else []),
     ]
     filled = np.take_along_axis(values, latest, axis=0)
-    return Series(name, filled, observed, season, columns, tuple(told))
+    return Series(name, filled, observed, season, columns, tuple(summary))
 
 
 def _named(columns: Sequence[str]) -> bool:

@@ -9,7 +9,7 @@ from titans_export.bundle.texts import AS_FOUND, EndNames
 from titans_export.bundle.writer import Progress, staged, with_verification, write_bundle, write_manifest
 from titans_export.errors import ExportError, VerificationError
 from titans_export.models.precision import at_precision, check_range, precision
-from titans_export.models.source_model import CONTROL, WRITES_OFF, load_original
+from titans_export.models.source_model import CONTROL, WRITES_OFF, load_source
 from titans_export.verification.agreement import compare
 from titans_runtime.errors import BundleError
 from titans_runtime.jsonread import parse
@@ -25,17 +25,17 @@ def export_checkpoint(
     verify_tokens: int = 2048,
     progress: Progress | None = None,
     overwrite: bool = False,
-    writes: bool = True,
+    writes_off: bool = False,
     ends: EndNames = AS_FOUND,
 ) -> Manifest:
     """Export a checkpoint directory; see `export_model`. Raises `CheckpointError` too.
 
-    Without `writes` the bundle is the control whose memory is never written (`titans_core.controls`), and its
+    With `writes_off` the bundle is the control whose memory is never written (`titans_core.controls`), and its
     provenance says so.
     """
-    model, loaded = load_original(checkpoint, writes=writes)
+    model, loaded = load_source(checkpoint, writes_off=writes_off)
     provenance = {key: str(value) for key, value in loaded.provenance.items()}
-    if not writes:
+    if writes_off:
         provenance[CONTROL] = WRITES_OFF
     return export_model(
         model,

@@ -148,15 +148,15 @@ def eager_speed(checkpoint: Path, documents: list[NDArray[np.int64]]) -> float:
 
     from titans_core.training.checkpoint import load_model
     from titans_export.models.titans import TitansSteppable
-    from titans_export.verification.torch_stream import EagerStream
+    from titans_export.verification.torch_stream import TorchStream
 
     torch.set_flush_denormal(True)  # as the runtime does
     model, _ = load_model(checkpoint)
     steppable = TitansSteppable(model.eval().requires_grad_(False))
-    EagerStream(steppable, 1).feed(torch.from_numpy(documents[0][None, :1024]))
+    TorchStream(steppable, 1).feed(torch.from_numpy(documents[0][None, :1024]))
     began = time.perf_counter()
     for document in documents:
-        EagerStream(steppable, 1).feed(torch.from_numpy(document[None]))
+        TorchStream(steppable, 1).feed(torch.from_numpy(document[None]))
     return sum(map(len, documents)) / (time.perf_counter() - began)
 
 

@@ -92,7 +92,7 @@ def _bits(
 def recall(model: titans.Model, data: dict[str, NDArray[np.int64]]) -> dict[str, object]:
     """Accuracy on the questions after the gap, with the memory as it is and with it reset just before them."""
     right = {"kept": 0, "reset": 0}
-    asked = 0
+    questions = 0
     for tokens, queries, answers in zip(data["tokens"], data["queries"], data["answers"], strict=True):
         first = int(queries[0])
         for mode in right:
@@ -102,8 +102,8 @@ def recall(model: titans.Model, data: dict[str, NDArray[np.int64]]) -> dict[str,
                 session.reset()
             logits = session.feed(tokens[first:], all_logits=True)
             right[mode] += int((logits[queries - first].argmax(-1) == answers).sum())
-        asked += len(queries)
-    return {"questions": asked, **{f"accuracy_{mode}": count / asked for mode, count in right.items()}}
+        questions += len(queries)
+    return {"questions": questions, **{f"accuracy_{mode}": count / questions for mode, count in right.items()}}
 
 
 if __name__ == "__main__":

@@ -69,8 +69,8 @@ def one(study: Study, label: str, seed: int) -> dict[str, Any]:
     """One training of a row: accuracies by gap, when it had learned, parameters and seconds."""
     name = f"ablation-{list(ROWS).index(label)}-{seed}"
     trained = study.train(name, *recipe(ROWS[label], seed))
-    asked = (word for gap in GAPS for word in ("--gap", gap))
-    report = study.evaluate(name, study.export(name), "--task", "recall", *asked)
+    gaps = (word for gap in GAPS for word in ("--gap", gap))
+    report = study.evaluate(name, study.export(name), "--task", "recall", *gaps)
     return {
         "accuracy": [float(point["accuracy"]) for point in report["points"]],
         "learned": learned(study.out / "checkpoints" / name / "log.csv"),

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 import titans_runtime
 from titans_core.training.checkpoint import load_model
 from titans_export.models.titans import TitansSteppable
-from titans_export.verification.torch_stream import EagerStream
+from titans_export.verification.torch_stream import TorchStream
 from titans_measure.quality import needle
 from titans_measure.quality.recall import Questions
 from titans_measure.quality.streams import Stream
@@ -47,14 +47,14 @@ class Told:
 class Eager:
     """PyTorch in place of the runtime."""
 
-    def __init__(self, stream: EagerStream) -> None:
+    def __init__(self, stream: TorchStream) -> None:
         self._stream = stream
 
     @classmethod
     def of(cls, checkpoint: Path, batch: int) -> Eager:
         """`batch` fresh streams of the model in `checkpoint`."""
         model, _ = load_model(checkpoint)
-        return cls(EagerStream(TitansSteppable(model.eval().requires_grad_(False)), batch))
+        return cls(TorchStream(TitansSteppable(model.eval().requires_grad_(False)), batch))
 
     def feed(self, inputs: Array, all_outputs: bool = False) -> Told:
         """Consume ids `[B, T]`."""

@@ -125,11 +125,11 @@ def sizes(study: Study, out: Path) -> dict[str, Any]:
     for label, (keys, pairs, heads) in SIZES.items():
         name = f"recall-lmm-{keys}-{pairs}-{heads}"
         study.train(name, *recipe("lmm", 0, keys, pairs, heads))
-        asked = [count for count in (4, 8, 16, 32, 64, 128) if count <= keys]
-        each = [word for count in asked for word in ("--pairs", count)]
+        pair_counts = [count for count in (4, 8, 16, 32, 64, 128) if count <= keys]
+        each = [word for count in pair_counts for word in ("--pairs", count)]
         report = study.evaluate(name, study.export(name), "--task", "recall", "--keys", keys, *each, "--gap", GAPS[-1])
-        found[label] = {"pairs": asked, "accuracy": accuracies(report)}
-        curves.append(Curve(label, asked, found[label]["accuracy"]))
+        found[label] = {"pairs": pair_counts, "accuracy": accuracies(report)}
+        curves.append(Curve(label, pair_counts, found[label]["accuracy"]))
     draw(out / "recall-pairs.svg", curves, "pairs to remember", f"right answers after {GAPS[-1]:,} tokens, %", base=2)
     return found
 

@@ -103,10 +103,10 @@ def tables(found: dict[str, Any]) -> str:
         rows = [(name, *(shown(one["errors"][who][kind], 4) for who in names)) for name, one in found.items()]
         parts.append(table((kind.upper(), *names), rows))
     scores = ("forecast", "memory", "last_change")
-    told = {name: one["detection"] for name, one in found.items() if one["detection"]}
+    detections = {name: one["detection"] for name, one in found.items() if one["detection"]}
     rows = [
         (f"{name}, {kind}", *(shown({"all": one[score]["overall"], **one[score]["by_kind"]}[kind]) for score in scores))
-        for name, one in told.items()
+        for name, one in detections.items()
         for kind in ("all", *KINDS)
     ]
     return "\n\n".join([*parts, table(("ROC-AUC", *scores), rows)])

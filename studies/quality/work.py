@@ -60,9 +60,9 @@ class Study:
         """A command's JSON document, kept or made now; `replaces` is a folder that an interrupted run may have left."""
         result = self._result(name)
         command = [str(word) for word in words]
-        asked = {"command": f"titans {shlex.join(command)}", "made_from": self._fingerprint(made_from)}
+        header = {"command": f"titans {shlex.join(command)}", "made_from": self._fingerprint(made_from)}
         kept = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
-        if any(kept.get(key) != value for key, value in asked.items()):
+        if any(kept.get(key) != value for key, value in header.items()):
             if replaces:
                 shutil.rmtree(replaces, ignore_errors=True)
             print(f"$ titans {shlex.join(command)}", file=sys.stderr, flush=True)
@@ -77,7 +77,7 @@ class Study:
                 raise SystemExit(f"titans {shlex.join(command)} failed with exit code {done.returncode}")
             after = os.times()
             seconds = after.children_user + after.children_system - before.children_user - before.children_system
-            kept = {**asked, "seconds": round(seconds, 1), "result": json.loads(done.stdout)}
+            kept = {**header, "seconds": round(seconds, 1), "result": json.loads(done.stdout)}
             write(result, kept)
         return dict(kept["result"])
 

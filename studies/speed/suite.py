@@ -67,9 +67,9 @@ def check_beside(names: Collection[str], where: dict[str, Any], out: Path) -> No
     others = [name for name in before["parts"] if name not in names]
     differing = {key for key in {*before["machine"], *where} if before["machine"].get(key) != where.get(key)}
     if others and differing:
-        told = ", ".join(f"{key} {before['machine'].get(key)}, here {where.get(key)}" for key in sorted(differing))
+        differs = ", ".join(f"{key} {before['machine'].get(key)}, here {where.get(key)}" for key in sorted(differing))
         raise OtherMachineError(
-            f"{out / RESULTS} keeps {', '.join(others)} of another machine ({told}), and one page cannot hold both;"
+            f"{out / RESULTS} keeps {', '.join(others)} of another machine ({differs}), and one page cannot hold both;"
             " measure every part here (make bench), or choose another place with --out"
         )
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from titans_export.errors import TraceError
 from titans_export.graph.lower import RULES, lower
-from titans_export.graph.record import BatchSize, Feeds, trace
+from titans_export.graph.record import BatchSize, Feeds, record
 
 Function = Callable[[Tensor, Tensor], Tensor]
 
@@ -114,7 +114,7 @@ def example(batch: int) -> Feeds:
 
 
 def session(function: Callable[[Feeds], Feeds], module: nn.Module) -> ort.InferenceSession:
-    graph = lower(trace(function, module, example), "test")
+    graph = lower(record(function, module, example), "test")
     parameters = dict(module.named_parameters())
     for tensor in graph.initializer:
         if tensor.name in parameters:
@@ -146,7 +146,7 @@ def test_a_rule_computes_what_torch_computes_for_any_batch(name: str) -> None:
 def test_every_rule_is_tried() -> None:
     seen: set[str] = set()
     for function in BOTH.values():
-        recorded = trace(lambda feeds, f=function: {"out": f(feeds["x"], feeds["y"])}, Nothing(), example)  # type: ignore[misc]
+        recorded = record(lambda feeds, f=function: {"out": f(feeds["x"], feeds["y"])}, Nothing(), example)  # type: ignore[misc]
         seen |= {call.name.removesuffix(".__get__").rsplit(".", 1)[-1].strip("_") for call in recorded.calls}
     aliases = {
         "rmul", "truediv", "bmm", "mod", "logical_and", "logical_or", "rtruediv", "logical_not", "view", "unflatten",
@@ -172,7 +172,7 @@ class Scaled(nn.Module):
 
 def test_parameters_keep_their_names_and_only_small_results_of_them_are_folded() -> None:
     module = Scaled()
-    graph = lower(trace(lambda feeds: module.apply_both(feeds), module, example), "test")
+    graph = lower(record(lambda feeds: module.apply_both(feeds), module, example), "test")
     names = {tensor.name for tensor in graph.initializer if not tensor.HasField("raw_data")}
     assert names == {"weight", "big"}
     assert [node.op_type for node in graph.node].count("ReduceSum") == 0
@@ -185,7 +185,7 @@ def test_parameters_keep_their_names_and_only_small_results_of_them_are_folded()
 def test_nodes_carry_the_path_of_the_module_that_made_them() -> None:
     outer = nn.Module()
     outer.inner = Scaled()
-    graph = lower(trace(lambda feeds: outer.inner.apply_both(feeds), outer, example), "test")
+    graph = lower(record(lambda feeds: outer.inner.apply_both(feeds), outer, example), "test")
     assert all(node.name.startswith("inner/") for node in graph.node if node.name != "out")
     assert len({node.name for node in graph.node}) == len(graph.node)
 
@@ -195,19 +195,19 @@ def test_repeated_work_is_done_once_and_unused_work_not_at_all() -> None:
         torch.exp(feeds["y"])
         return {"out": torch.exp(feeds["x"]) + torch.exp(feeds["x"])}
 
-    graph = lower(trace(function, Nothing(), example), "test")
+    graph = lower(record(function, Nothing(), example), "test")
     assert sorted(node.op_type for node in graph.node) == ["Add", "Exp"]
     assert [value.name for value in graph.input] == ["x"]
 
 
 def test_the_batch_axis_is_named() -> None:
-    graph = lower(trace(lambda feeds: {"out": feeds["x"] * 2}, Nothing(), example), "test")
+    graph = lower(record(lambda feeds: {"out": feeds["x"] * 2}, Nothing(), example), "test")
     dims = [dim.dim_param or dim.dim_value for dim in graph.output[0].type.tensor_type.shape.dim]
     assert dims == ["batch", 3, 4]
 
 
 def test_integers_that_follow_the_batch_are_found() -> None:
-    recorded = trace(lambda feeds: {"out": feeds["x"].reshape(feeds["x"].shape[0] * 3, 4)}, Nothing(), example)
+    recorded = record(lambda feeds: {"out": feeds["x"].reshape(feeds["x"].shape[0] * 3, 4)}, Nothing(), example)
     assert recorded.calls[0].results[0].shape == (BatchSize(3, 0), 4)
 
 
@@ -227,4 +227,4 @@ def test_integers_that_follow_the_batch_are_found() -> None:
 )
 def test_what_cannot_be_written_down_is_refused(function: Callable[[Feeds], Feeds], message: str) -> None:
     with pytest.raises(TraceError, match=message):
-        lower(trace(function, Nothing(), example), "test")
+        lower(record(function, Nothing(), example), "test")

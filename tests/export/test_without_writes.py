@@ -11,13 +11,13 @@ import torch
 import titans_runtime
 from tests.export.conftest import Exported, moved
 from titans_core.config import TitansConfig
-from titans_core.controls import without_writes
+from titans_core.controls import writes_off
 from titans_core.model import TitansModel
 from titans_export.export import export_model
 
 
 def control(model: TitansModel) -> TitansModel:
-    config, tensors = without_writes(model.config, model.state_dict())
+    config, tensors = writes_off(model.config, model.state_dict())
     twin = TitansModel(config)
     twin.load_state_dict(tensors)
     return twin.eval().requires_grad_(False)

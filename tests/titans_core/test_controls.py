@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from titans_core.config import VARIANTS, MemoryConfig, TitansConfig, Variant
-from titans_core.controls import attention_only, without_writes, writes_off
+from titans_core.controls import attention_only, writes_off, writes_off_config
 from titans_core.errors import ConfigError
 from titans_core.model import TitansModel
 
@@ -50,7 +50,7 @@ def ids(rows: int, tokens: int) -> Tensor:
 @pytest.mark.parametrize("step_size", ["token", "constant"])
 def test_the_control_is_the_model_with_a_step_size_of_zero(variant: Variant, step_size: str) -> None:
     model = trained(config(variant, step_size=step_size))
-    shape, tensors = without_writes(model.config, model.state_dict())
+    shape, tensors = writes_off(model.config, model.state_dict())
     control = TitansModel(shape).double()
     control.load_state_dict(tensors)
     with torch.no_grad():
@@ -64,7 +64,7 @@ def test_the_control_is_the_model_with_a_step_size_of_zero(variant: Variant, ste
 @pytest.mark.parametrize("forget_to", ["start", "zero"])
 def test_without_writes_a_stream_keeps_the_learned_memory_or_shrinks_it(variant: Variant, forget_to: str) -> None:
     model = trained(config(variant, forget_to=forget_to))
-    shape, tensors = without_writes(model.config, model.state_dict())
+    shape, tensors = writes_off(model.config, model.state_dict())
     control = TitansModel(shape).double()
     control.load_state_dict(tensors)
 
@@ -91,10 +91,10 @@ def test_attention_alone_has_at_least_as_many_parameters_and_no_memory(variant: 
 def test_what_has_no_control_is_refused() -> None:
     with pytest.raises(ConfigError, match="choose mal, mag or mac"):
         attention_only(config("lmm"))
-    for never in (writes_off(config("mac")), replace(config("mac"), memory_layers=())):
+    for never in (writes_off_config(config("mac")), replace(config("mac"), memory_layers=())):
         with pytest.raises(ConfigError, match="export it as it is"):
-            without_writes(never, TitansModel(never).state_dict())
+            writes_off(never, TitansModel(never).state_dict())
 
 
 def test_training_without_writes_is_the_configuration_without_a_step_size() -> None:
-    assert writes_off(config("mal")).memory == MemoryConfig(heads=2, step_size="off")
+    assert writes_off_config(config("mal")).memory == MemoryConfig(heads=2, step_size="off")

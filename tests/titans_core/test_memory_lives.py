@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from titans_core.config import VARIANTS, ForgetTo, MemoryConfig, TitansConfig, Variant
-from titans_core.controls import without_writes
+from titans_core.controls import writes_off
 from titans_core.model import TitansModel
 from titans_core.state import State
 
@@ -27,7 +27,7 @@ def model(variant: Variant, depth: int, forget_to: ForgetTo = "start") -> Titans
 
 
 def never_written(net: TitansModel) -> TitansModel:
-    config, tensors = without_writes(net.config, net.state_dict())
+    config, tensors = writes_off(net.config, net.state_dict())
     twin = TitansModel(config).eval().requires_grad_(False)
     twin.load_state_dict(tensors)
     return twin

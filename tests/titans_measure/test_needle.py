@@ -82,7 +82,7 @@ def test_a_right_answer_is_what_greedy_decoding_gives(tiny_bundle: Path) -> None
     ids = hidden.ask(model.driver(2))
     for row in range(2):
         session = model.session()
-        before = np.concatenate([hidden.read[row], hidden.asked[row, : hidden.places[row, 0] + 1]])
+        before = np.concatenate([hidden.read[row], hidden.question_ids[row, : hidden.places[row, 0] + 1]])
         assert session.feed(before).argmax() == ids[row, 0]
 
 

@@ -122,7 +122,7 @@ def test_a_gap_is_filled_with_the_value_before_it_and_said(tmp_path: Path, gap: 
     expected = [WAVE[6] if i in (7, 8) else WAVE[39] if i == 40 else value for i, value in enumerate(WAVE)]
     assert series.values[:, 0].tolist() == expected
     assert np.flatnonzero(~series.observed).tolist() == [7, 8, 40]
-    assert "filled gaps in 3 steps" in series.told
+    assert "filled gaps in 3 steps" in series.notes
 
 
 def test_a_blank_line_is_a_gap_where_there_is_one_column(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_steps_before_the_first_value_are_left_out_and_said(tmp_path: Path) -> N
     (tmp_path / "a.csv").write_text(rows(SLOW, cells, header="b,a"))
     series = read_series(str(tmp_path / "a.csv"))
     assert series.values[:, 1].tolist() == WAVE[5:]
-    assert "left out 5 steps before the first value of every column" in series.told
+    assert "left out 5 steps before the first value of every column" in series.notes
 
 
 def test_marks_of_instruments_for_no_value_are_gaps_and_said(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_marks_of_instruments_for_no_value_are_gaps_and_said(tmp_path: Path) -> 
     series = read_series(str(tmp_path / "a.csv"))
     assert series.values.min() > 10
     assert (~series.observed).sum() == 4
-    assert any("took -9999 for gaps" in line for line in series.told)
+    assert any("took -9999 for gaps" in line for line in series.notes)
 
 
 def test_a_value_of_nines_among_its_like_is_a_value(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from titans_core.config import TitansConfig
-from titans_core.controls import without_writes, writes_something
+from titans_core.controls import writes_off, writes_something
 from titans_core.errors import CheckpointError, ConfigError, TitansCoreError
 from titans_core.model import TitansModel
 from titans_core.state import State
@@ -317,7 +317,7 @@ class _Run:
         if final and self.task.carries:
             self._compare("memory_reset", self._totals(self.objective, keep=False))
             if writes_something(self.config):
-                self._compare("writes_off", self._totals(self._without_writes(), keep=True))
+                self._compare("writes_off", self._totals(self._writes_off(), keep=True))
         for observer in watching:
             observer.on_evaluation(self.step, self.metrics)
 
@@ -326,9 +326,9 @@ class _Run:
         name, value = next(iter(self.task.metrics(totals).items()))
         self.metrics[f"{name}_{control}"] = value
 
-    def _without_writes(self) -> Objective:
+    def _writes_off(self) -> Objective:
         """The model as it is now, with its writes switched off."""
-        config, tensors = without_writes(self.config, self.model.state_dict())
+        config, tensors = writes_off(self.config, self.model.state_dict())
         with torch.random.fork_rng(devices=[]):  # what a fresh model draws is not this run's
             model = TitansModel(config).to(self.workers.device)
         model.load_state_dict(tensors)

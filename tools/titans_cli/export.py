@@ -85,7 +85,7 @@ def export(
                 verify_tokens=verify_tokens,
                 overwrite=overwrite,
                 progress=progress,
-                writes=control != "writes-off",
+                writes_off=control == "writes-off",
                 ends=EndNames(eos=tuple(map(unescaped, eos)), stop=tuple(map(unescaped, stop))),
             )
     except VerificationError as error:

@@ -69,7 +69,7 @@ class ModelOptions:
             _override(values, override)
         model = TitansConfig.from_dict(values)
         if self.control == "writes-off":
-            return controls.writes_off(model)
+            return controls.writes_off_config(model)
         return controls.attention_only(model) if self.control == "attention-only" else model
 
 

@@ -53,17 +53,17 @@ class Beginning:
                     " train a new model without --from"
                 )
 
-    def task(self, asked: str | None) -> str:
-        """The task that the checkpoint was trained on, which is also what was `asked` for, if anything was."""
+    def task(self, requested: str | None) -> str:
+        """The task that the checkpoint was trained on, which is also what was `requested` for, if anything was."""
         known = self.checkpoint.provenance.get("task.task")
-        if known is None and asked is None:
+        if known is None and requested is None:
             raise click.UsageError(f"{self.path} does not say what it was trained on; add --task")
-        if known is not None and asked not in (None, known):
+        if known is not None and requested not in (None, known):
             raise click.UsageError(
-                f"{self.path} was trained on --task {known}, and --task {asked} needs a model of its own; leave --task"
-                " out, or train a new model without --from"
+                f"{self.path} was trained on --task {known}, and --task {requested} needs a model of its own; leave"
+                " --task out, or train a new model without --from"
             )
-        return str(asked or known)
+        return str(requested or known)
 
     def settle(self, context: click.Context, task: str, own: dict[str, Any]) -> dict[str, Any]:
         """The task's options `own`, those that fix the model as the checkpoint has them."""

@@ -155,7 +155,7 @@ def _series(base: ModelOptions, seed: int, *, data: tuple[str, ...], window: int
         model,
         SeriesTask(forecasting, window=_slice(window, model), seed=seed),
         series_json=json.dumps(forecasting.document(), indent=1),
-        read=(*series.told, split),
+        read=(*series.notes, split),
     )
 
 

@@ -34,9 +34,9 @@ from titans_export.graph.model import (
 )
 from titans_export.models.precision import precision
 from titans_export.models.protocol import SteppableModel
-from titans_export.passes.float32_for_cpu import is_half, widened
+from titans_export.passes.float32_for_cpu import float32_for_cpu, is_half
 from titans_export.passes.quantise import quantise
-from titans_export.passes.weights_on_left import turn_large
+from titans_export.passes.weights_on_left import weights_on_left
 from titans_runtime.arguments import is_unicode
 from titans_runtime.atomic import replace_file, replace_folder
 from titans_runtime.manifest import MANIFEST_FILE, DataFile, GraphSpec, Manifest, ModelInfo, TokenizerInfo
@@ -138,7 +138,7 @@ def write_bundle(
     if wanted.quantised:
         used = quantise([*portable, *singles], used)
     elif not any(is_half(model) for model in portable):
-        used = turn_large(portable, used, fused=singles)
+        used = weights_on_left(portable, used, fused=singles)
     places = write_tensors(directory / WEIGHTS_FILE, used)
     specs = [_write_graph(graph, fusible.get(graph.source.name), directory, places) for graph in exported]
     learned = {
@@ -182,7 +182,7 @@ def _write_graph(
     path = _save(graph.model, directory / f"{graph.source.name}.onnx")
     twin = None
     if is_half(graph.model):
-        twin = data_file(_save(widened(graph.model, set(places)), directory / f"{graph.source.name}.cpu.onnx"))
+        twin = data_file(_save(float32_for_cpu(graph.model, set(places)), directory / f"{graph.source.name}.cpu.onnx"))
     single = None
     if fused is not None:
         refer_to_weights(fused.model, WEIGHTS_FILE, places)

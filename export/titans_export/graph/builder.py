@@ -39,7 +39,7 @@ def onnx_shape(shape: Sequence[Size]) -> list[int | str | None]:
 
 
 class GraphBuilder:
-    """Collects nodes; `value_of` turns trace references into ONNX value names."""
+    """Collects nodes; `value_of` turns recorded references into ONNX value names."""
 
     def __init__(self, inputs: dict[str, Ref], parameters: dict[int, str]) -> None:
         self.inputs = inputs
@@ -103,7 +103,7 @@ class GraphBuilder:
         return self.constant(np.array(values, dtype=np.int64))
 
     def value_of(self, item: Ref | Constant, broadcasts: bool = False) -> str:
-        """The ONNX value of a traced tensor.
+        """The ONNX value of a recorded tensor.
 
         Args:
             item: the tensor.

@@ -2,7 +2,7 @@
 
 The portable graphs spell everything out in standard operators, and every elementwise one is a pass over tensors of its
 own on a CPU. While `fused` is active, memories, a token's attention and gated feed-forwards that the kernels know call
-one function instead, which a trace records as one call and `lower` turns into one node of the domain `ai.titans`. What
+one function instead, recorded as one call that `lower` turns into one node of the domain `ai.titans`. What
 these nodes compute is the modules' own methods, for which they stand in; `titans_runtime/native` has the kernels.
 
 Knows what qualifies and the order of an operator's inputs and outputs, which `native/operators.cpp` shares. Does not
@@ -219,9 +219,9 @@ class _FusedSegment:
         attention = self.attention
         if x.shape[1] > 1:
             return SegmentAttention.extend(attention, x, h, state, position, place)
-        told = attention.to_key_value(x if h is None else torch.cat([h, x], dim=1))
+        keys_values = attention.to_key_value(x if h is None else torch.cat([h, x], dim=1))
         rows = [f"{kind}_{part}" for kind in attention.kinds for part in ("key", "value")]
-        inputs = [attention.to_query(x), told, *_persistent(attention), attention.cosine, attention.sine]
+        inputs = [attention.to_query(x), keys_values, *_persistent(attention), attention.cosine, attention.sine]
         inputs += [*(state[name] for name in rows), position]
         return _attended(attention, x, inputs, rows, state, past=0, window=0)
 

@@ -16,7 +16,7 @@ import torch
 from titans_export.errors import TraceError
 from titans_export.graph.builder import ONNX_TYPES, GraphBuilder
 from titans_export.graph.fused_ops import DOMAIN
-from titans_export.graph.record import BatchSize, Call, Constant, Ref, Trace
+from titans_export.graph.record import BatchSize, Call, Constant, Recording, Ref
 
 Rule = Callable[[GraphBuilder, Call], list[str]]
 RULES: dict[str, Rule] = {}
@@ -24,14 +24,14 @@ RULES: dict[str, Rule] = {}
 _INT_MAX = np.iinfo(np.int64).max
 
 
-def lower(trace: Trace, name: str) -> onnx.GraphProto:
-    """The ONNX graph of a trace.
+def lower(recording: Recording, name: str) -> onnx.GraphProto:
+    """The ONNX graph of a recording.
 
     Raises:
         TraceError: a torch function has no rule.
     """
-    builder = GraphBuilder(trace.inputs, trace.parameters)
-    for call in trace.calls:
+    builder = GraphBuilder(recording.inputs, recording.parameters)
+    for call in recording.calls:
         builder.scope = call.scope
         rule = RULES.get(_short(call.name))
         if rule is None:
@@ -42,7 +42,7 @@ def lower(trace: Trace, name: str) -> onnx.GraphProto:
         for ref, value in zip(call.results, rule(builder, call), strict=True):
             builder.bind(ref, value)
     builder.scope = ""
-    return builder.finish(name, trace.outputs, trace.parameter_refs)
+    return builder.finish(name, recording.outputs, recording.parameter_refs)
 
 
 def _short(name: str) -> str:

@@ -18,7 +18,7 @@ from titans_core.state import StateSpec as CoreStateSpec
 from titans_export.errors import ExportError, TraceError
 from titans_export.graph.fused_ops import DOMAIN, VERSION, fused
 from titans_export.graph.lower import lower
-from titans_export.graph.record import trace
+from titans_export.graph.record import record
 from titans_export.models.protocol import DATA_INPUTS, Feeds, StepGraph, SteppableModel, initial_state
 from titans_runtime.manifest import (
     BATCH,
@@ -108,7 +108,7 @@ def _state(spec: CoreStateSpec, start: Tensor) -> StateSpec:
 
 
 def example_feeds(model: SteppableModel, graph: StepGraph, batch: int) -> Feeds:
-    """Feeds of the right shapes for a graph; their values do not matter to a trace."""
+    """Feeds of the right shapes for a graph; their values do not matter to a recording."""
     feeds: Feeds = {"position": torch.zeros(batch, dtype=torch.int64)}
     if graph.tokens:
         if isinstance(model.inputs, ContinuousInputs):
@@ -121,7 +121,7 @@ def example_feeds(model: SteppableModel, graph: StepGraph, batch: int) -> Feeds:
 
 
 def export_graph(model: SteppableModel, graph: StepGraph) -> ExportedGraph:
-    """Trace and lower one graph, and have ONNX check it.
+    """Record and lower one graph, and have ONNX check it.
 
     Raises:
         TraceError: the computation cannot be written as a graph.
@@ -138,7 +138,7 @@ def export_graph(model: SteppableModel, graph: StepGraph) -> ExportedGraph:
         return {name if name in DATA_INPUTS else past(name): value for name, value in feeds.items()}
 
     try:
-        proto = lower(trace(run, model.module, example), graph.name)
+        proto = lower(record(run, model.module, example), graph.name)
     except TraceError as error:
         raise TraceError(f"graph {graph.name}: {error}") from error
     parameters = tuple(tensor.name for tensor in proto.initializer if not tensor.HasField("raw_data"))

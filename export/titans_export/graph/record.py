@@ -82,7 +82,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Trace:
+class Recording:
     """A whole function: inputs, parameters by index, calls in order, outputs."""
 
     inputs: dict[str, Ref]
@@ -92,7 +92,7 @@ class Trace:
     outputs: dict[str, Ref | Constant]
 
 
-def trace(function: Function, module: nn.Module, example: Example) -> Trace:
+def record(function: Function, module: nn.Module, example: Example) -> Recording:
     """Record `function` over `module`'s parameters.
 
     Args:
@@ -227,7 +227,7 @@ class _Unifier:
         self.twin: dict[int, int] = {}  # id in the first run -> id in the second
         self.count = 0
 
-    def unified(self) -> Trace:
+    def unified(self) -> Recording:
         first, second = self.runs
         if len(first.calls) != len(second.calls):
             raise TraceError("the computation depends on the batch size; make it the same for every batch")
@@ -242,7 +242,7 @@ class _Unifier:
             results = tuple(self._define(x, y) for x, y in zip(a.results, b.results, strict=True))
             calls.append(Call(a.name, tuple(args), kwargs, results, a.scope))
         outputs = {name: self._tensor(value, second.outputs[name]) for name, value in first.outputs.items()}
-        return Trace(inputs, {ref.index: name for name, ref in parameters.items()}, parameters, calls, outputs)
+        return Recording(inputs, {ref.index: name for name, ref in parameters.items()}, parameters, calls, outputs)
 
     def _define(self, a: Tensor, b: Tensor) -> Ref:
         if id(a) in self.refs:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from titans_core import controls
 from titans_core.config import TitansConfig
-from titans_core.controls import without_writes
 from titans_core.errors import ConfigError
 from titans_core.model import TitansModel
 from titans_core.training.checkpoint import Checkpoint, load_model
@@ -21,20 +21,20 @@ CONTROL = "control"  # the entry of a manifest's provenance
 WRITES_OFF = "writes-off"
 
 
-def load_original(checkpoint: Path, *, writes: bool) -> tuple[TitansModel, Checkpoint]:
+def load_source(checkpoint: Path, *, writes_off: bool) -> tuple[TitansModel, Checkpoint]:
     """A checkpoint's model, in fp32, and what else the checkpoint holds.
 
     Args:
         checkpoint: the checkpoint directory.
-        writes: False for the same weights with the memory's writes switched off (`titans_core.controls`).
+        writes_off: the same weights with the memory's writes switched off (`titans_core.controls`).
 
     Raises:
         CheckpointError: it cannot be loaded.
         ConfigError: there are no writes to switch off.
     """
     model, loaded = load_model(checkpoint)
-    if not writes:
-        config, tensors = without_writes(loaded.config, loaded.tensors)
+    if writes_off:
+        config, tensors = controls.writes_off(loaded.config, loaded.tensors)
         model = TitansModel(config)
         model.load_state_dict(tensors, assign=True)
     return model, loaded
@@ -48,16 +48,16 @@ def made_from(manifest: Manifest, model: TitansModel) -> bool:
         return False
 
 
-def original_of(bundle: Path, manifest: Manifest, checkpoint: Path) -> TitansModel:
+def source_of(bundle: Path, manifest: Manifest, checkpoint: Path) -> TitansModel:
     """The model that a bundle was made from, out of its checkpoint; a control is the control again.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
         ExportError: the bundle was made from another model.
     """
-    writes = manifest.provenance.get(CONTROL) != WRITES_OFF
+    writes_off = manifest.provenance.get(CONTROL) == WRITES_OFF
     with contextlib.suppress(ConfigError):  # nothing to switch off, so this checkpoint is not the one
-        model, _ = load_original(checkpoint, writes=writes)
+        model, _ = load_source(checkpoint, writes_off=writes_off)
         if made_from(manifest, model):
             return model
     raise ExportError(

@@ -23,7 +23,7 @@ def is_half(model: onnx.ModelProto) -> bool:
     return any(value.type.tensor_type.elem_type in HALF for value in values)
 
 
-def widened(model: onnx.ModelProto, weights: set[str]) -> onnx.ModelProto:
+def float32_for_cpu(model: onnx.ModelProto, weights: set[str]) -> onnx.ModelProto:
     """The float32 twin.
 
     Args:

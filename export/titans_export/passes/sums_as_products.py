@@ -20,7 +20,7 @@ from titans_export.errors import ExportError
 _ONES = "normalisation/ones"
 
 
-def with_sums_as_products(content: bytes, file: str) -> bytes | None:
+def sums_as_products(content: bytes, file: str) -> bytes | None:
     """The ONNX model with every L1 normalisation over one of the two last axes as `x / (|x| @ ones)`.
 
     Returns:

@@ -30,7 +30,7 @@ FEW_ROWS = 2  # of each stream: the tokens of a step, and in mac the answers bef
 LARGE_MATRIX = 2**16  # numbers; below, the transposes around the product take longer than the copy
 
 
-def turn_large(
+def weights_on_left(
     models: Iterable[onnx.ModelProto], weights: Mapping[str, Tensor], fused: Iterable[onnx.ModelProto] = ()
 ) -> dict[str, Tensor]:
     """Turn the products with large matrices around, in place.
@@ -41,7 +41,7 @@ def turn_large(
         weights: by initializer name.
 
     Returns:
-        What to store: a turned matrix transposed, under `left_name`; all else as it is.
+        What to store: a turned matrix transposed, under `transposed_name`; all else as it is.
     """
     models, fused = list(models), list(fused)
     if sum(value.nbytes for value in weights.values()) < LARGE_BUNDLE:
@@ -53,12 +53,12 @@ def turn_large(
     for model in fused:
         _turn(model.graph, turned, fused=True)
     return {
-        left_name(name) if name in turned else name: value.T.contiguous() if name in turned else value
+        transposed_name(name) if name in turned else name: value.T.contiguous() if name in turned else value
         for name, value in weights.items()
     }
 
 
-def left_name(weight: str) -> str:
+def transposed_name(weight: str) -> str:
     """The stored name of a transposed weight."""
     return f"{weight}.T"
 
@@ -85,7 +85,7 @@ def _turn(graph: onnx.GraphProto, turned: set[str], fused: bool = False) -> None
     shapes = _shapes(graph)
     weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     # What stands on the left instead of a right operand, and its height. A tied embedding is transposed in the graph.
-    left = {name: (left_name(name), weights[name][1]) for name in turned if name in weights}
+    left = {name: (transposed_name(name), weights[name][1]) for name in turned if name in weights}
     for node in graph.node:
         if node.op_type == "Transpose" and len(weights.get(node.input[0], [])) == 2:
             left[node.output[0]] = (node.input[0], weights[node.input[0]][0])
@@ -107,7 +107,7 @@ def _turn(graph: onnx.GraphProto, turned: set[str], fused: bool = False) -> None
     for tensor in graph.initializer:
         if tensor.name in turned:
             dims = list(tensor.dims)[::-1]
-            kept.append(TensorProto(name=left_name(tensor.name), data_type=tensor.data_type, dims=dims))
+            kept.append(TensorProto(name=transposed_name(tensor.name), data_type=tensor.data_type, dims=dims))
         else:
             kept.append(tensor)
     kept += [helper.make_tensor(name, TensorProto.INT64, [len(key)], key) for key, name in integers.items()]

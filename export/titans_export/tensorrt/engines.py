@@ -238,7 +238,7 @@ def monitor(module: Any, tell: Callable[[float], None]) -> Any:
             module.IProgressMonitor.__init__(self)
             self.open: list[tuple[str, int]] = []  # phases from the outermost in, and their steps
             self.done: dict[str, int] = {}
-            self.told = 0.0
+            self.reported = 0.0
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             while self.open and self.open[-1][0] != parent_phase:
@@ -255,9 +255,9 @@ def monitor(module: Any, tell: Callable[[float], None]) -> Any:
             for name, steps in self.open:
                 share += width * min(self.done[name], steps) / steps
                 width /= steps
-            if share >= self.told + 1 / STEPS:  # a phase may begin anew inside the same step of the one around it
-                self.told = min(share, 1.0)
-                tell(self.told)
+            if share >= self.reported + 1 / STEPS:  # a phase may begin anew inside the same step of the one around it
+                self.reported = min(share, 1.0)
+                tell(self.reported)
             return True  # go on
 
     return Monitor()

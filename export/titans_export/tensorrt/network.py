@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from titans_export.errors import ExportError
-from titans_export.passes.sums_as_products import with_sums_as_products
+from titans_export.passes.sums_as_products import sums_as_products
 from titans_runtime.manifest import GraphSpec, TensorSpec
 
 _TYPES = {
@@ -68,7 +68,7 @@ def parse(module: Any, backend: str, builder: Any, logger: Any, path: Path, cont
     flag = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # since 11 there is no other kind
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = module.OnnxParser(network, logger)
-    if not parser.parse(with_sums_as_products(content, path.name) or content, str(path)):
+    if not parser.parse(sums_as_products(content, path.name) or content, str(path)):
         raise ExportError(f"{path.name}: {backend} {module.__version__} refuses {_refusals(parser)}")
     return network
 
@@ -76,14 +76,14 @@ def parse(module: Any, backend: str, builder: Any, logger: Any, path: Path, cont
 def _refusals(parser: Any) -> str:
     """The first parser errors; a node's name starts with the path of the module that made it."""
     errors = [parser.get_error(index) for index in range(min(_SHOWN, parser.num_errors))]
-    told = []
+    errors = []
     for error in errors:
         place, _, _ = error.node_name().rpartition("/")
         where = f" in {place}" if place else ""
-        told.append(
+        errors.append(
             f"node {error.node()}, {error.node_name()} ({error.node_operator()}){where}: {error.desc().strip()}"
         )
-    return "; ".join(told) or "the file"
+    return "; ".join(errors) or "the file"
 
 
 def check_io(module: Any, network: Any, graph: GraphSpec) -> tuple[EngineIO, ...]:
@@ -156,7 +156,7 @@ def _compare(graph: GraphSpec, found: Iterable[EngineIO], what: str) -> None:
     for name in sorted({*there, *wanted}):
         if there.get(name) != wanted.get(name):
             raise ExportError(
-                f"{graph.file}: {name} is {_told(there.get(name))} in {what} and {_told(wanted.get(name))} in the"
+                f"{graph.file}: {name} is {_text(there.get(name))} in {what} and {_text(wanted.get(name))} in the"
                 " manifest; export the bundle again, and report it if it recurs"
             )
 
@@ -166,5 +166,5 @@ def _wanted(tensor: TensorSpec) -> EngineIO:
     return EngineIO(tensor.name, tensor.dtype, shape, "device")
 
 
-def _told(item: EngineIO | None) -> str:
+def _text(item: EngineIO | None) -> str:
     return "missing" if item is None else f"{item.dtype} {list(item.shape)} on the {item.location}"

@@ -20,7 +20,7 @@ from torch import Tensor
 from titans_export.errors import VerificationError
 from titans_export.titans_pytorch import installed as library
 from titans_export.titans_pytorch.steppable import TitansPytorchModel
-from titans_export.verification.torch_stream import EagerStream
+from titans_export.verification.torch_stream import TorchStream
 from titans_runtime.arrays import Array
 from titans_runtime.bundle import open_bundle
 from titans_runtime.devices.select import select
@@ -84,7 +84,7 @@ def compare(
     tokens = library.longest_answered(model.config, tokens)
     stream = random_stream(model.inputs, tokens, seed)
     inputs = torch.from_numpy(stream)
-    eager, exact = EagerStream(model, 1), EagerStream(_in_double(model), 1)
+    eager, exact = TorchStream(model, 1), TorchStream(_in_double(model), 1)
     ours, ours_exact = eager.feed(inputs), exact.feed(_double(inputs))
     if installed is None:
         reference, want, want_exact = "own PyTorch form", ours, ours_exact
@@ -147,7 +147,7 @@ def _distance(a: Array | Tensor, b: Array | Tensor) -> float:
 
 
 def _compare_states(
-    driver: Driver, eager: EagerStream, exact: EagerStream
+    driver: Driver, eager: TorchStream, exact: TorchStream
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Errors by state, and what is allowed."""
     errors, allowed = {}, {}

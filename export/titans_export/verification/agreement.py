@@ -35,10 +35,10 @@ from titans_core.model import TitansModel
 from titans_export.errors import ExportError
 from titans_export.models.precision import StoredStates, precision, reference
 from titans_export.models.protocol import initial_state
-from titans_export.models.source_model import made_from, original_of
+from titans_export.models.source_model import made_from, source_of
 from titans_export.models.titans import TitansSteppable
 from titans_export.passes.quantise import values_name
-from titans_export.verification.torch_stream import EagerStream
+from titans_export.verification.torch_stream import TorchStream
 from titans_runtime.arrays import Array
 from titans_runtime.bundle import open_bundle, read_manifest_of
 from titans_runtime.devices.select import select
@@ -178,7 +178,7 @@ def verify_bundle(
         TitansError, TitansCoreError: one of the two cannot be loaded.
         ExportError: they are not the same model.
     """
-    model = original_of(bundle, read_manifest_of(bundle), checkpoint)
+    model = source_of(bundle, read_manifest_of(bundle), checkpoint)
     return compare(bundle, model, tokens=tokens, seed=seed, progress=progress)
 
 
@@ -250,8 +250,8 @@ def _drive(
     allowed = tolerance(manifest.dtype)
     report = VerificationReport(tokens, manifest.dtype, allowed, seed, forms=tuple(drivers))
     random = np.random.default_rng(seed)
-    eager = EagerStream(model, batch=1)
-    exact = None if twin is None else EagerStream(twin, batch=1)
+    eager = TorchStream(model, batch=1)
+    exact = None if twin is None else TorchStream(twin, batch=1)
     whole = None if twin is not None else _training_form(model.module, torch.from_numpy(stream)).numpy()
     position = 0
     while position < tokens:
@@ -295,7 +295,7 @@ def _drive(
     return report
 
 
-def _own_rounding(want: Array, exact_outputs: Array, eager: EagerStream, exact: EagerStream) -> float:
+def _own_rounding(want: Array, exact_outputs: Array, eager: TorchStream, exact: TorchStream) -> float:
     """How far the fp32 model is from its fp64 twin after a piece, outputs and carried state."""
     own = _difference(want, exact_outputs)
     for name, spec in eager.specs.items():
@@ -306,7 +306,7 @@ def _own_rounding(want: Array, exact_outputs: Array, eager: EagerStream, exact: 
     return own
 
 
-def _compare_states(report: VerificationReport, got: dict[str, Array], eager: EagerStream, position: int) -> float:
+def _compare_states(report: VerificationReport, got: dict[str, Array], eager: TorchStream, position: int) -> float:
     """The largest error of any state after a piece; the report keeps the largest of each."""
     worst = 0.0
     for spec in eager.specs.values():

@@ -23,10 +23,10 @@ import torch
 from titans_core.model import TitansModel
 from titans_export.errors import ExportError
 from titans_export.models.precision import at_precision, precision
-from titans_export.models.source_model import original_of
+from titans_export.models.source_model import source_of
 from titans_export.models.titans import TitansSteppable
 from titans_export.verification.agreement import threads_for
-from titans_export.verification.torch_stream import EagerStream
+from titans_export.verification.torch_stream import TorchStream
 from titans_runtime.arrays import Array
 from titans_runtime.bundle import Bundle, open_bundle
 from titans_runtime.devices.select import select
@@ -189,7 +189,7 @@ def measure_drift(
         ExportError: they are not the same model, or there is too little text.
     """
     opened = open_bundle(bundle)
-    model = original_of(bundle, opened.manifest, checkpoint)
+    model = source_of(bundle, opened.manifest, checkpoint)
     model.eval().requires_grad_(False)
     return drift(opened, model, _stream(opened, tokens, data, seed), progress)
 
@@ -223,7 +223,7 @@ def drift(bundle: Bundle, model: TitansModel, stream: Array, progress: Progress 
 
 
 def _eager(model: TitansSteppable) -> tuple[Feed, States]:
-    stream = EagerStream(model, batch=1)
+    stream = TorchStream(model, batch=1)
     return (
         lambda piece: stream.feed(torch.from_numpy(piece)).float().numpy(),
         lambda: {name: value.float().numpy() for name, value in stream.state.items()},

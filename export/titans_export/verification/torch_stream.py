@@ -14,7 +14,7 @@ from titans_export.models.protocol import StepGraph, SteppableModel, initial_sta
 from titans_runtime.manifest import GraphKind
 
 
-class EagerStream:
+class TorchStream:
     """`batch` streams in lockstep; `state` holds every tensor of the state table by name."""
 
     def __init__(self, model: SteppableModel, batch: int) -> None:

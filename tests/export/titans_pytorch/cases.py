@@ -17,7 +17,7 @@ from titans_export.bundle.writer import write_bundle
 from titans_export.titans_pytorch import installed as library
 from titans_export.titans_pytorch.parity import drive, random_stream
 from titans_export.titans_pytorch.steppable import TitansPytorchModel
-from titans_export.verification.torch_stream import EagerStream
+from titans_export.verification.torch_stream import TorchStream
 from titans_runtime.arrays import Array
 from titans_runtime.stream.driver import Driver
 
@@ -224,9 +224,9 @@ def agreement(case: Imported, tokens: int = TOKENS, seed: int = 0) -> tuple[floa
     return distance(got, want), max(CLOSE, SLACK * float(own.max())), driver
 
 
-def stepped(case: Imported, stream: Array) -> EagerStream:
+def stepped(case: Imported, stream: Array) -> TorchStream:
     """Our own PyTorch form after a stream, token by token."""
-    eager = EagerStream(case.ours, stream.shape[0])
+    eager = TorchStream(case.ours, stream.shape[0])
     for place in range(stream.shape[1]):
         eager.feed(torch.from_numpy(stream[:, place : place + 1]))
     return eager

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from tests.export.titans_pytorch import cases
 from titans_export.errors import ExportError
-from titans_export.passes.sums_as_products import with_sums_as_products
+from titans_export.passes.sums_as_products import sums_as_products
 from titans_export.tensorrt.engines import build_engines
 from titans_export.tensorrt.options import BuildOptions
 from titans_export.titans_pytorch.importer import import_checkpoint
@@ -59,7 +59,7 @@ def chain(path: Path, *, axes: tuple[int, ...], orders: tuple[int, ...], size: i
 
 def test_a_chain_said_as_products_computes_the_same(tmp_path: Path) -> None:
     chain(tmp_path / "g.onnx", axes=(-1, 1, -2, 2, -1), orders=(1, 1, 1, 1, 2))
-    changed = with_sums_as_products((tmp_path / "g.onnx").read_bytes(), "g.onnx")
+    changed = sums_as_products((tmp_path / "g.onnx").read_bytes(), "g.onnx")
     assert changed is not None
     model = onnx.load_from_string(changed)
     onnx.checker.check_model(model, full_check=True)
@@ -78,11 +78,11 @@ def test_a_chain_said_as_products_computes_the_same(tmp_path: Path) -> None:
 
 def test_a_graph_without_such_norms_is_left_to_the_file(tmp_path: Path) -> None:
     chain(tmp_path / "g.onnx", axes=(-1,), orders=(2,))
-    assert with_sums_as_products((tmp_path / "g.onnx").read_bytes(), "g.onnx") is None
+    assert sums_as_products((tmp_path / "g.onnx").read_bytes(), "g.onnx") is None
 
 
 @pytest.mark.parametrize(("axis", "size", "told"), [(0, 5, "axis -3"), (-1, "length", "axis -1, of size 0")])
 def test_a_norm_that_is_no_product_is_refused_by_name(axis: int, size: int | str, told: str, tmp_path: Path) -> None:
     chain(tmp_path / "g.onnx", axes=(axis,), orders=(1,), size=size)
     with pytest.raises(ExportError, match=f"norm0 normalises {told}"):
-        with_sums_as_products((tmp_path / "g.onnx").read_bytes(), "g.onnx")
+        sums_as_products((tmp_path / "g.onnx").read_bytes(), "g.onnx")

@@ -97,13 +97,13 @@ def evaluate(model: Model, wish: Wish, progress: Progress = unwatched) -> Report
     config = PlantedConfig(families=wish.families)
     done, total = 0, sum(gap + 1024 for gap in wish.gaps)
 
-    def told(tokens: int) -> None:
+    def on_progress(tokens: int) -> None:
         nonlocal done
         done += tokens
         progress(min(done, total), total)
 
-    points = [_point(model, config, gap, wish.streams, told) for gap in sorted(set(wish.gaps))]
-    reset = _point(model, config, 0, wish.streams, told, afresh=True)
+    points = [_point(model, config, gap, wish.streams, on_progress) for gap in sorted(set(wish.gaps))]
+    reset = _point(model, config, 0, wish.streams, on_progress, afresh=True)
     progress(total, total)
     return Report(subject=Subject.of(model), wish=wish, points=tuple(points), reset=reset)
 
@@ -124,7 +124,9 @@ def evaluate_fasta(
     return reading.read_documents(model, documents, tokens, sizes, progress, task="dna", unit="base", data=data)
 
 
-def _point(model: Model, config: PlantedConfig, gap: int, streams: int, told: Any, afresh: bool = False) -> Point:
+def _point(
+    model: Model, config: PlantedConfig, gap: int, streams: int, on_progress: Any, afresh: bool = False
+) -> Point:
     made = [planted_sequence(config, gap, FIRST_STREAM + number) for number in range(streams)]
     parts = [(one.bases, one.repeated) for one in made]
     if afresh:
@@ -134,6 +136,6 @@ def _point(model: Model, config: PlantedConfig, gap: int, streams: int, told: An
     marked = np.zeros((streams, longest), np.bool_)
     for row, (bases, repeated) in enumerate(parts):
         tokens[row, : len(bases)], marked[row, : len(bases)] = bases, repeated
-    bits: Bits = marked_bits(model.driver(streams), tokens, marked, told)[marked]
+    bits: Bits = marked_bits(model.driver(streams), tokens, marked, on_progress)[marked]
     by_offset = bits.reshape(-1, config.body).mean(0)
     return Point(gap=gap, bases=len(bits), bits=float(bits.mean()), by_offset=tuple(map(float, by_offset)))

@@ -62,7 +62,7 @@ def document_bits(
     *,
     window: int,
     frozen_after: int,
-    told: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> Bits:
     """Bits of every token but the first, in the order of the document: float64 `[T - 1]`.
 
@@ -72,7 +72,7 @@ def document_bits(
         mode: see the module.
         window: tokens per window, where there are windows.
         frozen_after: tokens that the frozen memory has read. Earlier tokens are predicted as with the memory kept.
-        told: hears of the tokens done.
+        on_progress: hears of the tokens done.
     """
     inputs, targets = tokens[:-1], tokens[1:]
     bits = np.empty(len(targets))
@@ -86,8 +86,8 @@ def document_bits(
             stream = fixed.fork()
         outputs = stream.feed(inputs[None, start:stop], all_outputs=True).outputs[0]
         bits[start:stop] = surprisal(outputs, targets[start:stop])
-        if told is not None:
-            told(stop - start)
+        if on_progress is not None:
+            on_progress(stop - start)
     return bits
 
 
@@ -114,7 +114,7 @@ def by_position(bits: dict[Mode, Sequence[Bits]]) -> tuple[Bucket, ...]:
 
 
 def marked_bits(
-    stream: Stream, tokens: Ids, marked: NDArray[np.bool_], told: Callable[[int], None] | None = None
+    stream: Stream, tokens: Ids, marked: NDArray[np.bool_], on_progress: Callable[[int], None] | None = None
 ) -> Bits:
     """Bits of the marked tokens of B streams from where they are.
 
@@ -122,7 +122,7 @@ def marked_bits(
         stream: B streams.
         tokens: int64 `[B, T]`, fed from the first to the last.
         marked: bool `[B, T]`, False in the first column.
-        told: hears of the tokens done.
+        on_progress: hears of the tokens done.
 
     Returns:
         float64 `[B, T]`, 0 where nothing is marked.
@@ -137,6 +137,6 @@ def marked_bits(
         if len(rows):
             found = surprisal(outputs[rows, columns], tokens[rows, start + 1 + columns])
             bits[rows, start + 1 + columns] = found
-        if told is not None:
-            told(stop - start)
+        if on_progress is not None:
+            on_progress(stop - start)
     return bits

@@ -1,4 +1,4 @@
-"""`needle`: does the model still know one fact of a long real text when it is asked at the end?
+"""`needle`: does the model still know one fact of a long real text when it is questioned at the end?
 
 Streams of one length run in lockstep: haystack and needle first, then the question with its answer. A stream counts as
 right when every byte of the answer is the most likely one, which is when greedy decoding gives exactly the answer. The
@@ -53,7 +53,7 @@ class Wish:
 class Point:
     """Answers at one length.
 
-    streams, right: how many were asked, and how many gave every byte of the answer.
+    streams, right: how many questions, and how many gave every byte of the answer.
     bytes_right: the share of the answers' bytes that were right.
     """
 
@@ -121,16 +121,16 @@ def evaluate(model: Model, wish: Wish, progress: Progress = unwatched) -> Report
     lengths = sorted(set(wish.lengths))
     hay = Haystack(read_corpus(wish.data).held_out)
     hidden = [Hidden.of(hay, wish, length) for length in lengths]
-    done, total = 0, sum(lengths) + hidden[0].asked.shape[1]
+    done, total = 0, sum(lengths) + hidden[0].question_ids.shape[1]
 
-    def told(tokens: int) -> None:
+    def on_progress(tokens: int) -> None:
         nonlocal done
         done += tokens
         progress(done, total)
 
-    points = tuple(each.point(each.ask(model.driver(wish.streams), told)) for each in hidden)
+    points = tuple(each.point(each.ask(model.driver(wish.streams), on_progress)) for each in hidden)
     reset = hidden[0].point(hidden[0].ask_unread(model.driver(wish.streams)))
-    told(hidden[0].asked.shape[1])
+    on_progress(hidden[0].question_ids.shape[1])
     return Report(subject=Subject.of(model), wish=wish, points=points, reset=reset)
 
 
@@ -140,7 +140,7 @@ class Hidden:
     def __init__(self, streams: Sequence[NeedleStream]) -> None:
         tokens = np.stack([stream.tokens for stream in streams])
         self.question = streams[0].question
-        self.read, self.asked = tokens[:, : self.question], tokens[:, self.question :]
+        self.read, self.question_ids = tokens[:, : self.question], tokens[:, self.question :]
         self.places = np.stack([stream.queries for stream in streams]) - self.question
         self.answers: NDArray[np.int64] = np.stack([stream.answers for stream in streams])
         self.length = tokens.shape[1]
@@ -151,17 +151,17 @@ class Hidden:
         numbers = range(FIRST_STREAM, FIRST_STREAM + wish.streams)
         return cls([held_out_stream(hay, wish.form, length, number) for number in numbers])
 
-    def ask(self, stream: Stream, told: Callable[[int], None] | None = None) -> NDArray[np.int64]:
-        """The bytes `[streams, A]` that fresh streams answer; `told` hears of the tokens done."""
-        read(stream, self.read, told)
+    def ask(self, stream: Stream, on_progress: Callable[[int], None] | None = None) -> NDArray[np.int64]:
+        """The bytes `[streams, A]` that fresh streams answer; `on_progress` hears of the tokens done."""
+        read(stream, self.read, on_progress)
         answers = self.ask_unread(stream)
-        if told is not None:
-            told(self.asked.shape[1])
+        if on_progress is not None:
+            on_progress(self.question_ids.shape[1])
         return answers
 
     def ask_unread(self, stream: Stream) -> NDArray[np.int64]:
         """The same without haystack and needle."""
-        return predictions(stream, self.asked, self.places)
+        return predictions(stream, self.question_ids, self.places)
 
     def point(self, ids: NDArray[np.int64]) -> Point:
         """How many of these answers are right."""

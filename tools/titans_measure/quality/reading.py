@@ -159,7 +159,7 @@ def read_documents(
         del models["writes_off"]
     done, total = 0, len(models) * sum(len(ids) - 1 for ids in tokens)
 
-    def told(count: int) -> None:
+    def on_progress(count: int) -> None:
         nonlocal done
         done += count
         progress(done, total)
@@ -172,7 +172,7 @@ def read_documents(
         read = []
         for ids in tokens:
             driver = reader.driver()
-            read.append(document_bits(driver, ids, mode, **windows, told=told))
+            read.append(document_bits(driver, ids, mode, **windows, on_progress=on_progress))
             if mode == "kept":
                 dead |= dict.fromkeys(_dead(driver))
         bits[mode] = [share * one for share, one in zip(per_unit, read, strict=True)]

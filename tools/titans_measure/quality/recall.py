@@ -126,17 +126,17 @@ def evaluate(model: Model, wish: Wish, progress: Progress = unwatched) -> Report
     points: list[Point] = []
     reset: list[Point] = []
 
-    def told(tokens: int) -> None:
+    def on_progress(tokens: int) -> None:
         nonlocal done
         done += tokens
         progress(done, total)
 
     for config in configs:
-        asked = Questions(config, wish.streams)
-        for gap, ids in asked.after_gaps(model.driver(wish.streams), wish.gaps, told).items():
-            points.append(asked.point(gap, ids))
-        reset.append(asked.point(0, asked.ask(model.driver(wish.streams))))
-        told(2 * config.pairs)
+        questions = Questions(config, wish.streams)
+        for gap, ids in questions.after_gaps(model.driver(wish.streams), wish.gaps, on_progress).items():
+            points.append(questions.point(gap, ids))
+        reset.append(questions.point(0, questions.ask(model.driver(wish.streams))))
+        on_progress(2 * config.pairs)
     return Report(
         subject=Subject.of(model), wish=wish, points=tuple(points), reset=tuple(reset), chance=1 / configs[0].values
     )
@@ -149,30 +149,30 @@ class Questions:
         made = [recall_stream(config, 0, FIRST_STREAM + number) for number in range(streams)]
         tokens = np.stack([stream.tokens for stream in made])
         self.config = config
-        self.told, self.asked = tokens[:, : 2 * config.pairs], tokens[:, 2 * config.pairs :]
+        self.pair_ids, self.question_ids = tokens[:, : 2 * config.pairs], tokens[:, 2 * config.pairs :]
         self.answers: NDArray[np.int64] = np.stack([stream.answers for stream in made])
 
     def after_gaps(
-        self, stream: Stream, gaps: Sequence[int], told: Callable[[int], None] | None = None
+        self, stream: Stream, gaps: Sequence[int], on_progress: Callable[[int], None] | None = None
     ) -> dict[int, NDArray[np.int64]]:
-        """The answers `[streams, pairs]` of fresh streams after each gap, shortest first; `told` hears of tokens."""
-        read(stream, self.told, told)
+        """The answers `[streams, pairs]` of fresh streams after each gap, shortest first."""
+        read(stream, self.pair_ids, on_progress)
         answers, at = {}, 0
-        filler = np.full((len(self.told), PIECE), FILLER, np.int64)
+        filler = np.full((len(self.pair_ids), PIECE), FILLER, np.int64)
         for gap in sorted(set(gaps)):
             while at < gap:
                 length = min(PIECE, gap - at)
-                read(stream, filler[:, :length], told)
+                read(stream, filler[:, :length], on_progress)
                 at += length
             answers[gap] = self.ask(stream.fork())
-            if told is not None:
-                told(self.asked.shape[1])
+            if on_progress is not None:
+                on_progress(self.question_ids.shape[1])
         return answers
 
     def ask(self, stream: Stream) -> NDArray[np.int64]:
         """The answers `[streams, pairs]` from where the streams are."""
-        places = np.broadcast_to(np.arange(0, self.asked.shape[1], 2), self.answers.shape)
-        return predictions(stream, self.asked, places)
+        places = np.broadcast_to(np.arange(0, self.question_ids.shape[1], 2), self.answers.shape)
+        return predictions(stream, self.question_ids, places)
 
     def point(self, gap: int, ids: NDArray[np.int64]) -> Point:
         """How many of these answers are right."""

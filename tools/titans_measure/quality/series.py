@@ -76,7 +76,7 @@ class Areas:
 
 @dataclass(frozen=True, kw_only=True)
 class Detection:
-    """How well anomalies were told from clean windows, by each of three scores.
+    """How well anomalies were separated from clean windows, by each of three scores.
 
     memory: None for a model without memory.
     """
@@ -141,9 +141,15 @@ class Report:
         for name, errors in (("model", self.model), ("naive", self.naive), ("seasonal naive", self.seasonal)):
             found.append(f"  {name}: MSE {errors.mse:.4g}, MAE {errors.mae:.4g}")
         if self.detection is not None:
-            told = self.detection
-            found.append(f"  {told.anomalous} of {told.windows:,} windows with an anomaly of size {self.wish.size:g}:")
-            scores = (("forecast", told.forecast), ("memory", told.memory), ("last change", told.last_change))
+            detection = self.detection
+            found.append(
+                f"  {detection.anomalous} of {detection.windows:,} windows with an anomaly of size {self.wish.size:g}:"
+            )
+            scores = (
+                ("forecast", detection.forecast),
+                ("memory", detection.memory),
+                ("last change", detection.last_change),
+            )
             for name, areas in scores:
                 if areas is not None:
                     kinds = ", ".join(f"{kind} {area:.3f}" for kind, area in areas.by_kind.items())
@@ -180,12 +186,12 @@ def evaluate(model: Model, wish: Wish, progress: Progress = unwatched) -> Report
     runs = wish.anomalies if held_out >= FEWEST_STEPS else 0
     done, total = 0, len(series.values) * (2 if runs else 1)
 
-    def told(steps: int) -> None:
+    def on_progress(steps: int) -> None:
         nonlocal done
         done += steps
         progress(done, total)
 
-    outputs, _ = _read(model, of.inputs(series.values)[None], told)
+    outputs, _ = _read(model, of.inputs(series.values)[None], on_progress)
     origins = _origins(of)
     forecasts = {
         "model": of.forecasts(outputs[0], series.values)[origins],
@@ -201,13 +207,13 @@ def evaluate(model: Model, wish: Wish, progress: Progress = unwatched) -> Report
         horizon=of.horizon,
         steps=len(series.values),
         split=of.split,
-        read=series.told,
+        read=series.notes,
         forecasts=len(origins),
         model=errors["model"],
         naive=errors["naive"],
         seasonal=errors["seasonal_naive"],
         by_horizon={name: _by_horizon(values, truth) for name, values in forecasts.items()},
-        detection=_detection(model, of, wish, told) if runs else None,
+        detection=_detection(model, of, wish, on_progress) if runs else None,
     )
 
 
@@ -242,7 +248,7 @@ def _by_horizon(forecasts: Values, truth: Values) -> tuple[float, ...]:
     return tuple(float(value) for value in np.square(forecasts - truth).mean((0, 2)))
 
 
-def _read(model: Model, inputs: FloatArray, told: Any) -> tuple[FloatArray, FloatArray]:
+def _read(model: Model, inputs: FloatArray, on_progress: Any) -> tuple[FloatArray, FloatArray]:
     """Outputs `[B, T, O]` and surprise `[B, T]` of fresh streams that are fed `inputs` `[B, T, F]`."""
     stream = model.driver(len(inputs))
     outputs, surprise = [], []
@@ -251,15 +257,15 @@ def _read(model: Model, inputs: FloatArray, told: Any) -> tuple[FloatArray, Floa
         fed = stream.feed(piece, all_outputs=True)
         outputs.append(fed.outputs)
         surprise.append(fed.surprise.mean(-1) if fed.surprise.shape[-1] else np.zeros(piece.shape[:2], np.float32))
-        told(piece.shape[1])
+        on_progress(piece.shape[1])
     return np.concatenate(outputs, 1), np.concatenate(surprise, 1)
 
 
-def _detection(model: Model, of: Forecasting, wish: Wish, told: Any) -> Detection:
+def _detection(model: Model, of: Forecasting, wish: Wish, on_progress: Any) -> Detection:
     runs = [
         inject(of.series.values, of.split, of.change[0], size=wish.size, seed=seed) for seed in range(wish.anomalies)
     ]
-    outputs, surprise = _read(model, np.stack([of.inputs(run.values) for run in runs]), told)
+    outputs, surprise = _read(model, np.stack([of.inputs(run.values) for run in runs]), on_progress)
     kinds = np.concatenate([run.kinds for run in runs])
 
     def areas(scores: Sequence[Values]) -> Areas:

@@ -42,13 +42,13 @@ class Stream(Protocol):
         ...
 
 
-def read(stream: Stream, inputs: Array, told: Callable[[int], None] | None = None) -> None:
-    """Feed `inputs` `[B, T, ...]` piece by piece for what they leave in memory; `told` hears of the tokens done."""
+def read(stream: Stream, inputs: Array, on_progress: Callable[[int], None] | None = None) -> None:
+    """Feed `inputs` `[B, T, ...]` piece by piece for what they leave in memory; `on_progress` gets the tokens done."""
     for start in range(0, inputs.shape[1], PIECE):
         piece = inputs[:, start : start + PIECE]
         stream.feed(piece)
-        if told is not None:
-            told(piece.shape[1])
+        if on_progress is not None:
+            on_progress(piece.shape[1])
 
 
 def predictions(stream: Stream, tokens: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
