@@ -260,12 +260,12 @@ def _drive(
             length = min(length, manifest.chunk)
         now = slice(position, position + length)
         policy = POLICIES[int(random.integers(len(POLICIES)))]
-        told = [driver.feed(stream[:, now], all_outputs=True, policy=policy).outputs for driver in drivers.values()]
+        results = [driver.feed(stream[:, now], all_outputs=True, policy=policy).outputs for driver in drivers.values()]
         want = eager.feed(torch.from_numpy(stream[:, now])).numpy()
-        outputs = max(_difference(got, want) for got in told)
+        outputs = max(_difference(got, want) for got in results)
         report.max_abs_error = max(report.max_abs_error, outputs)
         if whole is not None:
-            form = max(_difference(got, whole[:, now]) for got in told)
+            form = max(_difference(got, whole[:, now]) for got in results)
             report.training_form_error = max(report.training_form_error or 0.0, form)
             outputs = max(outputs, form)
         position += length
