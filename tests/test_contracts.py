@@ -18,7 +18,7 @@ import pytest
 from titans_cli.main import COMMANDS, cli
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("titans_core", "titans_tasks", "export/titans_export", "runtime/titans_runtime")
+PACKAGES = ("titans_core", "titans_tasks", "export/titans_export", "runtime/titans_format", "runtime/titans_runtime")
 TOOLS = ("tools", "studies", "scripts")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SOURCES = sorted(p for top in (*PACKAGES, *TOOLS, "tests") for p in (ROOT / top).rglob("*.py"))

@@ -61,11 +61,11 @@ class MemoryConfig:
         _at_least("memory.depth", self.depth, 1)
         _at_least("memory.conv_kernel", self.conv_kernel, 1)
         if not self.expansion > 0:
-            raise ConfigError(f"memory.expansion is {self.expansion}; use a factor above 0, such as 2.0")
+            raise ConfigError(f"memory.expansion is {self.expansion}", "use a factor above 0, such as 2.0")
         if not self.max_step_size > 0:
             raise ConfigError(
-                f"memory.max_step_size is {self.max_step_size}; use a value above 0,"
-                ' or step_size="off" to switch writes off'
+                f"memory.max_step_size is {self.max_step_size}",
+                'use a value above 0, or step_size="off" to switch writes off',
             )
         for name, limit in (
             ("initial_step_size", self.max_step_size),
@@ -73,10 +73,10 @@ class MemoryConfig:
             ("initial_momentum", 1.0),
         ):
             if not 0 < getattr(self, name) < limit:
-                raise ConfigError(f"memory.{name} is {getattr(self, name)}; use a value between 0 and {limit:g}")
+                raise ConfigError(f"memory.{name} is {getattr(self, name)}", f"use a value between 0 and {limit:g}")
         if self.surprise_bound is not None and not self.surprise_bound > 0:
             raise ConfigError(
-                f"memory.surprise_bound is {self.surprise_bound}; use a norm above 0, or null for no bound"
+                f"memory.surprise_bound is {self.surprise_bound}", "use a norm above 0, or null for no bound"
             )
 
 
@@ -110,30 +110,33 @@ class TitansConfig:
         _at_least("persistent_tokens", self.persistent_tokens, 0)
         if self.dim % self.memory.heads:
             raise ConfigError(
-                f"dim {self.dim} is not a multiple of memory.heads {self.memory.heads}; change one of them"
+                f"dim {self.dim} is not a multiple of memory.heads {self.memory.heads}", "change one of them"
             )
         if self.has_attention and self.dim % (2 * self.heads):
             raise ConfigError(
-                f"dim {self.dim} is not a multiple of 2 * heads = {2 * self.heads};"
-                " rotary positions need an even head width: change one of them"
+                f"dim {self.dim} is not a multiple of 2 * heads = {2 * self.heads}",
+                "rotary positions need an even head width: change one of them",
             )
         if self.variant == "lmm" and self.persistent_tokens:
             raise ConfigError(
-                "lmm has no attention to prepend persistent tokens to, its learned initial memory plays"
-                f" that part; set persistent_tokens to 0 (it is {self.persistent_tokens})"
+                "lmm has no attention to prepend persistent tokens to, its learned initial memory plays that part",
+                f"set persistent_tokens to 0 (it is {self.persistent_tokens})",
             )
         if (self.vocab_size is None) == (self.features is None):
-            raise ConfigError("set exactly one of vocab_size (token model) and features (continuous model)")
+            raise ConfigError(
+                f"vocab_size is {self.vocab_size} and features is {self.features}",
+                "set exactly one of vocab_size (token model) and features (continuous model)",
+            )
         for name in ("vocab_size", "features", "targets"):
             value = getattr(self, name)
             if value is not None:
                 _at_least(name, value, 1)
         if self.features is None and self.targets is not None:
-            raise ConfigError("targets belongs to continuous models; set features, or leave targets null")
+            raise ConfigError("targets belongs to continuous models", "set features, or leave targets null")
         if self.features is not None and self.tie_embeddings:
-            raise ConfigError("tie_embeddings needs a vocabulary; set it to false for a continuous model")
+            raise ConfigError("tie_embeddings needs a vocabulary", "set it to false for a continuous model")
         if not self.rope_base > 0:
-            raise ConfigError(f"rope_base is {self.rope_base}; use a base above 0, such as 10000")
+            raise ConfigError(f"rope_base is {self.rope_base}", "use a base above 0, such as 10000")
         self._check_memory_layers()
 
     def _check_memory_layers(self) -> None:
@@ -143,17 +146,19 @@ class TitansConfig:
         layers: object = self.memory_layers
         if not isinstance(layers, (tuple, list)) or any(type(layer) is not int for layer in layers):
             raise ConfigError(
-                f"memory_layers is {layers!r}; give a list of layer numbers, such as [0], or null for all layers"
+                f"memory_layers is {layers!r}", "give a list of layer numbers, such as [0], or null for all layers"
             )
         object.__setattr__(self, "memory_layers", tuple(sorted(self.memory_layers)))
         wrong = [i for i in self.memory_layers if not 0 <= i < self.layers]
         if wrong or len(set(self.memory_layers)) != len(self.memory_layers):
             raise ConfigError(
-                f"memory_layers {list(self.memory_layers)} must be distinct layer numbers from 0 to {self.layers - 1};"
-                " name each layer once, or set it to null for all of them"
+                f"memory_layers {list(self.memory_layers)} must be distinct layer numbers from 0 to {self.layers - 1}",
+                "name each layer once, or set it to null for all of them",
             )
         if self.variant == "lmm" and len(self.memory_layers) != self.layers:
-            raise ConfigError("every layer of an lmm has a memory; set memory_layers to null or choose mal, mag or mac")
+            raise ConfigError(
+                "every layer of an lmm has a memory", "set memory_layers to null or choose mal, mag or mac"
+            )
 
     @property
     def has_attention(self) -> bool:
@@ -227,7 +232,7 @@ def _parsed(text: str) -> object:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"the configuration is not JSON ({error}); export it again from the model") from error
+        raise ConfigError(f"the configuration is not JSON ({error})", "export it again from the model") from error
 
 
 _PLAIN_TYPES: dict[str, tuple[type, ...]] = {
@@ -242,20 +247,20 @@ _PLAIN_TYPES: dict[str, tuple[type, ...]] = {
 def _fields(cls: type, values: object, what: str) -> dict[str, Any]:
     """`values` as keyword arguments of dataclass `cls`: known names, right types."""
     if not isinstance(values, dict):
-        raise ConfigError(f"the {what} must be a JSON object, found {type(values).__name__}")
+        raise ConfigError(f"the {what} must be a JSON object, found {type(values).__name__}", "write an object")
     known = {f.name: str(f.type) for f in dataclasses.fields(cls)}
     for name, value in values.items():
         if name not in known:
-            raise ConfigError(f"unknown {what} option {name!r}; known options are {', '.join(sorted(known))}")
+            raise ConfigError(f"unknown {what} option {name!r}", f"known options are {', '.join(sorted(known))}")
         types = _PLAIN_TYPES.get(known[name])
         if types and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):
-            raise ConfigError(f"{what} option {name} must be {known[name]}, found {value!r}; change it")
+            raise ConfigError(f"{what} option {name} must be {known[name]}, found {value!r}", "change it")
     return dict(values)
 
 
 def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+        raise ConfigError(f"{name} is {value!r}", f"choose one of {', '.join(choices)}")
 
 
 def _finite(config: MemoryConfig | TitansConfig, prefix: str = "") -> None:
@@ -263,9 +268,9 @@ def _finite(config: MemoryConfig | TitansConfig, prefix: str = "") -> None:
     for field_ in dataclasses.fields(config):
         value = getattr(config, field_.name)
         if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{prefix}{field_.name} is {value}; use a finite number")
+            raise ConfigError(f"{prefix}{field_.name} is {value}", "use a finite number")
 
 
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
-        raise ConfigError(f"{name} is {value}; it must be at least {least}")
+        raise ConfigError(f"{name} is {value}", f"it must be at least {least}")

@@ -44,7 +44,9 @@ def writes_off(config: TitansConfig, tensors: Mapping[str, Tensor]) -> tuple[Tit
         ConfigError: the model has no writes to switch off.
     """
     if not writes_something(config):
-        raise ConfigError("this model never writes to a memory, so there is nothing to switch off; export it as it is")
+        raise ConfigError(
+            "this model never writes to a memory, so there is nothing to switch off", "export it as it is"
+        )
     kept = {name: value for name, value in tensors.items() if not name.endswith(".gate_bias.step_size")}
     if config.memory.step_size == "token":
         for name, value in kept.items():
@@ -60,7 +62,7 @@ def attention_only(config: TitansConfig) -> TitansConfig:
         ConfigError: the variant has no attention.
     """
     if not config.has_attention:
-        raise ConfigError(f"{config.variant} has no attention that could remain; choose mal, mag or mac")
+        raise ConfigError(f"{config.variant} has no attention that could remain", "choose mal, mag or mac")
     narrow = replace(config, memory_layers=())
     wanted, least, more = (
         _parameters(config),

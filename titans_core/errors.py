@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-
-class TitansCoreError(Exception):
-    """Base of every error that `titans_core` raises on purpose."""
+from titans_format.errors import TitansError
 
 
-class ConfigError(TitansCoreError, ValueError):
+class ConfigError(TitansError, ValueError):
     """A model or training configuration that cannot be built."""
 
 
-class CheckpointError(TitansCoreError):
+class CheckpointError(TitansError):
     """A checkpoint that is missing, damaged or not a checkpoint."""

@@ -57,7 +57,7 @@ def preset(name: str, *, variant: Variant = "mac", **changes: Any) -> TitansConf
         ConfigError: an unknown preset, or changes that do not fit together.
     """
     if name not in PRESETS:
-        raise ConfigError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
+        raise ConfigError(f"there is no preset {name!r}", f"choose one of {', '.join(PRESETS)}")
     shape = PRESETS[name]
     config = TitansConfig(
         variant=variant,
@@ -76,7 +76,7 @@ def preset(name: str, *, variant: Variant = "mac", **changes: Any) -> TitansConf
     try:
         return replace(config, **changes)
     except TypeError as error:
-        raise ConfigError(f"{error}; the fields are those of TitansConfig") from error
+        raise ConfigError(str(error), "the fields are those of TitansConfig") from error
 
 
 def _solved_ffn(config: TitansConfig, parameters: int) -> int:

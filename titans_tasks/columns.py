@@ -80,7 +80,7 @@ def numbers_of(body: list[Row], names: tuple[str, ...], notes: list[str], name: 
         found.append(values)
     if not found:
         sample = ", ".join(repr(cell) for cell in (body[0].cells if body else ())[:4])
-        raise DataError(f"{name} has no column of numbers (its first row is {sample}); give one step per line")
+        raise DataError(f"{name} has no column of numbers (its first row is {sample})", "give one step per line")
     return Table(np.stack(found, 1), tuple(used), tuple(notes))
 
 
@@ -130,14 +130,14 @@ def _value(cell: str, line: int, column: str, decimal: Decimal, name: str) -> fl
         return math.nan
     if is_infinite(cell):
         raise DataError(
-            f"{name} row {line}: {cell!r} of {column} is infinite; leave the cell empty if there is no value"
+            f"{name} row {line}: {cell!r} of {column} is infinite", "leave the cell empty if there is no value"
         )
     if not decimal.reads(cell):
         raise DataError(
-            f"{name} row {line}: {cell!r} of {column} is not a number; keep only columns of numbers, written such as"
-            " -1234.5, and leave cells without a value empty"
+            f"{name} row {line}: {cell!r} of {column} is not a number",
+            "keep only columns of numbers, written such as -1234.5, and leave cells without a value empty",
         )
     value = decimal.value(cell)
     if math.isinf(value):
-        raise DataError(f"{name} row {line}: {cell!r} of {column} is too large for a 64-bit number; use another unit")
+        raise DataError(f"{name} row {line}: {cell!r} of {column} is too large for a 64-bit number", "use another unit")
     return value

@@ -46,10 +46,10 @@ class PlantedConfig:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if value < (0 if "gap" in name else 1):
-                raise DataError(f"dna {name} is {value}; use a larger number")
+                raise DataError(f"dna {name} is {value}", "use a larger number")
         if self.families > 4**self.promoter // 4:
             raise DataError(
-                f"{self.families} promoters of {self.promoter} bases would look alike; use longer or fewer ones"
+                f"{self.families} promoters of {self.promoter} bases would look alike", "use longer or fewer ones"
             )
 
 
@@ -180,7 +180,7 @@ class BaseTokenizer:
         """The id of a letter."""
         letters = BASES + "N"
         if name not in letters:
-            raise DataError(f"{name!r} is not one of the letters {letters}; name one of them")
+            raise DataError(f"{name!r} is not one of the letters {letters}", "name one of them")
         return letters.index(name)
 
 
@@ -195,7 +195,7 @@ def read_fasta(paths: Sequence[str]) -> list[Document]:
         text = read_text(path, "give FASTA, compressed with gzip or not").text
         lines = [line for line in text.split("\n") if line.strip() and not line.startswith(";")]
         if not lines or not lines[0].startswith(">"):
-            raise DataError(_not_fasta(path, lines[0] if lines else ""))
+            raise _not_fasta(path, lines[0] if lines else "")
         starts = [i for i, line in enumerate(lines) if line.startswith(">")]
         for start, stop in zip(starts, [*starts[1:], len(lines)], strict=True):
             header, sequence = lines[start][1:].strip(), "".join("".join(lines[start + 1 : stop]).split())
@@ -204,7 +204,7 @@ def read_fasta(paths: Sequence[str]) -> list[Document]:
                 name = (header.split() or ["record"])[0]
                 records.append(Document(f"{path.name}/{len(records)}-{name}", sequence.encode("ascii")))
     if not records:
-        raise DataError("there is no sequence in the FASTA files; name files that have some")
+        raise DataError("there is no sequence in the FASTA files", "name files that have some")
     return records
 
 
@@ -222,20 +222,21 @@ def described(records: Sequence[Document]) -> str:
     return ", ".join(notes)
 
 
-def _not_fasta(path: Path, line: str) -> str:
+def _not_fasta(path: Path, line: str) -> DataError:
     known = next((name for start, name in _FORMATS.items() if line.startswith(start)), None)
-    found = f"it looks like {known}; convert it" if known else "give a header line before every sequence"
-    return f"{path} is not FASTA, which starts with '>'; {found}"
+    found = f", and looks like {known}" if known else ""
+    remedy = "convert it" if known else "give a header line before every sequence"
+    return DataError(f"{path} is not FASTA, which starts with '>'{found}", remedy)
 
 
 def _check_nucleotides(path: Path, header: str, sequence: str) -> None:
     wrong = sorted(letter for letter in set(sequence) if letter.upper() not in _LETTERS)
     if wrong:
-        raise DataError(f"{path}: {wrong[0]!r} in {header!r} is no nucleotide; give DNA or RNA, not protein")
+        raise DataError(f"{wrong[0]!r} in {header!r} is no nucleotide", "give DNA or RNA, not protein", where=path)
     sequence = sequence.upper()
     letters = len(sequence) - sum(map(sequence.count, "N-*."))
     if sum(map(sequence.count, "ACGTU")) < _LEAST_BASES * letters:
-        raise DataError(f"{path}: {header!r} is hardly any A, C, G, T or U; give DNA or RNA, not protein")
+        raise DataError(f"{header!r} is hardly any A, C, G, T or U", "give DNA or RNA, not protein", where=path)
 
 
 class GenomeTask(TextTask):

@@ -68,7 +68,7 @@ def read_corpus(sources: Sequence[str]) -> Corpus:
     documents += _read_files([Path(source) for source in sources if source != STDLIB])
     documents = [document for document in documents if len(document.data) > 1]
     if not documents:
-        raise DataError("there is no text in the training data; name files that have some, or use stdlib")
+        raise DataError("there is no text in the training data", "name files that have some, or use stdlib")
     return split(documents)
 
 
@@ -81,7 +81,7 @@ def stdlib_documents() -> list[Document]:
         if path.is_file() and not _STDLIB_EXCLUDED.intersection(path.relative_to(root).parts)
     ]
     if not paths:
-        raise DataError(f"no standard library source under {root}; name files instead of stdlib")
+        raise DataError(f"no standard library source under {root}", "name files instead of stdlib")
     return [Document(path.relative_to(root).as_posix(), _read(path)) for path in paths]
 
 
@@ -117,7 +117,7 @@ def _tails(documents: Sequence[Document]) -> Corpus:
         least = min(train, key=lambda document: len(document.data))
         return Corpus(tuple(document for document in train if document is not least), (least,))
     size = _size(train)
-    raise DataError(f"{documents[0].name} has only {size} bytes of text; give a longer file or more files")
+    raise DataError(f"{documents[0].name} has only {size} bytes of text", "give a longer file or more files")
 
 
 def tail_start(data: bytes, share: float) -> int:
@@ -153,9 +153,9 @@ def _read_files(paths: Sequence[Path]) -> list[Document]:
     root = Path(os.path.commonpath([path.parent for path in resolved]))
     for path in paths:
         if path.is_dir():
-            raise DataError(f"{path} is a directory; name the files in it, for example {path}/*.txt")
+            raise DataError(f"{path} is a directory", f"name the files in it, for example {path}/*.txt")
         if not path.exists():
-            raise DataError(f"there is no file {path}; check the path")
+            raise DataError(f"there is no file {path}", "check the path")
     return [Document(path.relative_to(root).as_posix(), _read(path)) for path in resolved]
 
 
@@ -163,4 +163,4 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read {path} ({error.strerror}); check the path and its permissions") from error
+        raise DataError(f"cannot read {path} ({error.strerror})", "check the path and its permissions") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from titans_format.errors import TitansError
 
-class DataError(Exception):
+
+class DataError(TitansError):
     """Data that are missing, unreadable or too short."""

@@ -77,7 +77,7 @@ class Haystack:
     def __init__(self, documents: Sequence[Document]) -> None:
         text = b"\n".join(document.data for document in documents)
         if len(text) < 2:
-            raise DataError("the haystack is empty; give files with text in them, or use stdlib")
+            raise DataError("the haystack is empty", "give files with text in them, or use stdlib")
         self._text = np.frombuffer(text, np.uint8)
 
     def stream(self, form: Form, length: int, random: np.random.Generator) -> NeedleStream:
@@ -91,7 +91,9 @@ class Haystack:
         tail = b"\n" + needle.question + needle.answer
         room = length - len(fact) - len(tail)
         if room < 0:
-            raise DataError(f"a {form} needle and its question take {length - room} bytes; use a length above {length}")
+            raise DataError(
+                f"a {form} needle and its question take {length - room} bytes", f"use a length above {length}"
+            )
         place = int(random.integers(room + 1))
         hay = self._piece(room, random)
         parts = (hay[:place], np.frombuffer(fact, np.uint8), hay[place:], np.frombuffer(tail, np.uint8))
@@ -124,15 +126,15 @@ class NeedleConfig:
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:
-            raise DataError(f"there is no needle of the form {self.form!r}; use one of {', '.join(FORMS)}")
+            raise DataError(f"there is no needle of the form {self.form!r}", f"use one of {', '.join(FORMS)}")
         if self.held_out_streams < 1:
-            raise DataError(f"held_out_streams is {self.held_out_streams}; use at least 1")
+            raise DataError(f"held_out_streams is {self.held_out_streams}", "use at least 1")
         shortest = shortest_stream(self.form)
         for name in ("length", "held_out_length"):
             if getattr(self, name) < shortest:
                 raise DataError(
-                    f"{name} is {getattr(self, name)}; a {self.form} needle and its question take {shortest} bytes,"
-                    " use more"
+                    f"{name} is {getattr(self, name)}",
+                    f"a {self.form} needle and its question take {shortest} bytes, use more",
                 )
 
 

@@ -120,7 +120,9 @@ class Decimal:
 
 
 def _refusal(name: str, cell: str, what: str) -> DataError:
-    return DataError(f"{name}: {cell!r} {what}; write numbers with a decimal point and without thousands separators")
+    return DataError(
+        f"{cell!r} {what}", "write numbers with a decimal point and without thousands separators", where=name
+    )
 
 
 def sentinels(values: NDArray[np.float64]) -> NDArray[np.float64]:

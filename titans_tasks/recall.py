@@ -37,9 +37,9 @@ class RecallConfig:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if value < (0 if "gap" in name else 1):
-                raise DataError(f"recall {name} is {value}; use a larger number")
+                raise DataError(f"recall {name} is {value}", "use a larger number")
         if self.pairs > self.keys:
-            raise DataError(f"{self.pairs} pairs need as many distinct keys, there are {self.keys}; use fewer pairs")
+            raise DataError(f"{self.pairs} pairs need as many distinct keys, there are {self.keys}", "use fewer pairs")
 
     @property
     def vocab_size(self) -> int:

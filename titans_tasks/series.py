@@ -60,10 +60,10 @@ class Scaling:
             columns = tuple(str(column) for column in values["columns"])
             mean, deviation, change = (np.array(values[name], np.float64) for name in ("mean", "deviation", "change"))
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"the scaling of the series is damaged ({error!r}); train the model again") from error
+            raise DataError(f"the scaling of the series is damaged ({error!r})", "train the model again") from error
         shapes = (mean.shape, deviation.shape, change.shape[1:]), ((len(columns),),) * 3
         if shapes[0] != shapes[1] or not np.isfinite(mean).all() or not (deviation > 0).all() or not (change > 0).all():
-            raise DataError("the scaling of the series is damaged (its numbers do not fit); train the model again")
+            raise DataError("the scaling of the series is damaged (its numbers do not fit)", "train the model again")
         return cls(columns, mean, deviation, change)
 
 
@@ -94,7 +94,8 @@ class Forecasting:
         if not 1 <= horizon < least:
             raise DataError(
                 f"{series.name} has {split} steps to train on and {len(series.values) - split} held out, too few for a"
-                f" horizon of {horizon}; use a horizon below {least}, or a longer series"
+                f" horizon of {horizon}",
+                f"use a horizon below {least}, or a longer series",
             )
         seen = series.values[:split]
         # In units of a power of two, which changes no digit: squares of 1e200 would be infinite, those of 1e-200 zero.
@@ -108,8 +109,8 @@ class Forecasting:
         for first, last, part in ((0, split - horizon, "train on"), (split, len(series.values), "hold out")):
             if not of.judged(first, last).any():
                 raise DataError(
-                    f"{series.name} has no {horizon + 1} steps in a row without a gap to {part}; use a shorter horizon"
-                    f" than {horizon}, or fill the gaps"
+                    f"{series.name} has no {horizon + 1} steps in a row without a gap to {part}",
+                    f"use a shorter horizon than {horizon}, or fill the gaps",
                 )
         return of
 
@@ -154,8 +155,8 @@ class Forecasting:
         if scaling.change.shape != self.change.shape:
             (ours, channels), (theirs, known) = self.change.shape, scaling.change.shape
             raise DataError(
-                f"{self.series.name} has {channels} channels and a horizon of {ours}, the scaling {known} and {theirs};"
-                " use a series like the one it comes from"
+                f"{self.series.name} has {channels} channels and a horizon of {ours}, the scaling {known} and {theirs}",
+                "use a series like the one it comes from",
             )
         of = replace(self, mean=scaling.mean, deviation=scaling.deviation, change=scaling.change)
         _check_range(of)
@@ -192,20 +193,22 @@ def _check_spread(series: Series, seen: Values, change: Values) -> None:
     if constant.any():
         channel = int(np.argmax(constant))
         name = series.columns[channel]
-        raise DataError(f"{series.name}: channel {channel} never changes in the training part; leave {name} out")
+        raise DataError(f"channel {channel} never changes in the training part", f"leave {name} out", where=series.name)
     if (small := change.min(0) < _LEAST).any():
         name = series.columns[int(np.argmax(small))]
         raise DataError(
-            f"{series.name}: {name} changes by less than {_LEAST:g} of its largest value, which is hardly more than"
-            " rounding; take an offset off"
+            f"{name} changes by less than {_LEAST:g} of its largest value, which is hardly more than rounding",
+            "take an offset off",
+            where=series.name,
         )
     for channel, steps in enumerate(np.abs(np.diff(seen, axis=0)).T):
         step = int(np.argmax(steps))
         if steps[step] > _SHADOW * np.median(steps[steps > 0]):
             where = f"step {step + 1} of {series.columns[channel]} is {series.values[step + 1, channel]:g}"
             raise DataError(
-                f"{series.name}: {where} after {series.values[step, channel]:g}, beside which all other changes are"
-                " lost; empty that cell or cut the series there"
+                f"{where} after {series.values[step, channel]:g}, beside which all other changes are lost",
+                "empty that cell or cut the series there",
+                where=series.name,
             )
 
 
@@ -217,8 +220,9 @@ def _check_range(of: Forecasting) -> None:
         step, channel = (int(i) for i in np.argwhere(far)[0])
         where = f"step {step} of {of.series.columns[channel]} is {of.series.values[step, channel]:g}"
         raise DataError(
-            f"{of.series.name}: {where}, where the typical change is {of.change[0, channel]:g}; fill it in or cut the"
-            " series there"
+            f"{where}, where the typical change is {of.change[0, channel]:g}",
+            "fill it in or cut the series there",
+            where=of.series.name,
         )
 
 

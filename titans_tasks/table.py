@@ -121,7 +121,7 @@ def _rows(lines: list[tuple[int, str]], separator: str, name: str) -> tuple[list
                 parsed.append(Row(numbers[at], tuple(cell.strip() for cell in cells)))
                 at = min(reader.line_num, len(numbers) - 1)
         except csv.Error as error:
-            raise DataError(f"{name} line {numbers[at]}: {error}; check the quotes") from error
+            raise DataError(f"{name} line {numbers[at]}: {error}", "check the quotes") from error
     first = next((i for i, row in enumerate(parsed) if any(row.cells)), len(parsed))
     parsed = parsed[first:]
     if not separator:
@@ -148,8 +148,9 @@ def _without_preamble(rows: list[Row], width: int, name: str) -> tuple[int, list
         return 0, rows
     if any(is_numeral(cell) for cell in rows[first].cells):
         raise DataError(
-            f"{name} row {rows[0].line} has {len(rows[0].cells)} columns, the rows below have {width}; give every"
-            " column a name; if a comma is a decimal comma, write a decimal point or separate cells by semicolons"
+            f"{name} row {rows[0].line} has {len(rows[0].cells)} columns, the rows below have {width}",
+            "give every"
+            " column a name; if a comma is a decimal comma, write a decimal point or separate cells by semicolons",
         )
     return first, rows[first:]
 
@@ -235,8 +236,9 @@ def _equal_width(rows: list[Row], width: int, name: str, separator: str) -> list
             cells = cells[:-1]
         if len(cells) != width:
             raise DataError(
-                f"{name} row {row.line} has {len(cells)} columns, the first has {width}; make them equal"
-                + (" (a decimal comma also splits a cell; write decimal points)" if separator == "," else "")
+                f"{name} row {row.line} has {len(cells)} columns, the first has {width}",
+                "make them equal"
+                + (" (a decimal comma also splits a cell; write decimal points)" if separator == "," else ""),
             )
         equal.append(Row(row.line, cells))
     return equal
@@ -253,8 +255,9 @@ def _refuse_split_numbers(body: list[Row], separator: str, name: str) -> None:
     if all(re.fullmatch("[0-9]{3}", cell) for cell in rest) or any(re.fullmatch("0[0-9]+", cell) for cell in rest):
         example = separator.join(cells[0])
         raise DataError(
-            f"{name}: {example!r} could be {len(cells[0])} numbers or one; name the columns in a first row, or write"
-            " numbers with a decimal point and without thousands separators"
+            f"{example!r} could be {len(cells[0])} numbers or one",
+            "name the columns in a first row, or write numbers with a decimal point and without thousands separators",
+            where=name,
         )
 
 
@@ -265,10 +268,10 @@ def _refuse_odd_rows(body: list[Row], name: str) -> None:
     times = len(body[0].cells) > 1 and not any(_number_like(cell) for _, cell in first) if body else False
     if odd and times and len(odd) <= len(first) / 10:
         line, cell = odd[0]
-        raise DataError(f"{name} row {line} begins with {cell!r}, the others with a number or a time; leave it out")
+        raise DataError(f"{name} row {line} begins with {cell!r}, the others with a number or a time", "leave it out")
     dates = [cell for _, cell in first]
     if all(re.match(r"\d{4}-\d\d-\d\d", cell) for cell in dates) and _falls(dates):
-        raise DataError(f"{name} has its newest row first ({dates[0]} to {dates[-1]}); sort it by time")
+        raise DataError(f"{name} has its newest row first ({dates[0]} to {dates[-1]})", "sort it by time")
 
 
 def _falls(dates: Sequence[str]) -> bool:

@@ -45,7 +45,7 @@ class StreamReader:
             for start in range(0, len(document) - 1, longest)
         ]
         if not self._streams:
-            raise DataError("every document is shorter than two tokens; give more text")
+            raise DataError("every document is shorter than two tokens", "give more text")
         self._window, self._seed = window, seed
         self._slices = np.array([-(-(len(stream) - 1) // window) for stream in self._streams])
         self._epochs: dict[int, _Epoch] = {}  # per row, the epoch it is in
@@ -173,14 +173,14 @@ def _encode(documents: Sequence[Document], tokenizer: Tokenizer, eos: int | None
             ids = tokenizer.encode(document.data)
             back = document.data if tokenizer.exact else tokenizer.decode(ids)
         except DataError as error:
-            raise DataError(f"{document.name}: {error}") from error
+            raise DataError(error.finding, error.remedy, where=document.name) from error
         compared += round_trip(document.data, back)
         ends = eos is not None and document.whole
         encoded.append(np.append(ids, np.asarray(eos, ids.dtype)) if ends else ids)
     if not compared.kept:
         raise DataError(
-            f"none of the text of {documents[0].name} comes back from its tokens; take a tokenizer that was made for"
-            " such text, or leave it out to train on bytes"
+            f"none of the text of {documents[0].name} comes back from its tokens",
+            "take a tokenizer that was made for such text, or leave it out to train on bytes",
         )
     return encoded, compared
 

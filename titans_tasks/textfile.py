@@ -58,15 +58,17 @@ def read_text(path: Path, remedy: str) -> Text:
         data = data.removeprefix(next(mark for mark, name in _MARKS if name == encoding))
     other = next((what for start, what in _OTHERS.items() if data.startswith(start)), None)
     if other is not None:
-        raise DataError(f"{path} is {other}, not text; {remedy}")
+        raise DataError(f"{path} is {other}, not text", remedy)
     if encoding is None and b"\0" in data:
-        raise DataError(f"{path} has zero bytes in it, so it is neither UTF-8 nor marked as UTF-16; {remedy}")
+        raise DataError(f"{path} has zero bytes in it, so it is neither UTF-8 nor marked as UTF-16", remedy)
     if encoding is None and not _decodes(data):
         encoding, notes = "cp1252", ("read as Windows-1252, because it is not UTF-8",)
     try:
         text = data.decode(encoding or "utf-8", errors="replace" if encoding == "cp1252" else "strict")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is damaged: it is not the {encoding} it begins as ({error.reason})") from error
+        raise DataError(
+            f"{path} is damaged: it is not the {encoding} it begins as ({error.reason})", "fetch or save it again"
+        ) from error
     if encoding is not None and encoding.startswith("utf-16"):
         notes = ("read as UTF-16",)
     # `\r\r\n` is what a program leaves that ends lines twice.
@@ -81,9 +83,9 @@ def read_bytes(path: Path) -> bytes:
         data = path.read_bytes()
         return gzip.decompress(data) if data.startswith(_GZIP) else data
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is not a whole gzip file ({error}); fetch or compress it again") from error
+        raise DataError(f"{path} is not a whole gzip file ({error})", "fetch or compress it again") from error
     except OSError as error:
-        raise DataError(f"cannot read {path} ({error.strerror}); check the path and its permissions") from error
+        raise DataError(f"cannot read {path} ({error.strerror})", "check the path and its permissions") from error
 
 
 def _decodes(data: bytes) -> bool:

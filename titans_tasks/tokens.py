@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from titans_format.install import package
 from titans_tasks.errors import DataError
 
 if TYPE_CHECKING:
@@ -91,8 +92,8 @@ class ByteTokenizer:
         data = name.encode("utf-8", "surrogateescape")
         if len(data) != 1:
             raise DataError(
-                f"{name!r} is not a token: this model reads bytes, and it has {len(data)} of them; name one character"
-                " of ASCII, or train with a --tokenizer that has it as a special token"
+                f"{name!r} is not a token: this model reads bytes, and it has {len(data)} of them",
+                "name one character of ASCII, or train with a --tokenizer that has it as a special token",
             )
         return data[0]
 
@@ -111,7 +112,8 @@ class FileTokenizer:
         if self.vocab_size > MAX_IDS:
             raise DataError(
                 f"{source} has {len(ids):,} tokens and an id {self.vocab_size - 1:,}, and a model needs a row for every"
-                f" id up to the largest; number them anew, below {MAX_IDS:,}"
+                " id up to the largest",
+                f"number them anew, below {MAX_IDS:,}",
             )
 
     def encode(self, data: bytes) -> Ids:
@@ -124,8 +126,8 @@ class FileTokenizer:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise DataError(
-                f"the text is not UTF-8 (byte {error.start}), which this tokenizer needs;"
-                " convert it, or leave the tokenizer out to train on bytes"
+                f"the text is not UTF-8 (byte {error.start}), which this tokenizer needs",
+                "convert it, or leave the tokenizer out to train on bytes",
             ) from error
         return np.asarray(self._guarded(self._ids, text), id_dtype(self.vocab_size))
 
@@ -138,7 +140,7 @@ class FileTokenizer:
         """The id of the token that is written `name`."""
         found = self._tokenizer.token_to_id(name)
         if found is None:
-            raise DataError(f"{self._source} has no token {name!r}; name one that it has")
+            raise DataError(f"{self._source} has no token {name!r}", "name one that it has")
         return int(found)
 
     @property
@@ -155,7 +157,7 @@ class FileTokenizer:
     ) -> _Result:
         return _guarded(
             lambda message: DataError(
-                f"{self._source} failed ({message}); mend it, or leave the tokenizer out to train on bytes"
+                f"{self._source} failed ({message})", "mend it, or leave the tokenizer out to train on bytes"
             ),
             function,
             *args,
@@ -173,15 +175,15 @@ def load_tokenizer(path: Path | None) -> Tokenizer:
         return ByteTokenizer()
     try:
         if path.exists() and not path.is_file():
-            raise DataError(f"the tokenizer {path} is not a file; give the path of a tokenizer.json")
+            raise DataError(f"the tokenizer {path} is not a file", "give the path of a tokenizer.json")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise DataError(
-                f"the tokenizer {path} has {path.stat().st_size:,} bytes, and {MAX_FILE_BYTES:,} are the limit;"
-                " give the path of a tokenizer.json"
+                f"the tokenizer {path} has {path.stat().st_size:,} bytes, and {MAX_FILE_BYTES:,} are the limit",
+                "give the path of a tokenizer.json",
             )
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the tokenizer {path} ({error}); give the path of a tokenizer.json") from error
+        raise DataError(f"cannot read the tokenizer {path} ({error})", "give the path of a tokenizer.json") from error
     return parse_tokenizer(text, str(path))
 
 
@@ -190,7 +192,7 @@ def parse_tokenizer(text: str, source: str) -> FileTokenizer:
     try:
         import tokenizers
     except ImportError as error:
-        raise DataError("a tokenizer.json needs the tokenizers library; pip install tokenizers") from error
+        raise DataError("a tokenizer.json needs the tokenizers library", f"run: {package('tokenizers')}") from error
 
     def opened() -> FileTokenizer:
         tokenizer = tokenizers.Tokenizer.from_str(text)
@@ -206,7 +208,7 @@ def parse_tokenizer(text: str, source: str) -> FileTokenizer:
         return FileTokenizer(text, tokenizer, source)
 
     def refused(message: str) -> DataError:
-        return DataError(f"{source} is not a tokenizer.json ({message}); save one with the tokenizers library")
+        return DataError(f"{source} is not a tokenizer.json ({message})", "save one with the tokenizers library")
 
     return _guarded(refused, opened)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from titans_format.errors import TitansError
 
-class ExportError(Exception):
+
+class ExportError(TitansError):
     """Base of every error that `titans_export` raises on purpose."""
 
 

@@ -58,7 +58,7 @@ def _scaling(checkpoint: Path, document: str | None) -> SeriesScaling | None:
     try:
         return read_scaling(parse(document, f"{checkpoint} series.json"))
     except BundleError as error:
-        raise ExportError(f"{checkpoint} is damaged ({error}); train it again") from error
+        raise ExportError(f"{checkpoint} is damaged ({error})", "train it again") from error
 
 
 def export_model(
@@ -115,7 +115,7 @@ def export_model(
         if verify_tokens:
             report = compare(stage, model, tokens=verify_tokens, progress=progress)
             if not report.ok:
-                raise VerificationError(report.explain())
+                raise VerificationError(*report.disagreement())
             manifest = with_verification(manifest, report.to_json_dict())
             write_manifest(stage, manifest)
     return manifest

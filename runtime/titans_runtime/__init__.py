@@ -11,6 +11,7 @@ Needs NumPy and, to run a graph, onnxruntime, which is imported when a bundle is
 or onnx.
 """
 
+from titans_format.errors import TitansError
 from titans_runtime.describe import Description
 from titans_runtime.errors import (
     BundleError,
@@ -23,7 +24,6 @@ from titans_runtime.errors import (
     SessionPoisonedError,
     StateError,
     TextError,
-    TitansError,
 )
 from titans_runtime.manifest import Manifest
 from titans_runtime.model import Model, load

@@ -33,9 +33,9 @@ def whole(name: str, value: object, low: int, advice: str, high: int | None = No
             raise TypeError
         number = operator.index(value)  # type: ignore[arg-type]
     except Exception:  # also what an object of the caller's raises
-        raise InputError(f"{name} is {shown(value)}, which is not a whole number; {advice}") from None
+        raise InputError(f"{name} is {shown(value)}, which is not a whole number", advice) from None
     if number < low or (high is not None and number > high):
-        raise InputError(f"{name} is {shown(number)}; {advice}")
+        raise InputError(f"{name} is {shown(number)}", advice)
     return number
 
 
@@ -44,7 +44,7 @@ def flag(name: str, value: object) -> bool:
     try:
         return bool(value)
     except Exception:
-        raise InputError(f"{name} is {shown(value)}; use True or False") from None
+        raise InputError(f"{name} is {shown(value)}", "use True or False") from None
 
 
 def label(name: object) -> str:
@@ -55,14 +55,14 @@ def label(name: object) -> str:
 def instance(name: str, value: object, kind: type[Value], advice: str) -> Value:
     """A value of this type. Raises `InputError`, which ends in `advice`."""
     if not isinstance(value, kind):
-        raise InputError(f"{name} is {shown(value)}; {advice}")
+        raise InputError(f"{name} is {shown(value)}", advice)
     return value
 
 
 def function(name: str, value: Value) -> Value:
     """A value that can be called. Raises `InputError`."""
     if not callable(value):
-        raise InputError(f"{name} is {shown(value)}; pass a function")
+        raise InputError(f"{name} is {shown(value)}", "pass a function")
     return value
 
 
@@ -73,13 +73,13 @@ def sequence(name: str, value: Sequence[Value], advice: str) -> list[Value]:
             raise TypeError
         return list(value)
     except Exception:
-        raise InputError(f"{name} is {shown(value)}; {advice}") from None
+        raise InputError(f"{name} is {shown(value)}", advice) from None
 
 
 def checked_bytes(name: str, value: object) -> bytes:
     """Bytes, whichever type holds them. Raises `InputError`."""
     if not isinstance(value, bytes | bytearray | memoryview):
-        raise InputError(f"{name} is {shown(value)}; pass bytes")
+        raise InputError(f"{name} is {shown(value)}", "pass bytes")
     return bytes(value)
 
 
@@ -94,7 +94,7 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
         if not isinstance(name, str) or not name or b"\0" in os.fsencode(name):
             raise ValueError
     except Exception:
-        raise InputError(f"{shown(path)} cannot name a file; pass a string or a pathlib.Path") from None
+        raise InputError(f"{shown(path)} cannot name a file", "pass a string or a pathlib.Path") from None
     return Path(name)
 
 

@@ -43,7 +43,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, *, durable: bool
         reason = error.strerror or type(error).__name__
         missing = isinstance(error, FileNotFoundError)
         remedy = "make its directory or choose another place" if missing else os_remedy(error)
-        raise StateError(f"{target} cannot be written ({reason}); {remedy}") from error
+        raise StateError(f"{target} cannot be written ({reason})", remedy) from error
     if durable:
         _remove_leftovers(target.parent)
 
@@ -124,10 +124,10 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     target = regular_target(path)
     if not target.parent.is_dir():
         raise StateError(
-            f"{target} cannot be written ({target.parent} is no directory); make it or choose another place"
+            f"{target} cannot be written ({target.parent} is no directory)", "make it or choose another place"
         )
     if not os.access(target.parent, os.W_OK):
-        raise StateError(f"{target} cannot be written (its directory is read-only); choose another place")
+        raise StateError(f"{target} cannot be written (its directory is read-only)", "choose another place")
 
 
 def regular_target(path: str | os.PathLike[str]) -> Path:
@@ -143,11 +143,11 @@ def regular_target(path: str | os.PathLike[str]) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         return target
     except OSError as error:
-        raise StateError(f"{target} cannot be written ({error.strerror}); {os_remedy(error)}") from None
+        raise StateError(f"{target} cannot be written ({error.strerror})", os_remedy(error)) from None
     if stat.S_ISDIR(mode):
-        raise StateError(f"{target} is a directory; name a file")
+        raise StateError(f"{target} is a directory", "name a file")
     if not stat.S_ISREG(mode):
-        raise StateError(f"{target} is a device or a pipe, which cannot be replaced in one step; name a file")
+        raise StateError(f"{target} is a device or a pipe, which cannot be replaced in one step", "name a file")
     return target
 
 

@@ -85,7 +85,8 @@ class Bundle:
         if name not in self._checked:
             if name not in self.contents:
                 raise BundleError(
-                    f"{self.path / name} was left out of this bundle by `titans slim`; use the bundle it was made from"
+                    f"{self.path / name} was left out of this bundle by `titans slim`",
+                    "use the bundle it was made from",
                 )
             wanted = Interface(
                 str(self.path / name),
@@ -121,7 +122,7 @@ class Bundle:
         if (now.st_dev, now.st_ino) != (known.st_dev, known.st_ino):
             return False
         if (now.st_size, now.st_mtime_ns) != (known.st_size, known.st_mtime_ns):
-            raise BundleError(f"{path} was changed while it was loaded; load the bundle again")
+            raise BundleError(f"{path} was changed while it was loaded", "load the bundle again")
         return True
 
 
@@ -209,8 +210,8 @@ def without_writes(bundle: Bundle) -> Bundle:
     graphs = [bundle.graph(graph) for graph in bundle.manifest.graphs if graph.kind != "commit"]
     if not biases or not all(biases <= set(graph.weights) for graph in graphs):
         raise InputError(
-            f"{bundle.path} has no step sizes that could be switched off; export its checkpoint with"
-            " --control writes-off instead"
+            f"{bundle.path} has no step sizes that could be switched off",
+            "export its checkpoint with --control writes-off instead",
         )
     off = {}
     for name in biases:
@@ -226,17 +227,17 @@ def read_manifest_of(folder: Path) -> Manifest:
         text = files.read_regular(file, MAX_MANIFEST_BYTES).decode("utf-8")
     except (FileNotFoundError, NotADirectoryError):
         what = f"{folder} has no {MANIFEST_FILE}" if folder.is_dir() else f"{folder} is not a bundle directory"
-        raise BundleError(f"{what}; give the directory that `titans export` wrote") from None
+        raise BundleError(what, "give the directory that `titans export` wrote") from None
     except UnicodeDecodeError as error:
-        raise BundleError(f"{file} is not UTF-8 (byte {error.start}); {_COPY_AGAIN}") from None
+        raise BundleError(f"{file} is not UTF-8 (byte {error.start})", _COPY_AGAIN) from None
     except OSError as error:
-        raise BundleError(f"{files.shown(file, error)}; {os_remedy(error)}") from None
+        raise BundleError(files.shown(file, error), os_remedy(error)) from None
     try:
         root = parse(text, MANIFEST_FILE)
         manifest = read_manifest(root)  # first, because what it says of a damaged file is more to the point
         check_seal(root)
     except BundleError as error:
-        raise BundleError(f"{folder}{os.sep}{error}") from error  # it begins with the file's name
+        raise BundleError(f"{folder}{os.sep}{error.finding}", error.remedy) from error  # it begins with the file's name
     return manifest
 
 
@@ -252,8 +253,8 @@ def check_memory(manifest: Manifest, streams: int = 1) -> None:
         of = "a stream" if streams == 1 else f"{streams:,} streams"
         what = f"{lack} for the state of {of} of {manifest.model.name!r}"
         if streams > 1:
-            raise InputError(f"{what}; use fewer streams, or free some memory")
-        raise BundleError(f"{what}; free some memory, or use a larger machine")
+            raise InputError(what, "use fewer streams, or free some memory")
+        raise BundleError(what, "free some memory, or use a larger machine")
 
 
 def graph_bytes(graph: GraphSpec) -> int:
@@ -310,7 +311,7 @@ def _read(folder: Path, file: DataFile, limit: int) -> bytes:
         _check_size(path, file, os.fstat(handle).st_size)
         data = files.read_all(handle, limit)
     except OSError as error:
-        raise BundleError(f"{files.shown(path, error)}; {os_remedy(error)}") from None
+        raise BundleError(files.shown(path, error), os_remedy(error)) from None
     finally:
         os.close(handle)
     _check_digest(path, file, hashlib.sha256(data).hexdigest())
@@ -321,21 +322,21 @@ def _open(path: Path) -> int:
     try:
         return files.open_regular(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise BundleError(f"{path} is missing; {_COPY_AGAIN}") from None
+        raise BundleError(f"{path} is missing", _COPY_AGAIN) from None
     except OSError as error:
-        raise BundleError(f"{files.shown(path, error)}; {os_remedy(error)}") from None
+        raise BundleError(files.shown(path, error), os_remedy(error)) from None
 
 
 def _check_size(path: Path, file: DataFile, size: int) -> None:
     if file.bytes is not None and size != file.bytes:
-        raise BundleError(f"{path} has {size} bytes, the manifest says {file.bytes}; {_COPY_AGAIN}")
+        raise BundleError(f"{path} has {size} bytes, the manifest says {file.bytes}", _COPY_AGAIN)
 
 
 def _check_digest(path: Path, file: DataFile, digest: str) -> None:
     if digest != file.sha256:
         raise BundleError(
-            f"{path} is not the file that was exported (sha256 {digest[:12]}..., expected {file.sha256[:12]}...);"
-            f" {_COPY_AGAIN}"
+            f"{path} is not the file that was exported (sha256 {digest[:12]}..., expected {file.sha256[:12]}...)",
+            _COPY_AGAIN,
         )
 
 
@@ -345,7 +346,7 @@ def _initial_state(manifest: Manifest, contents: Mapping[str, bytes]) -> dict[st
     if manifest.initial_state is not None:
         if manifest.initial_state.file not in contents:
             raise BundleError(
-                f"{manifest.initial_state.file} was left out, and every session starts from it; {_COPY_AGAIN}"
+                f"{manifest.initial_state.file} was left out, and every session starts from it", _COPY_AGAIN
             )
         data = np.frombuffer(contents[manifest.initial_state.file], np.uint8)
         learned = read_tensors(data, manifest.initial_state.file)
@@ -359,17 +360,18 @@ def _initial_value(state: StateSpec, learned: Mapping[str, MappedTensor]) -> Arr
             start = np.asarray(state.initial.value).astype(state.dtype)
         if not np.isclose(float(start), state.initial.value, rtol=0.01):
             raise BundleError(
-                f"state {state.name!r} starts from {state.initial.value}, which is no {state.dtype}; {_COPY_AGAIN}"
+                f"state {state.name!r} starts from {state.initial.value}, which is no {state.dtype}", _COPY_AGAIN
             )
         return np.broadcast_to(start, shape)
     if state.initial.tensor not in learned:
         raise BundleError(
-            f"the initial state file has no tensor {state.initial.tensor!r} for state {state.name!r}; {_COPY_AGAIN}"
+            f"the initial state file has no tensor {state.initial.tensor!r} for state {state.name!r}", _COPY_AGAIN
         )
     value = learned[state.initial.tensor].array
     if value.shape != shape or value.dtype != np.dtype(state.dtype):
         raise BundleError(
             f"initial tensor {state.initial.tensor!r} is {value.dtype} {list(value.shape)}, state {state.name!r} needs"
-            f" {state.dtype} {list(shape)}; {_COPY_AGAIN}"
+            f" {state.dtype} {list(shape)}",
+            _COPY_AGAIN,
         )
     return value

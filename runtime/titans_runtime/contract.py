@@ -71,7 +71,7 @@ def data_name(manifest: Manifest) -> str:
 
 
 def _fail(what: str) -> NoReturn:
-    raise BundleError(f"{MANIFEST_FILE}: {what}; export the bundle again")
+    raise BundleError(what, "export the bundle again", where=MANIFEST_FILE)
 
 
 def _unique(what: str, names: Iterable[str]) -> None:

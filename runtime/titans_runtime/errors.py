@@ -1,13 +1,15 @@
 """What can go wrong while a bundle is loaded or driven, as types.
 
-Every message says what was wrong, where, and ends in a remedy. Knows nothing about exit codes or
-terminals; the command line turns any `TitansError` into one line.
+Every one is a `TitansError` of `titans_format`: it says what was wrong and where, and ends in a remedy. Knows nothing
+about exit codes or terminals.
 """
 
 from __future__ import annotations
 
 import errno
 from typing import Literal
+
+from titans_format.errors import TitansError
 
 _OS_REMEDIES = {
     errno.ENOSPC: "free some disk space or choose another place",
@@ -37,10 +39,6 @@ def os_remedy(error: OSError) -> str:
     return _OS_REMEDIES.get(error.errno or 0, "check the path and try again")
 
 
-class TitansError(Exception):
-    """Base of every error that `titans_runtime` raises on purpose."""
-
-
 class BundleError(TitansError):
     """A bundle that is missing, truncated, altered, malformed or of a newer format."""
 
@@ -59,13 +57,12 @@ ProviderStatus = Literal["ready", "not installed", "no device", "not working", "
 class ProviderError(TitansError):
     """An execution provider that is unknown, not installed, without a device, or that fails here.
 
-    what, remedy: the two halves of the message.
     status: which of these it is.
     """
 
-    def __init__(self, what: str, remedy: str = "", status: ProviderStatus = "not working") -> None:
-        super().__init__(f"{what}; {remedy}" if remedy else what)
-        self.what, self.remedy, self.status = what, remedy, status
+    def __init__(self, what: str, remedy: str, status: ProviderStatus = "not working") -> None:
+        super().__init__(what, remedy)
+        self.status = status
 
 
 class ExecutionError(TitansError):
@@ -75,7 +72,7 @@ class ExecutionError(TitansError):
 def out_of_memory() -> ExecutionError:
     """What a feed raises that asks for more memory than there is."""
     return ExecutionError(
-        "there is not enough memory for this feed; feed fewer tokens at a time, or without all_logits"
+        "there is not enough memory for this feed", "feed fewer tokens at a time, or without all_logits"
     )
 
 
@@ -94,9 +91,10 @@ class NonFiniteError(ExecutionError):
         )
         diverged = "if it recurs train with memory.surprise_bound set"
         super().__init__(
-            f"graph {graph!r} returned numbers that are not finite at token {token}, {where}; go back with reset(),"
-            f" rewind() or a saved state, and {diverged if token else damaged}"
+            f"graph {graph!r} returned numbers that are not finite at token {token}, {where}",
+            f"go back with reset(), rewind() or a saved state, and {diverged if token else damaged}",
         )
+        self.args = (graph, token, state)  # what a copy or another process makes it of
         self.graph, self.token, self.state = graph, token, state
 
 

@@ -26,8 +26,8 @@ def check(made_in: int, what: str) -> None:
     """Raise `ForkError` unless `what` was made in this process, at that `generation`."""
     if made_in != generation:
         raise ForkError(
-            f"{what} was made before this process was forked, and its threads stayed with the parent; load the model"
-            " after the fork, or start the process with multiprocessing's 'spawn'"
+            f"{what} was made before this process was forked, and its threads stayed with the parent",
+            "load the model after the fork, or start the process with multiprocessing's 'spawn'",
         )
 
 

@@ -80,7 +80,7 @@ def check_graph(content: bytes, wanted: Interface) -> CheckedGraph:
 
 
 def _fail(wanted: Interface, what: str) -> NoReturn:
-    raise BundleError(f"{wanted.source} {what}; it is not as our exporter writes it: export the bundle again")
+    raise BundleError(f"{wanted.source} {what}", "it is not as our exporter writes it: export the bundle again")
 
 
 class _Check:

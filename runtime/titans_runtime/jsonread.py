@@ -34,14 +34,14 @@ class Node:
     def fail(self, expected: str) -> NoReturn:
         """Raise the error for a value that is not what was `expected`."""
         where = f"{self.file}: {self.path}" if self.path else self.file
-        raise BundleError(f"{where} must be {expected}, found {_shown(self.value)}; export the bundle again")
+        raise BundleError(f"{where} must be {expected}, found {_shown(self.value)}", "export the bundle again")
 
     def field(self, key: str) -> Node:
         """The value at `key`, which must be there."""
         found = self.optional(key)
         if found is None:
             where = f"{self.file}: {self.path}" if self.path else self.file
-            raise BundleError(f'{where} has no field "{key}"; export the bundle again')
+            raise BundleError(f'{where} has no field "{key}"', "export the bundle again")
         return found
 
     def optional(self, key: str) -> Node | None:
@@ -124,13 +124,13 @@ def parse(text: str, file: str) -> Node:
             json.dumps(value, ensure_ascii=False).encode()
         return Node(value, file)
     except UnicodeEncodeError:
-        raise BundleError(f"{file} has text that UTF-8 cannot express; export the bundle again") from None
+        raise BundleError(f"{file} has text that UTF-8 cannot express", "export the bundle again") from None
     except RecursionError:
-        raise BundleError(f"{file} is nested too deeply to be a manifest; export the bundle again") from None
+        raise BundleError(f"{file} is nested too deeply to be a manifest", "export the bundle again") from None
     except TypeError:
-        raise BundleError(f"{file} is not text; pass the document as a string") from None
+        raise BundleError(f"{file} is not text", "pass the document as a string") from None
     except ValueError as error:
-        raise BundleError(f"{file} is not valid JSON ({error}); it may be truncated: copy the bundle again") from None
+        raise BundleError(f"{file} is not valid JSON ({error})", "it may be truncated: copy the bundle again") from None
 
 
 def _object(pairs: list[tuple[str, JsonValue]]) -> JsonObject:

@@ -94,8 +94,9 @@ def _check_format(root: Node) -> None:
     version = root.field("format_version").integer(1)
     if version > FORMAT_VERSION:
         raise BundleError(
-            f"{MANIFEST_FILE}: format_version is {version}, this runtime reads up to {FORMAT_VERSION};"
-            " install a newer titans-deploy, from where you had this one"
+            f"format_version is {version}, this runtime reads up to {FORMAT_VERSION}",
+            "install a newer titans-deploy, from where you had this one",
+            where=MANIFEST_FILE,
         )
 
 

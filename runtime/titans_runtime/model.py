@@ -56,7 +56,7 @@ def load(path: str | os.PathLike[str], provider: str = "auto", threads: int | No
             check_memory(bundle.manifest)
             selected = select(bundle, provider, options)
     except MemoryError as error:
-        raise BundleError(f"{folder} needs more memory than there is; load a smaller model or precision") from error
+        raise BundleError(f"{folder} needs more memory than there is", "load a smaller model or precision") from error
     return Model(bundle, selected.backend, selected.passed_over, options)
 
 
@@ -105,8 +105,9 @@ class Model:
         """
         if self.manifest.series is None:
             raise InputError(
-                "this bundle knows no series; export a checkpoint of `titans train --task series` with this version of"
-                " titans-deploy, or scale inputs and outputs as its training did"
+                "this bundle knows no series",
+                "export a checkpoint of `titans train --task series` with this version of"
+                " titans-deploy, or scale inputs and outputs as its training did",
             )
         return self.manifest.series
 
@@ -133,9 +134,9 @@ class Model:
             TextError: there is no tokenizer, the text is not UTF-8, or the tokenizer cannot express it.
         """
         if self.tokenizer is None:
-            raise TextError("this model has no tokenizer to read text with; pass token ids")
+            raise TextError("this model has no tokenizer to read text with", "pass token ids")
         if not isinstance(text, str | bytes):
-            raise TextError(f"the text is {shown(text)}; pass a string, or UTF-8 bytes")
+            raise TextError(f"the text is {shown(text)}", "pass a string, or UTF-8 bytes")
         return self.tokenizer.encode(text, special)
 
     def decode(self, tokens: Sequence[int], special: bool = False) -> str:
@@ -146,7 +147,7 @@ class Model:
             InputError: ids that are negative or not whole numbers.
         """
         if self.tokenizer is None:
-            raise TextError("this model has no tokenizer to write text with; use the ids")
+            raise TextError("this model has no tokenizer to write text with", "use the ids")
         return self.tokenizer.decode(checked_ids(tokens), special)
 
     def _silent(self, token: int) -> bool:

@@ -27,11 +27,11 @@ def check_seal(root: Node) -> None:
     try:
         found = _digest({key: value for key, value in root.fields().items() if key != FIELD})
     except ValueError:
-        raise BundleError(f"{root.file} has numbers that are not finite; export the bundle again") from None
+        raise BundleError(f"{root.file} has numbers that are not finite", "export the bundle again") from None
     if written != found:
         raise BundleError(
-            f"{root.file} was changed after it was written: its checksum does not match; copy the bundle again, or"
-            " export it again"
+            f"{root.file} was changed after it was written: its checksum does not match",
+            "copy the bundle again, or export it again",
         )
 
 

@@ -100,7 +100,8 @@ class SeriesScaling:
         if answers.shape != (len(steps), self.targets):
             raise InputError(
                 f"outputs are of shape {list(answers.shape)}, those of {len(steps)} steps are [{len(steps)},"
-                f" {self.targets}]; pass what feed() returned for these values"
+                f" {self.targets}]",
+                "pass what feed() returned for these values",
             )
         changes = answers.reshape(len(steps), self.horizon, len(self.columns)) * np.array(self.change)
         return np.asarray(steps[:, None] + changes)
@@ -111,14 +112,14 @@ class SeriesScaling:
             array = array[:, None]
         if array.ndim != 2 or array.shape[1] != len(self.columns):
             raise InputError(
-                f"values are of shape {list(array.shape)}; pass [T, {len(self.columns)}], with the channels"
-                f" {', '.join(self.columns)}"
+                f"values are of shape {list(array.shape)}",
+                f"pass [T, {len(self.columns)}], with the channels {', '.join(self.columns)}",
             )
         if not np.isfinite(array).all():
             step, channel = np.argwhere(~np.isfinite(array))[0]
             raise InputError(
-                f"step {step} of {self.columns[channel]} is {array[step, channel]}; fill a gap with the last value"
-                " before it, as training did"
+                f"step {step} of {self.columns[channel]} is {array[step, channel]}",
+                "fill a gap with the last value before it, as training did",
             )
         return array
 
@@ -128,7 +129,7 @@ def _array(values: ArrayLike, what: str) -> Values:
     try:
         return np.asarray(values, np.float64)
     except Exception as error:  # also what an object of the caller's raises
-        raise InputError(f"{what} are not numbers ({shown(values)}); pass an array of numbers") from error
+        raise InputError(f"{what} are not numbers ({shown(values)})", "pass an array of numbers") from error
 
 
 def scaling_object(scaling: SeriesScaling) -> JsonObject:

@@ -53,7 +53,7 @@ def map_tensors(path: str | os.PathLike[str]) -> dict[str, MappedTensor]:
     try:
         handle = open_regular(path)
     except OSError as error:
-        raise BundleError(f"{shown(Path(path), error)}; {os_remedy(error)}") from None
+        raise BundleError(shown(Path(path), error), os_remedy(error)) from None
     try:
         return read_tensors(map_file(handle, name), name)
     finally:
@@ -67,7 +67,7 @@ def map_file(handle: int, name: str) -> Array:
     except ValueError:  # an empty file cannot be mapped
         return np.zeros(0, np.uint8)
     except OSError as error:
-        raise BundleError(f"{name} cannot be mapped ({error.strerror}); {os_remedy(error)}") from None
+        raise BundleError(f"{name} cannot be mapped ({error.strerror})", os_remedy(error)) from None
 
 
 def read_tensors(data: Array, name: str) -> dict[str, MappedTensor]:
@@ -85,10 +85,12 @@ def read_tensors(data: Array, name: str) -> dict[str, MappedTensor]:
     end = start
     for key, tensor in sorted(found.items(), key=lambda item: (item[1].offset, item[1].array.nbytes)):
         if tensor.offset != end:
-            raise BundleError(f"{name}: {key} overlaps another tensor or leaves a hole before it; copy the file again")
+            raise BundleError(
+                f"{key} overlaps another tensor or leaves a hole before it", "copy the file again", where=name
+            )
         end += tensor.array.nbytes
     if end != len(data):
-        raise BundleError(f"{name} has {len(data) - end} bytes that belong to no tensor; copy the file again")
+        raise BundleError(f"{name} has {len(data) - end} bytes that belong to no tensor", "copy the file again")
     return found
 
 
@@ -96,11 +98,11 @@ def _header(data: Array, name: str) -> tuple[Node, int]:
     """The parsed header and the offset at which the tensors' data begins."""
     length = int.from_bytes(data[:8].tobytes(), "little")
     if len(data) < 8 or length > min(len(data) - 8, MAX_HEADER_BYTES):
-        raise BundleError(f"{name} is not a complete safetensors file ({len(data)} bytes); copy the bundle again")
+        raise BundleError(f"{name} is not a complete safetensors file ({len(data)} bytes)", "copy the bundle again")
     try:
         text = data[8 : 8 + length].tobytes().decode("utf-8")
     except UnicodeDecodeError:
-        raise BundleError(f"{name} has a header that is not UTF-8; copy the bundle again") from None
+        raise BundleError(f"{name} has a header that is not UTF-8", "copy the bundle again") from None
     return parse(text, name), 8 + length
 
 
@@ -113,6 +115,6 @@ def _tensor(node: Node, data: Array, start: int, name: str) -> MappedTensor:
         node.field("shape").fail(f"a shape of at most {MOST_AXES} axes")
     size = math.prod(shape) * item.itemsize
     if len(offsets) != 2 or offsets[1] - offsets[0] != size or start + offsets[1] > len(data):
-        raise BundleError(f"{name}: {node.path} does not lie within the file; copy the bundle again")
+        raise BundleError(f"{node.path} does not lie within the file", "copy the bundle again", where=name)
     window = data[start + offsets[0] : start + offsets[1]]
     return MappedTensor(window.view(item).reshape(shape), dtype, start + offsets[0])

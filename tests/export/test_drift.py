@@ -129,7 +129,7 @@ def test_drift_is_printed_whatever_becomes_of_the_picture(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
-        raise ExportError("cannot draw; free some space")
+        raise ExportError("cannot draw", "free some space")
 
     drifted = SimpleNamespace(to_json_dict=lambda: {"ok": True}, explain=lambda: "no drift", ok=True)
     monkeypatch.setattr("titans_export.verification.drift.measure_drift", lambda *_, **__: drifted)

@@ -19,7 +19,7 @@ Fault = Callable[[BoundGraph, Mapping[int, Slot]], None]
 
 def boom(graph: BoundGraph, written: Mapping[int, Slot]) -> None:
     """The graph fails."""
-    raise ExecutionError("the graph failed; try again")
+    raise ExecutionError("the graph failed", "try again")
 
 
 def interrupt(graph: BoundGraph, written: Mapping[int, Slot]) -> None:

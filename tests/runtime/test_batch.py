@@ -230,7 +230,7 @@ def test_a_full_disk_at_spilling_loses_nothing(
         first.feed([1, 2, 3])
 
         def full(*_: object, **__: object) -> None:
-            raise StateError("x cannot be written (No space left on device); free some space or choose another place")
+            raise StateError("x cannot be written (No space left on device)", "free some space or choose another place")
 
         with monkeypatch.context() as patched:
             patched.setattr("titans_runtime.serving.offload.write_atomically", full)
@@ -545,7 +545,7 @@ def test_chunks_that_end_together_end_in_one_call_or_else_one_by_one(
     def counted(graphs: Any, which: Any) -> bool:
         asked.append(sorted(which))
         if outcome == "failed":
-            raise ExecutionError("the wide graph fails")
+            raise ExecutionError("the wide graph fails", "try again")
         return outcome == "done" and commit(graphs, which)
 
     monkeypatch.setattr(lanes, "commit", counted)

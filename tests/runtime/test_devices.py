@@ -169,7 +169,7 @@ def test_a_call_that_fails_leaves_the_session_where_it_was(
         run(bound)
         left[0] -= 1
         if left[0] == 0:
-            raise ExecutionError("the device was unplugged; plug it in")
+            raise ExecutionError("the device was unplugged", "plug it in")
 
     with monkeypatch.context() as patched:
         patched.setattr(OrtBound, "run", failing)

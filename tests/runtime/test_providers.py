@@ -111,7 +111,7 @@ def test_text_without_the_tokenizers_library_says_what_to_install(
     from titans_runtime.text.tokenizer import LibraryTokenizer
 
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ProviderError, match="pip install tokenizers"):
+    with pytest.raises(ProviderError, match="pip install 'tokenizers"):
         LibraryTokenizer(tmp_path / "tokenizer.json")
 
 

@@ -96,7 +96,7 @@ def sealed(header: dict[str, object], body: bytes) -> bytes:
     ("changes", "message"),
     [
         ({"format": "something"}, "not a saved session"),
-        ({"format_version": 2}, "newer than 1; upgrade"),
+        ({"format_version": 2}, "newer than 1; run: git"),
         ({"identity": "0" * 63 + "1"}, "another model"),
         ({"position": len(ODD) + 1}, "'0.rows' is"),
         ({"position": -1}, "position"),

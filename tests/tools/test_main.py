@@ -39,7 +39,7 @@ def own_errors() -> list[Exception]:
     from titans_export.errors import ExportError
     from titans_runtime.errors import BundleError
 
-    return [ConfigError("wrong; mend it"), ExportError("wrong; mend it"), BundleError("wrong; mend it")]
+    return [ConfigError("wrong", "mend it"), ExportError("wrong", "mend it"), BundleError("wrong", "mend it")]
 
 
 @pytest.mark.parametrize("error", own_errors(), ids=lambda error: type(error).__name__)
@@ -51,7 +51,7 @@ def test_the_packages_errors_become_one_line_and_exit_code_2(raising: Raising, e
 def test_a_message_over_several_lines_is_still_one_line(raising: Raising) -> None:
     from titans_runtime.errors import InputError
 
-    assert raising(InputError("first\n  second")).stderr == "Error: first second\n"
+    assert raising(InputError("first\n  second", "mend it")).stderr == "Error: first second; mend it\n"
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_titans_debug_keeps_every_traceback(raising: Raising, monkeypatch: pytes
     from titans_runtime.errors import BundleError
 
     monkeypatch.setenv("TITANS_DEBUG", "1")
-    assert isinstance(raising(BundleError("wrong")).exception, BundleError)
+    assert isinstance(raising(BundleError("wrong", "mend it")).exception, BundleError)
 
 
 def test_help_lists_every_command() -> None:

@@ -179,7 +179,7 @@ def test_a_chat_whose_memory_cannot_be_written_says_what_was_said(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, data: bytes) -> None:
-        raise titans_runtime.StateError("the disk is full; free some disk space")
+        raise titans_runtime.StateError("the disk is full", "free some disk space")
 
     monkeypatch.setattr("titans_runtime.stream.session.write_atomically", full)
     for command in (["chat", "--memory"], ["run", "--prompt", "one", "--state-out"]):

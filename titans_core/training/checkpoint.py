@@ -35,6 +35,7 @@ from titans_core.errors import CheckpointError, ConfigError
 from titans_core.files import MIB, check_regular, read_regular
 from titans_core.model import TitansModel
 from titans_core.training.replacing import replace_folder
+from titans_format.install import upgrade
 from titans_tasks.task import Scalar
 
 MARKER = "titans-checkpoint.json"
@@ -86,10 +87,11 @@ def prepare_directory(path: Path) -> None:
     new, probe = not path.exists(), path / f".{MARKER}.{os.getpid()}"
     try:
         if path.exists() and not path.is_dir():
-            raise CheckpointError(f"{path} is a file; choose a directory for the checkpoint")
+            raise CheckpointError(f"{path} is a file", "choose a directory for the checkpoint")
         if path.is_dir() and any(path.iterdir()) and not (path / MARKER).exists():
             raise CheckpointError(
-                f"{path} holds files that are not a checkpoint; choose a new or an empty directory, nothing was touched"
+                f"{path} holds files that are not a checkpoint",
+                "choose a new or an empty directory, nothing was touched",
             )
         path.mkdir(parents=True, exist_ok=True)
         _write_text(probe, json.dumps(FORMAT) + "\n")
@@ -99,7 +101,9 @@ def prepare_directory(path: Path) -> None:
             probe.unlink(missing_ok=True)
             if new:
                 path.rmdir()
-        raise CheckpointError(f"cannot write {path} ({error.strerror}); choose a directory you can write to") from error
+        raise CheckpointError(
+            f"cannot write {path} ({error.strerror})", "choose a directory you can write to"
+        ) from error
 
 
 def has_checkpoint(path: Path) -> bool:
@@ -128,7 +132,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, progress: Progress) -> N
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
-            f"could not write {final} ({error}); free some space or check the permissions, then resume"
+            f"could not write {final} ({error})", "free some space or check the permissions, then resume"
         ) from error
 
 
@@ -142,8 +146,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     manifest = _verified_manifest(step)
     try:
         config = TitansConfig.from_stored_json(_text(step / _CONFIG))
-    except (ConfigError, RecursionError) as error:
-        raise CheckpointError(f"{step / _CONFIG}: {error}") from error
+    except RecursionError as error:
+        raise _damaged(step, f"{_CONFIG} is nested too deeply") from error
+    except ConfigError as error:
+        raise CheckpointError(error.finding, error.remedy, where=step / _CONFIG) from error
     tokenizer, series = (_text(step / name) if name in manifest.files else None for name in (_TOKENIZER, _SERIES))
     weights = _tensors(step / _WEIGHTS)
     return Checkpoint(config, weights, tokenizer, manifest.provenance, series, manifest.files[_WEIGHTS])
@@ -158,7 +164,7 @@ def load_model(path: Path) -> tuple[TitansModel, Checkpoint]:
         model.load_state_dict(checkpoint.tensors, assign=True)  # no second copy of a large model
     except RuntimeError as error:
         raise CheckpointError(
-            f"the weights in {path} do not fit its configuration ({error}); train it again, or restore the files"
+            f"the weights in {path} do not fit its configuration ({error})", "train it again, or restore the files"
         ) from error
     return model, checkpoint
 
@@ -172,27 +178,26 @@ def _check_model(path: Path, checkpoint: Checkpoint) -> None:
     config, stored = checkpoint.config, checkpoint.tensors
     remedy = "train it again, or restore the files"
     if max(config.layers, config.memory.depth) > len(stored):
-        raise CheckpointError(f"the weights in {path} do not fit its configuration, which has more layers; {remedy}")
+        raise CheckpointError(f"the weights in {path} do not fit its configuration, which has more layers", remedy)
     try:
         with torch.device("meta"):  # shapes without memory
             model = TitansModel(config)
     except (RuntimeError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise CheckpointError(
-            f"the configuration in {path} cannot be built ({_first_line(error)}); {remedy}"
-        ) from error
+        raise CheckpointError(f"the configuration in {path} cannot be built ({_first_line(error)})", remedy) from error
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     for name in sorted(set(wanted) | set(stored)):
         found = tuple(stored[name].shape) if name in stored else None
         if found != wanted.get(name):
             raise CheckpointError(
                 f"the weights in {path} do not fit its configuration: {name} is {_shown(found)}, not"
-                f" {_shown(wanted.get(name))}; {remedy}"
+                f" {_shown(wanted.get(name))}",
+                remedy,
             )
     besides = sum(buffer.nbytes for buffer in model.buffers())
     if besides > MOST_BESIDES:
         raise CheckpointError(
-            f"the configuration in {path} asks for {besides:,} bytes besides its weights, which no model of ours"
-            f" needs; {remedy}"
+            f"the configuration in {path} asks for {besides:,} bytes besides its weights, which no model of ours needs",
+            remedy,
         )
 
 
@@ -221,7 +226,7 @@ def _check_name(path: Path) -> None:
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:
-        raise CheckpointError(f"{path} has a name that is not UTF-8; rename it, or choose another place") from None
+        raise CheckpointError(f"{path} has a name that is not UTF-8", "rename it, or choose another place") from None
 
 
 def _newest(path: Path) -> Path:
@@ -229,12 +234,12 @@ def _newest(path: Path) -> Path:
     if (path / _MANIFEST).is_file():
         return path
     if not path.exists():
-        raise CheckpointError(f"there is no checkpoint at {path}; check the path, or make one with titans train")
+        raise CheckpointError(f"there is no checkpoint at {path}", "check the path, or make one with titans train")
     if not (path / MARKER).is_file():
-        raise CheckpointError(f"{path} is not a checkpoint (it has no {MARKER}); give the --out of a titans train")
+        raise CheckpointError(f"{path} is not a checkpoint (it has no {MARKER})", "give the --out of a titans train")
     steps = _steps(path)
     if not steps:
-        raise CheckpointError(f"{path} has no finished step yet; train further, or save more often with --save-every")
+        raise CheckpointError(f"{path} has no finished step yet", "train further, or save more often with --save-every")
     return steps[-1]
 
 
@@ -259,9 +264,9 @@ def _verified_manifest(step: Path) -> _Manifest:
         values = cast("dict[str, Any]", json.loads(_text(path)))
         version = values.pop("format_version")
         if values.pop("format") != FORMAT["format"]:
-            raise CheckpointError(f"{path} is not a checkpoint's; give the --out of a titans train")
+            raise CheckpointError(f"{path} is not a checkpoint's", "give the --out of a titans train")
         if version != FORMAT["format_version"]:
-            raise CheckpointError(f"{path} has format version {version}, newer than this program; update titans-deploy")
+            raise CheckpointError(f"{path} has format version {version}, newer than this program", upgrade())
         manifest = _Manifest(**values)
         if wrong := _misshapen(manifest):
             raise _damaged(step, f"{wrong} in {_MANIFEST} is not as it is written")
@@ -300,7 +305,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _damaged(step: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{step} is damaged: {what}; delete this step directory to fall back to the one before it")
+    return CheckpointError(f"{step} is damaged: {what}", "delete this step directory to fall back to the one before it")
 
 
 def _text(path: Path) -> str:

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from titans_core.config import TitansConfig
 from titans_core.controls import writes_off, writes_something
-from titans_core.errors import CheckpointError, ConfigError, TitansCoreError
+from titans_core.errors import CheckpointError, ConfigError
 from titans_core.model import TitansModel
 from titans_core.state import State
 from titans_core.training.checkpoint import (
@@ -49,13 +49,14 @@ from titans_core.training.schedule import default_warmup, learning_rate
 from titans_core.training.speed import prepare
 from titans_core.training.threads import own_threads, quicker
 from titans_core.training.workers import Workers, join_workers
+from titans_format.errors import TitansError
 from titans_tasks.task import Scalar, Task, Totals
 
 _FROM = "run.from_sha256"  # the setting that says what a run began with
 HELD_OUT = "held_out."  # prefix of the metrics in a checkpoint's provenance
 
 
-class TrainingError(TitansCoreError):
+class TrainingError(TitansError):
     """Training that cannot go on."""
 
 
@@ -84,18 +85,20 @@ class TrainOptions:
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch", 1), ("accumulate", 1), ("seed", 0), ("eval_every", 0)):
             if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+                raise ConfigError(f"{name} is {getattr(self, name)}", f"it must be at least {least}")
         if self.warmup is not None and not 0 <= self.warmup <= self.steps:
-            raise ConfigError(f"warmup is {self.warmup}; use 0 to {self.steps}, the number of steps")
+            raise ConfigError(f"warmup is {self.warmup}", f"use 0 to {self.steps}, the number of steps")
         for name in ("threads", "most_threads"):
             if (count := getattr(self, name)) is not None and count < 1:
-                raise ConfigError(f"{name} is {count}; it must be at least 1")
+                raise ConfigError(f"{name} is {count}", "it must be at least 1")
         if self.save_every < 0:
-            raise ConfigError(f"save_every is {self.save_every}; use a number of steps, or 0 for only at the end")
+            raise ConfigError(f"save_every is {self.save_every}", "use a number of steps, or 0 for only at the end")
         if not 0 <= self.write_cost < math.inf:
-            raise ConfigError(f"write_cost is {self.write_cost}; use 0, or a small number such as 0.03")
+            raise ConfigError(f"write_cost is {self.write_cost}", "use 0, or a small number such as 0.03")
         if not self.learning_rate > 0 or not self.clip > 0:
-            raise ConfigError("the learning rate and the clipping norm must be above 0; the defaults are 3e-3 and 1.0")
+            raise ConfigError(
+                "the learning rate and the clipping norm must be above 0", "the defaults are 3e-3 and 1.0"
+            )
 
     def settings(self) -> dict[str, Scalar]:
         """The options that shape the loss curve; the others may differ on resume."""
@@ -189,7 +192,9 @@ class _Run:
     ) -> None:
         pieces = workers.count * options.accumulate
         if options.batch % pieces:
-            raise ConfigError(f"a batch of {options.batch} rows does not divide into {pieces} equal pieces; change one")
+            raise ConfigError(
+                f"a batch of {options.batch} rows does not divide into {pieces} equal pieces", "change one"
+            )
         self.config, self.task, self.options, self.out, self.workers = config, task, options, out, workers
         self.tokenizer_json, self.series_json = tokenizer_json, series_json
         torch.manual_seed(options.seed)
@@ -213,8 +218,9 @@ class _Run:
         if has_checkpoint(self.out):
             if not resume:
                 raise CheckpointError(
-                    f"{self.out} already holds a checkpoint; add --resume to continue its run, choose another"
-                    f" directory, or train it further with --from {self.out} and another --out"
+                    f"{self.out} already holds a checkpoint",
+                    "add --resume to continue its run, choose another"
+                    f" directory, or train it further with --from {self.out} and another --out",
                 )
             self._restore()
         elif self.workers.first:
@@ -303,8 +309,8 @@ class _Run:
             return
         bound = "" if self.config.memory.surprise_bound is not None else ", a surprise_bound of 1.0 for the memory"
         raise TrainingError(
-            f"step {self.step + 1}: the loss is {self.loss:g} and the gradient norm {norm:g};"
-            f" try a lower --lr (it is {self.options.learning_rate:g}), a longer --warmup (it is {self.warmup}){bound}"
+            f"step {self.step + 1}: the loss is {self.loss:g} and the gradient norm {norm:g}",
+            f"try a lower --lr (it is {self.options.learning_rate:g}), a longer --warmup (it is {self.warmup}){bound}",
         )
 
     # -- evaluation ------------------------------------------------------------------------------------------------
@@ -375,11 +381,11 @@ class _Run:
     def _restore(self) -> None:
         checkpoint, progress = load_checkpoint(self.out), load_progress(self.out)
         if checkpoint.config != self.config:
-            raise ConfigError(f"{self.out} holds a model of another configuration; give the same one, or a new --out")
+            raise ConfigError(f"{self.out} holds a model of another configuration", "give the same one, or a new --out")
         settings = self._settings()
         for name in [*settings, *(_FROM for _ in progress.settings.keys() & {_FROM} - settings.keys())]:
             if settings.get(name) != progress.settings.get(name):
-                raise ConfigError(self._changed(name, progress.settings.get(name), settings.get(name)))
+                raise self._changed(name, progress.settings.get(name), settings.get(name))
         self.model.load_state_dict(checkpoint.tensors)
         restore_optimizer(self.model, self.optimizer, _below("optimizer/", progress.tensors))
         torch.set_rng_state(progress.tensors["random/cpu"])
@@ -392,13 +398,15 @@ class _Run:
         self.metrics = {name.removeprefix(HELD_OUT): float(stored[name]) for name in held_out}
         self._scatter_streams(_below("stream/", progress.tensors))
 
-    def _changed(self, name: str, found: Scalar, value: Scalar) -> str:
+    def _changed(self, name: str, found: Scalar, value: Scalar) -> ConfigError:
         """Why a run cannot be resumed with another setting, and what to do instead."""
         if name == _FROM:
-            return f"{self.out} began with other weights than now; give the --from that it was started with, or none"
-        return (
-            f"{self.out} was trained with {name} = {found}, now it is {value}; use {found} to resume it, or train it"
-            f" further with --from {self.out} and another --out"
+            return ConfigError(
+                f"{self.out} began with other weights than now", "give the --from that it was started with, or none"
+            )
+        return ConfigError(
+            f"{self.out} was trained with {name} = {found}, now it is {value}",
+            f"use {found} to resume it, or train it further with --from {self.out} and another --out",
         )
 
     def _provenance(self) -> dict[str, str | int | float]:

@@ -64,7 +64,7 @@ def join_workers(device: str) -> Iterator[Workers]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("this PyTorch finds no CUDA device; use --device cpu")
+        raise ConfigError("this PyTorch finds no CUDA device", "use --device cpu")
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Workers(0, 1, torch.device(device))

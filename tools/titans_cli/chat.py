@@ -88,7 +88,7 @@ def chat(
     model = titans_runtime.load(bundle, provider=provider, threads=threads)
     if model.tokenizer is None:
         raise titans_runtime.TextError(
-            f"{bundle} has no tokenizer to talk with; export a model that has one, or feed ids with titans_runtime"
+            f"{bundle} has no tokenizer to talk with", "export a model that has one, or feed ids with titans_runtime"
         )
     if memory is not None and memory.exists():
         session = model.restore(memory)

@@ -12,7 +12,7 @@ import click
 
 from titans_cli.options import json_option
 from titans_cli.terminal import print_json, say, say_entry
-from titans_runtime.install import install
+from titans_format.install import install
 
 # Commands -> the packages they need beyond the base dependencies, and the extra that brings them.
 _NEEDS: dict[str, tuple[tuple[str, ...], str]] = {

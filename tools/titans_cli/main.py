@@ -1,7 +1,7 @@
 """The `titans` command: which subcommands there are, and how their errors reach a person.
 
 Loads a subcommand's module only when that subcommand is asked for, so `titans --help` and `titans run` never pay for
-PyTorch; the packages' errors are modules of their own, which import nothing. Does not know what any subcommand does.
+PyTorch; an error of any package has the one root `TitansError`. Does not know what any subcommand does.
 """
 
 from __future__ import annotations
@@ -18,12 +18,9 @@ from typing import IO, Any, cast
 import click
 
 from titans_cli.terminal import accept_any_text, say, visible
-from titans_core.errors import TitansCoreError
-from titans_export.errors import ExportError
-from titans_measure.quality.errors import EvalError
-from titans_runtime.errors import TitansError, os_remedy
-from titans_runtime.install import install
-from titans_tasks.errors import DataError
+from titans_format.errors import TitansError
+from titans_format.install import install
+from titans_runtime.errors import os_remedy
 
 # Subcommand -> its line in `titans --help`. The command itself is the attribute of that name in titans_cli.<name>; both
 # have a `_` at the end where the name is a word of Python's.
@@ -151,7 +148,7 @@ def _unread() -> click.exceptions.Exit:
 
 def explain(error: Exception, command: str) -> str | None:
     """The message a person should see for `error` of subcommand `command`, or None if it deserves its traceback."""
-    if isinstance(error, TitansError | TitansCoreError | DataError | ExportError | EvalError):
+    if isinstance(error, TitansError):
         return str(error)
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _OPTIONAL_PACKAGES:
         extra = _EXTRAS[command]

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import click
 
-from titans_runtime.install import install
+from titans_format.install import install
 
 Command = TypeVar("Command", bound=Callable[..., None])
 PICTURES = (".svg", ".png")  # endings that --plot knows

@@ -207,7 +207,7 @@ def _generate(
     from titans_runtime.text.stopping import StopFilter, Transcript, check_stops
 
     if model.tokenizer is None:
-        raise TextError("this model has no tokenizer, so it cannot continue text; drive it from Python with feed()")
+        raise TextError("this model has no tokenizer, so it cannot continue text", "drive it from Python with feed()")
     stops = StopFilter(stop)
     check_stops(model.tokenizer, stops)
     written, ends, before = None, session.ends(ignore_eos=ignore_eos), session.position

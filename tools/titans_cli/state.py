@@ -107,7 +107,7 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
 
     (header, ours), (other, theirs) = _read(first), _read(second)
     if header.identity != other.identity:
-        raise StateError(f"{first} and {second} belong to different models; compare two states of one model")
+        raise StateError(f"{first} and {second} belong to different models", "compare two states of one model")
     names = sorted(set(ours) | set(theirs))
     changes = {name: _change(ours.get(name), theirs.get(name)) for name in names}
     same = header.position == other.position and all(change["same"] for change in changes.values())
@@ -147,7 +147,7 @@ def _memories(
 
     opened = open_bundle(bundle)
     if opened.manifest.state_identity != header.identity:
-        raise StateError(f"{file} belongs to another model than {bundle}; give the bundle that it was saved with")
+        raise StateError(f"{file} belongs to another model than {bundle}", "give the bundle that it was saved with")
     start = {name: opened.initial[name] for name in learned_names(opened.manifest)}
     return memory_distances(start, tensors), dead_memories(start, tensors)
 

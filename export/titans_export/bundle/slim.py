@@ -50,13 +50,13 @@ def slim(bundle: Path, out: Path, *, target: str, engines: str | None = None, ov
     opened = open_bundle(bundle)
     manifest = opened.manifest
     if target not in PROVIDERS:
-        raise ExportError(f"unknown target {target!r}; use one of {', '.join(PROVIDERS)}")
+        raise ExportError(f"unknown target {target!r}", f"use one of {', '.join(PROVIDERS)}")
     if manifest.providers is not None and target not in manifest.providers:
         raise ExportError(
-            f"{bundle} is for {', '.join(manifest.providers)} only, not for {target}; name another target"
+            f"{bundle} is for {', '.join(manifest.providers)} only, not for {target}", "name another target"
         )
     if engines is not None and target not in MODULES:
-        raise ExportError(f"{target} runs no engines of a bundle; leave --engines out, or choose another --target")
+        raise ExportError(f"{target} runs no engines of a bundle", "leave --engines out, or choose another --target")
     folder = _engines(bundle, target, engines) if target in MODULES else None
     whole = folder is not None and not any(_sidecar(path).get("strip_weights") for path in folder.glob("*.json"))
     omitted = tuple(sorted({*manifest.omitted, *_not_needed(manifest, target, whole_engines=whole)}))
@@ -94,11 +94,11 @@ def _engines(bundle: Path, target: str, wanted: str | None) -> Path:
     if wanted is not None and wanted in found:
         return found[wanted]
     if not found:
-        raise ExportError(f"{bundle} has no engines for {target}; run: titans build {bundle} --backend {target}")
+        raise ExportError(f"{bundle} has no engines for {target}", f"run: titans build {bundle} --backend {target}")
     if wanted is None and len(found) == 1:
         return next(iter(found.values()))
     what = "has several sets of engines" if wanted is None else f"has no engines {wanted!r}"
-    raise ExportError(f"{bundle} {what} for {target}; choose with --engines: {', '.join(sorted(found))}")
+    raise ExportError(f"{bundle} {what} for {target}", f"choose with --engines: {', '.join(sorted(found))}")
 
 
 def _sidecar(path: Path) -> dict[str, object]:
@@ -106,7 +106,7 @@ def _sidecar(path: Path) -> dict[str, object]:
     try:
         found = json.loads(read_regular(path, MIB))
     except (OSError, ValueError) as error:
-        raise ExportError(f"{path} is not an engine's sidecar ({error}); build the engines again") from error
+        raise ExportError(f"{path} is not an engine's sidecar ({error})", "build the engines again") from error
     return found if isinstance(found, dict) else {}
 
 

@@ -45,14 +45,14 @@ def tokenizer_of(
     """
     if not isinstance(inputs, TokenInputs):
         if tokenizer_json is not None:
-            raise ExportError("a model of vectors reads no text; leave the tokenizer out")
+            raise ExportError("a model of vectors reads no text", "leave the tokenizer out")
         return None
     if tokenizer_json is not None:
         tokenizer = parse_tokenizer(tokenizer_json, "the tokenizer")
         if tokenizer.vocab_size > inputs.vocab_size:
             raise ExportError(
-                f"the tokenizer has ids up to {tokenizer.vocab_size - 1:,} and the model {inputs.vocab_size:,} rows;"
-                " give the tokenizer that it was trained with"
+                f"the tokenizer has ids up to {tokenizer.vocab_size - 1:,} and the model {inputs.vocab_size:,} rows",
+                "give the tokenizer that it was trained with",
             )
         return tokenizer
     task = provenance.get(_TASK)
@@ -65,7 +65,7 @@ def find_ends(tokenizer: Tokenizer | None, names: EndNames, provenance: Mapping[
     """The ids that end a text. Raises `ExportError` without a tokenizer, `DataError` for a token that it lacks."""
     if tokenizer is None:
         if names != AS_FOUND:
-            raise ExportError("this model has no tokenizer whose tokens could end a text; leave --eos and --stop out")
+            raise ExportError("this model has no tokenizer whose tokens could end a text", "leave --eos and --stop out")
         return Ends()
     stop = tuple(dict.fromkeys(map(tokenizer.token_id, names.stop)))
     if names.eos:

@@ -63,14 +63,14 @@ def staged(out: Path, overwrite: bool) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
-        raise ExportError(f"cannot write {out} ({error.strerror}); choose a directory you can write to") from error
+        raise ExportError(f"cannot write {out} ({error.strerror})", "choose a directory you can write to") from error
     try:
         stage.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o755)  # mkdtemp's is private to the user
         yield stage
         _check_place(out, target, overwrite)  # somebody may have put something there in the meantime
         replace_folder(stage, target)
     except OSError as error:
-        raise ExportError(f"could not write {out} ({error}); free some space or check the permissions") from error
+        raise ExportError(f"could not write {out} ({error})", "free some space or check the permissions") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)  # what failed, or what was replaced
 
@@ -78,13 +78,13 @@ def staged(out: Path, overwrite: bool) -> Iterator[Path]:
 def _check_place(out: Path, target: Path, overwrite: bool) -> None:
     """Raise `ExportError` if something is there that is not to be replaced, or no bundle could be used there."""
     if not is_unicode(target):
-        raise ExportError(f"{target} is not UTF-8, and no runtime could open a bundle there; choose another --out")
+        raise ExportError(f"{target} is not UTF-8, and no runtime could open a bundle there", "choose another --out")
     if not target.exists():
         return
     if not overwrite:
-        raise ExportError(f"{out} exists; choose another --out, or allow it to be replaced with --overwrite")
+        raise ExportError(f"{out} exists", "choose another --out, or allow it to be replaced with --overwrite")
     if not (target / MANIFEST_FILE).is_file():
-        raise ExportError(f"{out} is not a bundle and is left alone; choose another --out")
+        raise ExportError(f"{out} is not a bundle and is left alone", "choose another --out")
 
 
 def write_bundle(

@@ -79,7 +79,7 @@ class GraphBuilder:
         if start == after:
             return source
         if sum(isinstance(size, BatchSize) for size in after) > 1:
-            raise TraceError(f"a reshape in {self.scope} puts the batch into two axes; keep it in one")
+            raise TraceError(f"a reshape in {self.scope} puts the batch into two axes", "keep it in one")
         result = self.op("Reshape", source, self.integers(*(size if isinstance(size, int) else -1 for size in after)))
         self._views[result] = source, start
         return result
@@ -111,7 +111,7 @@ class GraphBuilder:
         """
         if isinstance(item, Ref):
             if item.index not in self.names:
-                raise TraceError("a tensor is used that no recorded call produced")
+                raise TraceError("a tensor is used that no recorded call produced", "make it with torch functions")
             return self.names[item.index]
         name = self.constant(item.value)
         if broadcasts or all(isinstance(size, int) for size in item.shape):

@@ -59,7 +59,7 @@ def _flops(node: onnx.NodeProto, shapes: Shapes) -> int:
         return 0
     missing = [name for name in node.input[:2] if name not in shapes]
     if missing:
-        raise ExportError(f"the shape of {missing[0]}, which {node.name} multiplies, is unknown; report this")
+        raise ExportError(f"the shape of {missing[0]}, which {node.name} multiplies, is unknown", "report this")
     left, right = shapes[node.input[0]], shapes[node.input[1]]
     if node.op_type == "MatMulNBits":
         columns = next(int(attribute.i) for attribute in node.attribute if attribute.name == "N")

@@ -36,8 +36,8 @@ def lower(recording: Recording, name: str) -> onnx.GraphProto:
         rule = RULES.get(_short(call.name))
         if rule is None:
             raise TraceError(
-                f"{call.name} (in {call.scope or 'the model'}) has no ONNX rule; express it with other torch"
-                " functions, or add a rule to titans_export.graph.lower"
+                f"{call.name} (in {call.scope or 'the model'}) has no ONNX rule",
+                "express it with other torch functions, or add a rule to titans_export.graph.lower",
             )
         for ref, value in zip(call.results, rule(builder, call), strict=True):
             builder.bind(ref, value)
@@ -71,7 +71,7 @@ def _operands(builder: GraphBuilder, call: Call, dtype: torch.dtype) -> tuple[st
             value = builder.value_of(item, broadcasts=True)
             values.append(value if own == dtype else builder.op("Cast", value, to=ONNX_TYPES[dtype]))
         elif isinstance(item, BatchSize):
-            raise TraceError(f"{call.name} in {call.scope} computes with the batch size; derive it from an input")
+            raise TraceError(f"{call.name} in {call.scope} computes with the batch size", "derive it from an input")
         else:
             values.append(builder.constant(torch.tensor(item, dtype=dtype)))
     return values[0], values[1]
@@ -189,7 +189,7 @@ def _reduction(operator: str) -> Rule:
 @_rule("vector_norm")
 def _vector_norm(builder: GraphBuilder, call: Call) -> list[str]:
     if _argument(call, 1, "ord", 2) != 2:
-        raise TraceError(f"a norm in {call.scope} is of another order than 2; express it with other functions")
+        raise TraceError(f"a norm in {call.scope} is of another order than 2", "express it with other functions")
     axis = _argument(call, 2, "dim")
     keep = int(_argument(call, 3, "keepdim", False))
     return [builder.op("ReduceL2", builder.value_of(call.args[0]), builder.integers(axis), keepdims=keep)]
@@ -205,7 +205,7 @@ def _normalise(builder: GraphBuilder, call: Call) -> list[str]:
     """Division by a norm, which ONNX has as one operator; torch's epsilon only guards against a norm of 0."""
     order = _argument(call, 1, "p", 2.0)
     if order not in (1.0, 2.0):
-        raise TraceError(f"normalize in {call.scope} takes the norm of order {order}; ONNX has 1 and 2")
+        raise TraceError(f"normalize in {call.scope} takes the norm of order {order}", "ONNX has 1 and 2")
     axis = _argument(call, 2, "dim", 1)
     return [builder.op("LpNormalization", builder.value_of(call.args[0]), p=int(order), axis=axis)]
 
@@ -215,7 +215,7 @@ def _layer_norm(builder: GraphBuilder, call: Call) -> list[str]:
     """Over the last axes, without a gain of its own."""
     x, axes = call.args[0], _argument(call, 1, "normalized_shape")
     if any(_argument(call, place, name) is not None for place, name in ((2, "weight"), (3, "bias"))):
-        raise TraceError(f"a layer norm in {call.scope} has a gain or a bias; multiply and add outside of it")
+        raise TraceError(f"a layer norm in {call.scope} has a gain or a bias", "multiply and add outside of it")
     ones = builder.constant(torch.ones(tuple(axes), dtype=call.results[0].dtype))
     epsilon = float(_argument(call, 4, "eps", 1e-5))
     return [builder.op("LayerNormalization", builder.value_of(x), ones, axis=-len(axes), epsilon=epsilon)]
@@ -226,7 +226,7 @@ def _convolution(builder: GraphBuilder, call: Call) -> list[str]:
     """Without a bias, padding, strides and gaps between the taps."""
     plain = ((2, "bias", None), (3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
     if any(_argument(call, place, name, default) != default for place, name, default in plain):
-        raise TraceError(f"a convolution in {call.scope} has a bias, padding or steps; do that outside of it")
+        raise TraceError(f"a convolution in {call.scope} has a bias, padding or steps", "do that outside of it")
     image, kernel = (builder.value_of(item) for item in call.args[:2])
     return [builder.op("Conv", image, kernel, group=_argument(call, 6, "groups", 1))]
 
@@ -235,7 +235,7 @@ def _convolution(builder: GraphBuilder, call: Call) -> list[str]:
 def _floor_divide(builder: GraphBuilder, call: Call) -> list[str]:
     """Of whole numbers from 0, for which ONNX's Div, which cuts off, is the same."""
     if call.results[0].dtype not in (torch.int64, torch.int32):
-        raise TraceError(f"a floor division in {call.scope} is not of whole numbers; divide and take the floor")
+        raise TraceError(f"a floor division in {call.scope} is not of whole numbers", "divide and take the floor")
     return [builder.op("Div", *_operands(builder, call, call.results[0].dtype))]
 
 
@@ -318,7 +318,7 @@ def _split(builder: GraphBuilder, call: Call) -> list[str]:
     axis = _argument(call, 2, "dim", 0)
     sizes = [ref.shape[axis] for ref in call.results]
     if not all(isinstance(size, int) for size in sizes):
-        raise TraceError(f"a split in {call.scope} cuts the batch axis; keep streams together")
+        raise TraceError(f"a split in {call.scope} cuts the batch axis", "keep streams together")
     inputs = [builder.value_of(call.args[0]), builder.integers(*(size for size in sizes if isinstance(size, int)))]
     return builder.emit("Split", inputs, outputs=len(sizes), axis=axis)
 
@@ -342,7 +342,7 @@ def _getitem(builder: GraphBuilder, call: Call) -> list[str]:
             continue
         if isinstance(item, (Ref, Constant)):
             if gathered is not None or _is_bool(item):
-                raise TraceError(f"an index in {call.scope} needs one integer tensor at most; use torch.where")
+                raise TraceError(f"an index in {call.scope} needs one integer tensor at most", "use torch.where")
             gathered = (axis, builder.value_of(item))
         elif isinstance(item, int):
             if source.shape[axis] != 1:
@@ -351,7 +351,7 @@ def _getitem(builder: GraphBuilder, call: Call) -> list[str]:
         elif item != slice(None):
             bounds = (item.start or 0, _INT_MAX if item.stop is None else item.stop, item.step or 1)
             if any(isinstance(bound, BatchSize) for bound in bounds):
-                raise TraceError(f"a slice in {call.scope} depends on the batch size; slice other axes")
+                raise TraceError(f"a slice in {call.scope} depends on the batch size", "slice other axes")
             if not _everything(bounds, source.shape[axis]):
                 slices.append((bounds[0], bounds[1], axis, bounds[2]))
         axis += 1
@@ -359,7 +359,7 @@ def _getitem(builder: GraphBuilder, call: Call) -> list[str]:
         value = builder.op("Slice", value, *(builder.integers(*part) for part in zip(*slices, strict=True)))
     if gathered is not None:
         if dropped or added:
-            raise TraceError(f"an index in {call.scope} mixes a tensor with integers or None; index in two steps")
+            raise TraceError(f"an index in {call.scope} mixes a tensor with integers or None", "index in two steps")
         return [builder.op("Gather", value, gathered[1], axis=gathered[0])]
     after = call.results[0].shape
     if not dropped and not added:

@@ -140,7 +140,7 @@ def export_graph(model: SteppableModel, graph: StepGraph) -> ExportedGraph:
     try:
         proto = lower(record(run, model.module, example), graph.name)
     except TraceError as error:
-        raise TraceError(f"graph {graph.name}: {error}") from error
+        raise TraceError(error.finding, error.remedy, where=f"graph {graph.name}") from error
     parameters = tuple(tensor.name for tensor in proto.initializer if not tensor.HasField("raw_data"))
     domains = [helper.make_opsetid("", OPSET)]
     if any(node.domain == DOMAIN for node in proto.node):
@@ -181,7 +181,9 @@ def check(path: str) -> None:
     try:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"ONNX refuses {path} ({error}); this is a defect of the export, please report it") from error
+        raise ExportError(
+            f"ONNX refuses {path} ({error})", "this is a defect of the export, please report it"
+        ) from error
 
 
 def _metadata(model: SteppableModel, graph: StepGraph) -> dict[str, str]:

@@ -33,6 +33,8 @@ PRODUCTS = {"matmul", "bmm"}
 SHAPE_ONLY = {"torch.zeros_like", "torch.ones_like", "torch.full_like", "torch.empty_like"}
 IN_PLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__iand__", "__ior__"}
 
+_SAME = "make the computation the same for every batch"
+
 Feeds = dict[str, Tensor]
 Function = Callable[[Feeds], dict[str, Tensor]]
 Example = Callable[[int], Feeds]  # the feeds of a batch of that size
@@ -147,7 +149,7 @@ class _Recorder(TorchFunctionMode):
         self.keep += [*results, *used]
         method = name.rsplit(".", 1)[-1]
         if method in IN_PLACE or (method.endswith("_") and not method.endswith("__")):
-            raise TraceError(f"{name} changes a tensor in place; write the exported computation without it")
+            raise TraceError(f"{name} changes a tensor in place", "write the exported computation without it")
         learned = any(id(item) in self.learned for item in used)
         if not results or any(result is item for item in used):  # `.to` of the same dtype, `.contiguous`
             return result
@@ -230,13 +232,13 @@ class _Unifier:
     def unified(self) -> Recording:
         first, second = self.runs
         if len(first.calls) != len(second.calls):
-            raise TraceError("the computation depends on the batch size; make it the same for every batch")
+            raise TraceError("the computation depends on the batch size", _SAME)
         inputs = {name: self._define(value, second.inputs[name]) for name, value in first.inputs.items()}
         parameters = {name: self._define(value, second.parameters[name]) for name, value in first.parameters.items()}
         calls = []
         for a, b in zip(first.calls, second.calls, strict=True):
             if a.name != b.name:
-                raise TraceError(f"a batch of 2 calls {a.name} where a batch of 3 calls {b.name} (in {a.scope})")
+                raise TraceError(f"a batch of 2 calls {a.name} where a batch of 3 calls {b.name} (in {a.scope})", _SAME)
             args = self._merge(a.args, b.args, a)
             kwargs = {key: self._merge(value, b.kwargs[key], a) for key, value in a.kwargs.items()}
             results = tuple(self._define(x, y) for x, y in zip(a.results, b.results, strict=True))
@@ -255,7 +257,7 @@ class _Unifier:
 
     def _shape(self, a: Tensor, b: Tensor) -> tuple[int | BatchSize, ...]:
         if a.dim() != b.dim():
-            raise TraceError(f"a tensor has {a.dim()} axes for a batch of 2 and {b.dim()} for a batch of 3")
+            raise TraceError(f"a tensor has {a.dim()} axes for a batch of 2 and {b.dim()} for a batch of 3", _SAME)
         return tuple(_dimension(x, y) for x, y in zip(a.shape, b.shape, strict=True))
 
     def _tensor(self, a: Tensor, b: Tensor) -> Ref | Constant:
@@ -266,7 +268,7 @@ class _Unifier:
             if isinstance(size, BatchSize):  # keep one entry: a batch of constants has equal rows
                 a, b = a.narrow(axis, 0, 1), _uniform(b, axis)
         if not torch.equal(a, b):
-            raise TraceError("a constant of the computation depends on the batch size; derive it from an input")
+            raise TraceError("a constant of the computation depends on the batch size", "derive it from an input")
         return Constant(a.detach(), shape)
 
     def _merge(self, a: Any, b: Any, call: _RawCall) -> Any:
@@ -280,7 +282,9 @@ class _Unifier:
         if isinstance(a, int) and not isinstance(a, bool):
             return _dimension(a, b)
         if a != b:
-            raise TraceError(f"{call.name} in {call.scope} is called with {a!r} for a batch of 2 and {b!r} for 3")
+            raise TraceError(
+                f"{call.name} in {call.scope} is called with {a!r} for a batch of 2 and {b!r} for 3", _SAME
+            )
         return a
 
 
@@ -288,7 +292,7 @@ def _uniform(x: Tensor, axis: int) -> Tensor:
     first = x.narrow(axis, 0, 1)
     if not torch.equal(first.expand(x.shape), x):
         raise TraceError(
-            "a constant of the computation differs between the streams of a batch; derive it from an input"
+            "a constant of the computation differs between the streams of a batch", "derive it from an input"
         )
     return first
 

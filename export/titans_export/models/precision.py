@@ -60,7 +60,7 @@ PRECISIONS = {
 def precision(name: str) -> Precision:
     """The precision of that name. Raises `ExportError`."""
     if name not in PRECISIONS:
-        raise ExportError(f"dtype {name!r} is not offered; choose one of {', '.join(PRECISIONS)}")
+        raise ExportError(f"dtype {name!r} is not offered", f"choose one of {', '.join(PRECISIONS)}")
     return PRECISIONS[name]
 
 
@@ -148,22 +148,23 @@ def check_range(model: TitansModel, wanted: Precision) -> None:
         value = parameter.detach()
         if not bool(torch.isfinite(value).all()):
             raise ExportError(
-                f"the weight {name} holds {_first(value, ~torch.isfinite(value))}, which is not finite; go back to an"
-                " earlier step of the checkpoint, or train it again with a lower --lr"
+                f"the weight {name} holds {_first(value, ~torch.isfinite(value))}, which is not finite",
+                "go back to an earlier step of the checkpoint, or train it again with a lower --lr",
             )
         if wanted.quantised or name in kept or wanted.compute == value.dtype:
             continue
         stored, limits = value.to(wanted.compute).to(value.dtype), torch.finfo(wanted.compute)
         if bool((beyond := ~torch.isfinite(stored)).any()):
             raise ExportError(
-                f"the weight {name} holds {_first(value, beyond)}, and {wanted.name} ends at {limits.max:g}; use"
-                f" {_wider(wanted)}"
+                f"the weight {name} holds {_first(value, beyond)}, and {wanted.name} ends at {limits.max:g}",
+                f"use {_wider(wanted)}",
             )
         lost = float((stored - value).double().norm())
         if lost > _LOST * float(value.double().norm()):
             raise ExportError(
                 f"the weight {name} holds {_first(value, stored != value)}, and {wanted.name} has no numbers but 0"
-                f" below {limits.smallest_normal * limits.eps:g}; use {_wider(wanted)}"
+                f" below {limits.smallest_normal * limits.eps:g}",
+                f"use {_wider(wanted)}",
             )
 
 

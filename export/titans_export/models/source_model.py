@@ -61,6 +61,6 @@ def source_of(bundle: Path, manifest: Manifest, checkpoint: Path) -> TitansModel
         if made_from(manifest, model):
             return model
     raise ExportError(
-        f"{bundle} was not made from {checkpoint}: their configurations differ; name the checkpoint it was exported"
-        " from"
+        f"{bundle} was not made from {checkpoint}: their configurations differ",
+        "name the checkpoint it was exported from",
     )

@@ -45,7 +45,7 @@ def sums_as_products(content: bytes, file: str) -> bytes | None:
         axis -= len(kind.shape.dim) if axis >= 0 else 0
         size = kind.shape.dim[axis].dim_value
         if axis not in (-1, -2) or size <= 0:
-            raise ExportError(f"{file}: {node.name} normalises axis {axis}, of size {size}; report this")
+            raise ExportError(f"{node.name} normalises axis {axis}, of size {size}", "report this", where=file)
         if (kind.elem_type, size) not in ones:
             ones[kind.elem_type, size] = name = f"{_ONES}_{size}_{kind.elem_type}"
             filled = np.ones((size, size), helper.tensor_dtype_to_np_dtype(kind.elem_type))

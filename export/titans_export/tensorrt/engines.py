@@ -106,13 +106,13 @@ def build_engines(
     manifest = opened.manifest
     if manifest.providers is not None and backend not in manifest.providers:
         raise ExportError(
-            f"{bundle} is a {manifest.dtype} bundle for {', '.join(manifest.providers)} only; export the checkpoint"
-            " with --dtype fp16, bf16 or fp32"
+            f"{bundle} is a {manifest.dtype} bundle for {', '.join(manifest.providers)} only",
+            "export the checkpoint with --dtype fp16, bf16 or fp32",
         )
     check_offered(module, backend, options)
     if missing := sorted({graph.file for graph in manifest.graphs} & set(manifest.omitted)):
         raise ExportError(
-            f"{bundle} was slimmed to its engines and has no {missing[0]}; build in the bundle that it was made from"
+            f"{bundle} was slimmed to its engines and has no {missing[0]}", "build in the bundle that it was made from"
         )
     contents = [opened.graph(graph).content for graph in manifest.graphs]
     if not ignore_memory:
@@ -218,12 +218,15 @@ class _Build:
             reason = log.last or "TensorRT gave no reason"
             if self.options.needs_gpu and not nvidia.has_driver():
                 raise ExportError(
-                    f"{graph.file}: {self.backend} builds {' and '.join(self.options.needs_gpu)} only where there is a"
-                    f" GPU, and there is none here ({reason}); leave that out, or build on such a machine"
+                    f"{self.backend} builds {' and '.join(self.options.needs_gpu)} only where there is a"
+                    f" GPU, and there is none here ({reason})",
+                    "leave that out, or build on such a machine",
+                    where=graph.file,
                 )
             raise ExportError(
-                f"{graph.file}: the build failed ({reason}); try a smaller --batch or another --sm, and see that there"
-                " is enough memory"
+                f"the build failed ({reason})",
+                "try a smaller --batch or another --sm, and see that there is enough memory",
+                where=graph.file,
             )
         if self.options.timing_cache is not None:
             _write(self.options.timing_cache, timings(config))
@@ -270,5 +273,5 @@ def _write(path: Path, data: bytes) -> None:
         replace_file(path, data)
     except OSError as error:
         raise ExportError(
-            f"cannot write {path} ({error.strerror}); free some space or check the permissions"
+            f"cannot write {path} ({error.strerror})", "free some space or check the permissions"
         ) from error

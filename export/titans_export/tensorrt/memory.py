@@ -44,8 +44,9 @@ def check_memory(graphs: list[bytes]) -> None:
     needed, there = max(map(estimate, graphs), default=0), available()
     if there is not None and needed > there:
         raise ExportError(
-            f"building needs about {needed / 2**30:.1f} GiB of memory, {there / 2**30:.1f} GiB are free; free some,"
-            " build on another machine, export with a smaller --dtype, or try all the same with --ignore-memory"
+            f"building needs about {needed / 2**30:.1f} GiB of memory, {there / 2**30:.1f} GiB are free",
+            "free some,"
+            " build on another machine, export with a smaller --dtype, or try all the same with --ignore-memory",
         )
 
 

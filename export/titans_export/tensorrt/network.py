@@ -69,7 +69,11 @@ def parse(module: Any, backend: str, builder: Any, logger: Any, path: Path, cont
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = module.OnnxParser(network, logger)
     if not parser.parse(sums_as_products(content, path.name) or content, str(path)):
-        raise ExportError(f"{path.name}: {backend} {module.__version__} refuses {_refusals(parser)}")
+        raise ExportError(
+            f"{backend} {module.__version__} refuses {_refusals(parser)}",
+            "export the bundle again, and report it if it recurs",
+            where=path.name,
+        )
     return network
 
 
@@ -126,8 +130,9 @@ def check_precision(module: Any, network: Any, graph: GraphSpec, dtype: str) -> 
     wanted = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}[dtype]
     if graph.tokens and not counts[wanted]:  # a commit is memory alone, and that is fp32
         raise ExportError(
-            f"{graph.file}: the manifest says {dtype}, and no layer computes in {wanted} (there are {dict(counts)});"
-            " export the bundle again"
+            f"the manifest says {dtype}, and no layer computes in {wanted} (there are {dict(counts)})",
+            "export the bundle again",
+            where=graph.file,
         )
     return dict(sorted(counts.items()))
 
@@ -156,8 +161,9 @@ def _compare(graph: GraphSpec, found: Iterable[EngineIO], what: str) -> None:
     for name in sorted({*there, *wanted}):
         if there.get(name) != wanted.get(name):
             raise ExportError(
-                f"{graph.file}: {name} is {_text(there.get(name))} in {what} and {_text(wanted.get(name))} in the"
-                " manifest; export the bundle again, and report it if it recurs"
+                f"{name} is {_text(there.get(name))} in {what} and {_text(wanted.get(name))} in the manifest",
+                "export the bundle again, and report it if it recurs",
+                where=graph.file,
             )
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from titans_export.errors import ExportError
+from titans_format.install import install
 from titans_runtime.errors import os_remedy
 from titans_runtime.files import MIB, read_regular, shown
-from titans_runtime.install import install
 
 _MOST_TIMINGS = 256 * MIB
 
@@ -61,10 +61,10 @@ class BuildOptions:
         low, usual, high = self.batch
         if not 1 <= low <= usual <= high:
             raise ExportError(
-                f"batch sizes {low}, {usual}, {high} are not in order; give them as 1 <= min <= opt <= max"
+                f"batch sizes {low}, {usual}, {high} are not in order", "give them as 1 <= min <= opt <= max"
             )
         if len(set(self.sm)) != len(self.sm):
-            raise ExportError(f"--sm names a target twice: {', '.join(map(str, self.sm))}; name each once")
+            raise ExportError(f"--sm names a target twice: {', '.join(map(str, self.sm))}", "name each once")
 
     @property
     def needs_gpu(self) -> tuple[str, ...]:
@@ -75,11 +75,11 @@ class BuildOptions:
 def import_module(backend: str) -> Any:
     """The TensorRT module of a backend. Raises `ExportError`."""
     if backend not in MODULES:
-        raise ExportError(f"unknown backend {backend!r}; use one of {', '.join(MODULES)}")
+        raise ExportError(f"unknown backend {backend!r}", f"use one of {', '.join(MODULES)}")
     try:
         return importlib.import_module(MODULES[backend])
     except (ImportError, OSError) as error:  # OSError: the bindings are there, the libraries are not
-        raise ExportError(f"{MODULES[backend]} cannot be imported ({error}); run: {install(backend)}") from error
+        raise ExportError(f"{MODULES[backend]} cannot be imported ({error})", f"run: {install(backend)}") from error
 
 
 def check_offered(module: Any, backend: str, options: BuildOptions) -> None:
@@ -123,9 +123,9 @@ def load_timing_cache(config: Any, path: Path | None) -> None:
     try:
         data = read_regular(path, _MOST_TIMINGS) if path.exists() else b""
     except OSError as error:
-        raise ExportError(f"{shown(path, error)}; {os_remedy(error)}") from error
+        raise ExportError(shown(path, error), os_remedy(error)) from error
     if not config.set_timing_cache(config.create_timing_cache(data), False):
-        raise ExportError(f"{path} was made by another TensorRT or on another GPU; name another file, or remove it")
+        raise ExportError(f"{path} was made by another TensorRT or on another GPU", "name another file, or remove it")
 
 
 def timings(config: Any) -> bytes:
@@ -135,7 +135,7 @@ def timings(config: Any) -> bytes:
 
 def _not_offered(module: Any, backend: str, name: str, reason: str) -> ExportError:
     option = f"--{name.replace('_', '-')}"
-    return ExportError(f"{backend} {module.__version__} does not offer {option}: {reason}; leave it out")
+    return ExportError(f"{backend} {module.__version__} does not offer {option}: {reason}", "leave it out")
 
 
 def _targets(module: Any, backend: str, capabilities: Sequence[int]) -> list[Any]:
@@ -145,7 +145,7 @@ def _targets(module: Any, backend: str, capabilities: Sequence[int]) -> list[Any
     if unknown:
         knows = f"it knows {', '.join(sorted(known, key=int))}" if known else "it builds for the GPU that it runs on"
         raise ExportError(
-            f"{backend} {module.__version__} cannot target SM {', '.join(map(str, unknown))}; {knows};"
-            f" {'choose among these' if known else 'leave --sm out, and build on such a machine'}"
+            f"{backend} {module.__version__} cannot target SM {', '.join(map(str, unknown))}",
+            f"{knows}; {'choose among these' if known else 'leave --sm out, and build on such a machine'}",
         )
     return [known[str(sm)] for sm in capabilities]

@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 from titans_export.errors import ExportError
 
+_CORRECT = "correct the configuration"
+
 
 class ConfigError(ExportError):
     """A configuration that is no constructor call of titans-pytorch, or asks for something that is not carried over."""
@@ -25,16 +27,16 @@ class Arguments:
 
     def __init__(self, owner: str, values: object) -> None:
         if not isinstance(values, Mapping):
-            raise ConfigError(f"{owner}: arguments are {values!r}, expected an object of keyword arguments")
+            raise ConfigError(
+                f"arguments are {values!r}, expected an object of keyword arguments", _CORRECT, where=owner
+            )
         self.owner = owner
         self._values: Mapping[str, Any] = values
         self._read: set[str] = set()
 
     def fail(self, name: str, expected: str) -> NoReturn:
         """Refuse the value of an argument."""
-        raise ConfigError(
-            f"{self.owner}: {name} is {self._values.get(name)!r}, expected {expected}; correct the configuration"
-        )
+        raise ConfigError(f"{name} is {self._values.get(name)!r}, expected {expected}", _CORRECT, where=self.owner)
 
     def value(self, name: str, default: Any = None) -> Any:
         """Whatever is there."""
@@ -79,22 +81,23 @@ class Arguments:
         """Arguments that decide how a model starts or how fast it computes, not what it computes."""
         self._read.update(names)
 
-    def refuse(self, name: str, allowed: object, why: str) -> None:
+    def refuse(self, name: str, allowed: object, why: str, remedy: str) -> None:
         """An option that is not carried over unless it has this value."""
         if self.value(name, allowed) != allowed:
-            raise ConfigError(f"{self.owner}: {name} is not carried over: {why}")
+            raise ConfigError(f"{name} is not carried over: {why}", remedy, where=self.owner)
 
     def finish(self) -> None:
         """Refuse what is left."""
         if unknown := sorted(set(self._values) - self._read):
             raise ConfigError(
-                f"{self.owner} of titans-pytorch 0.5.5 has no argument {unknown[0]!r}; correct the configuration, or"
-                " write it from the model with titans_export.titans_pytorch.config_from_model.write_config"
+                f"{self.owner} of titans-pytorch 0.5.5 has no argument {unknown[0]!r}",
+                "correct the configuration, or write it from the model with"
+                " titans_export.titans_pytorch.config_from_model.write_config",
             )
 
 
 def constructor(owner: str, value: object) -> tuple[str, object]:
     """The class and the arguments of `{"class": name, "args": {…}}`; args may be absent."""
     if not isinstance(value, Mapping) or not isinstance(value.get("class"), str) or set(value) - {"class", "args"}:
-        raise ConfigError(f'{owner} is {value!r:.200}, expected {{"class": name, "args": {{…}}}}')
+        raise ConfigError(f'{owner} is {value!r:.200}, expected {{"class": name, "args": {{…}}}}', _CORRECT)
     return value["class"], value.get("args", {})

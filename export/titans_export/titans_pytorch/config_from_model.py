@@ -48,7 +48,7 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     elif name == "MemoryAsContextTransformer":
         args = _transformer(model)
     else:
-        raise ConfigError(f"a {name} is not carried over; pass a MemoryAsContextTransformer or a NeuralMemory")
+        raise ConfigError(f"a {name} is not carried over", "pass a MemoryAsContextTransformer or a NeuralMemory")
     config = {"class": name, "args": args}
     read_options(config)
     return config
@@ -57,7 +57,7 @@ def config_of(model: nn.Module) -> dict[str, Any]:
 def _transformer(model: Any) -> dict[str, Any]:
     if type(model.token_emb) is not nn.Embedding:
         raise ConfigError(
-            f"token_emb is a {type(model.token_emb).__name__}; only the default embedding is carried over"
+            f"token_emb is a {type(model.token_emb).__name__}", "only the default embedding is carried over"
         )
     memories = [(number, layer[4]) for number, layer in enumerate(model.layers, 1) if layer[4] is not None]
     attention, feed_forward = model.layers[0][5], model.layers[0][6]
@@ -118,14 +118,17 @@ def _memory(memory: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return args, _network(network.model if wrapped else network)
 
 
+_NETWORKS = ("MemoryMLP", "FactorizedMemoryMLP", "GatedResidualMemoryMLP", "MemorySwiGluMLP")
+
+
 def _max_lr(memory: Any) -> float:
     from titans_pytorch import neural_memory
 
     transform = memory.adaptive_step_transform
     if not (isinstance(transform, partial) and transform.func is neural_memory.default_adaptive_step_transform):
-        raise ConfigError("adaptive_step_transform is a function of one's own, which is not carried over")
+        raise ConfigError("adaptive_step_transform is not the default, and is not carried over", "use the default")
     if memory.store_memory_loss_fn is not neural_memory.default_loss_fn:
-        raise ConfigError("store_memory_loss_fn is a function of one's own, which is not carried over")
+        raise ConfigError("store_memory_loss_fn is not the default, and is not carried over", "use the default")
     return float(transform.keywords["max_lr"])
 
 
@@ -146,14 +149,14 @@ def _network(network: Any) -> dict[str, Any]:
             dim, twice = weights[0][0].shape
             args = {"dim": dim, "depth": len(weights), "expansion_factor": _factor(twice // 2, dim, 2)}
         case _:
-            raise ConfigError(f"memory network {name} is not carried over")
+            raise ConfigError(f"memory network {name} is not carried over", f"choose one of {', '.join(_NETWORKS)}")
     return {"class": name, "args": args}
 
 
 def _linear(projection: Any) -> nn.Linear:
     linear = projection[0] if isinstance(projection, Sequence | nn.Sequential) else projection
     if not isinstance(linear, nn.Linear):
-        raise ConfigError(f"a projection is a {type(linear).__name__}, expected torch's Linear")
+        raise ConfigError(f"a projection is a {type(linear).__name__}, expected torch's Linear", "use the default")
     return linear
 
 
@@ -163,4 +166,4 @@ def _factor(hidden: int, dim: int, thirds: int = 3) -> float:
     for factor in (float(round(exact)), exact, exact + 1 / dim):
         if int(dim * factor if thirds == 3 else dim * factor * thirds / 3) == hidden:
             return factor
-    raise ConfigError(f"no expansion factor makes {hidden} channels of {dim}")
+    raise ConfigError(f"no expansion factor makes {hidden} channels of {dim}", "write the configuration by hand")

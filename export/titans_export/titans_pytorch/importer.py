@@ -30,9 +30,9 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(read_regular(path, _MOST_CONFIG).decode("utf-8"))
     except OSError as error:
-        raise ConfigError(f"{shown(path, error)}; name the file with the configuration") from error
+        raise ConfigError(shown(path, error), "name the file with the configuration") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is no JSON ({error}); write the constructor's arguments as JSON") from error
+        raise ConfigError(f"{path} is no JSON ({error})", "write the constructor's arguments as JSON") from error
     read_options(config)
     found: dict[str, Any] = config
     return found
@@ -94,12 +94,12 @@ def _read_tokenizer(path: Path, settings: dict[str, Any]) -> str | None:
     options = read_options(settings)
     if not isinstance(options, TransformerOptions):
         raise ConfigError(
-            f"a NeuralMemory reads vectors, not the text of the tokenizer {path}; leave the tokenizer out"
+            f"a NeuralMemory reads vectors, not the text of the tokenizer {path}", "leave the tokenizer out"
         )
     tokenizer = load_tokenizer(path)
     if tokenizer.vocab_size > options.num_tokens:
         raise ConfigError(
-            f"the tokenizer {path} has {tokenizer.vocab_size:,} tokens and the model num_tokens {options.num_tokens:,};"
-            " give the tokenizer that the model was trained with"
+            f"the tokenizer {path} has {tokenizer.vocab_size:,} tokens and the model num_tokens {options.num_tokens:,}",
+            "give the tokenizer that the model was trained with",
         )
     return tokenizer.json

@@ -22,9 +22,10 @@ ACTIVATIONS = ("SiLU", "GELU", "ReLU", "Tanh", "Sigmoid")
 
 _GATED_TRANSITION = (
     "with it the memory is blended once more at the last batch boundary a sequence reaches, so what titans-pytorch"
-    " computes for a token depends on where its sequence ends, and no stream can agree with that; train without it"
+    " computes for a token depends on where its sequence ends, and no stream can agree with that",
+    "train without it",
 )
-_CALLABLE = "a Python function is no part of a checkpoint; use the default"
+_CALLABLE = ("a Python function is not part of a checkpoint", "use the default")
 
 
 @dataclass(frozen=True)
@@ -126,13 +127,16 @@ def read_options(config: object) -> Options:
             weight_residual=False,
         )
         arguments.refuse(
-            "accept_weight_residual", False, "it needs another memory's weights, which a model of one memory has not"
+            "accept_weight_residual",
+            False,
+            "it needs another memory's weights, which a model of one memory has not",
+            "leave it out",
         )
         arguments.finish()
         return options
     if name == "MemoryAsContextTransformer":
         return _transformer(Arguments(name, values))
-    raise ConfigError(f"class {name!r} is not carried over; choose MemoryAsContextTransformer or NeuralMemory")
+    raise ConfigError(f"class {name!r} is not carried over", "choose MemoryAsContextTransformer or NeuralMemory")
 
 
 def _pair(arguments: Arguments) -> tuple[int, int]:
@@ -146,8 +150,10 @@ def _pair(arguments: Arguments) -> tuple[int, int]:
     retrieve, store = value
     if retrieve < store:
         raise ConfigError(
-            f"{arguments.owner}: chunk_size {list(value)} is not carried over: retrieving in smaller chunks than"
-            " storing would read memory that is written from later tokens; make the first number the larger one"
+            f"chunk_size {list(value)} is not carried over: retrieving in smaller chunks than"
+            " storing would read memory that is written from later tokens",
+            "make the first number the larger one",
+            where=arguments.owner,
         )
     return retrieve, store
 
@@ -165,12 +171,20 @@ def _memory(
     heads = arguments.integer("heads", 1)
     dim_head = arguments.optional_integer("dim_head") or dim
     if heads == 1 and dim_head != dim:
-        raise ConfigError(f"{arguments.owner}: with one head, dim_head {dim_head} has to be dim {dim}")
+        raise ConfigError(
+            f"dim_head is {dim_head}, expected dim, {dim}, with one head",
+            "give it, or more heads",
+            where=arguments.owner,
+        )
     if batch_size is not None and batch_size % chunk[1]:
-        raise ConfigError(f"{arguments.owner}: batch_size {batch_size} is not a multiple of the chunk size {chunk[1]}")
-    arguments.refuse("gated_transition", False, _GATED_TRANSITION)
-    arguments.refuse("store_memory_loss_fn", None, _CALLABLE)
-    arguments.refuse("adaptive_step_transform", None, _CALLABLE)
+        raise ConfigError(
+            f"batch_size {batch_size} is not a multiple of the chunk size {chunk[1]}",
+            "change one of them",
+            where=arguments.owner,
+        )
+    arguments.refuse("gated_transition", False, *_GATED_TRANSITION)
+    arguments.refuse("store_memory_loss_fn", None, *_CALLABLE)
+    arguments.refuse("adaptive_step_transform", None, *_CALLABLE)
     arguments.irrelevant("use_accelerated_scan", "init_adaptive_step_bias", "init_momentum_bias", "init_decay_bias")
     default_model = arguments.value("default_model_kwargs", {"depth": 2, "expansion_factor": 4.0})
     network = _network({"class": "MemoryMLP", "args": default_model} if model is None else model, dim_head)
@@ -180,10 +194,16 @@ def _memory(
     learned = arguments.flag("learned_momentum_combine", False)
     zeroth = arguments.flag("learned_combine_include_zeroth", False)
     if learned and not (momentum and order > 1):
-        raise ConfigError(f"{arguments.owner}: learned_momentum_combine needs momentum_order 2 or more")
+        raise ConfigError(
+            f"learned_momentum_combine with momentum_order {order}",
+            "use 2 or more, or leave it out",
+            where=arguments.owner,
+        )
     pooled = arguments.flag("attn_pool_chunks", False)
     if pooled and chunk[1] == 1:
-        raise ConfigError(f"{arguments.owner}: attn_pool_chunks needs chunks of 2 tokens or more")
+        raise ConfigError(
+            "attn_pool_chunks with chunks of 1 token", "use 2 tokens or more, or leave it out", where=arguments.owner
+        )
     limit = None if arguments.value("max_grad_norm") is None else arguments.number("max_grad_norm", 0.0)
     return MemoryOptions(
         dim=dim,
@@ -220,8 +240,9 @@ def _activation(arguments: Arguments) -> str | None:
     name, values = constructor(f"{arguments.owner}: activation", value)
     if name not in ACTIVATIONS or values:
         raise ConfigError(
-            f"{arguments.owner}: activation {name} with arguments {values!r} is not carried over; choose one of"
-            f" {', '.join(ACTIVATIONS)} without arguments"
+            f"activation {name} with arguments {values!r} is not carried over",
+            f"choose one of {', '.join(ACTIVATIONS)} without arguments",
+            where=arguments.owner,
         )
     return name
 
@@ -246,8 +267,8 @@ def _network(value: object, dim: int) -> Network:
             network = SwiGluMlp(dim, arguments.integer("depth", 1), hidden)
         case _:
             raise ConfigError(
-                f"memory network {name} is not carried over; choose MemoryMLP, FactorizedMemoryMLP,"
-                " GatedResidualMemoryMLP or MemorySwiGluMLP"
+                f"memory network {name} is not carried over",
+                "choose MemoryMLP, FactorizedMemoryMLP, GatedResidualMemoryMLP or MemorySwiGluMLP",
             )
     arguments.finish()
     return network
@@ -284,7 +305,7 @@ def _transformer(arguments: Arguments) -> TransformerOptions:
             )
         )
         inner.finish()
-    arguments.refuse("token_emb", None, "a module of one's own is no part of the configuration; use the default")
+    arguments.refuse("token_emb", None, "a module of one's own is not part of the configuration", "use the default")
     arguments.irrelevant("use_flex_attn")
     options = TransformerOptions(
         num_tokens=arguments.integer("num_tokens"),

@@ -45,7 +45,7 @@ def read_state_dict(path: Path) -> StateDict:
     """
     remedy = "save the model with torch.save(model.state_dict(), path), or as safetensors"
     if not path.is_file():
-        raise CheckpointError(f"{path} is not a file; name a state_dict in a .pt or .safetensors file")
+        raise CheckpointError(f"{path} is not a file", "name a state_dict in a .pt or .safetensors file")
     try:
         if path.suffix.lower() == ".safetensors":
             from safetensors.torch import load_file
@@ -55,7 +55,7 @@ def read_state_dict(path: Path) -> StateDict:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # neither reader has an exception of its own for all it meets
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} cannot be read as plain tensors ({first:.200}); {remedy}") from error
+        raise CheckpointError(f"{path} cannot be read as plain tensors ({first:.200})", remedy) from error
     notes = []
     if isinstance(found, Mapping):
         inner = [key for key in _NESTED if isinstance(found.get(key), Mapping)]
@@ -63,7 +63,7 @@ def read_state_dict(path: Path) -> StateDict:
             notes.append(f"took {inner[0]!r} of what the file holds")
             found = found[inner[0]]
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise CheckpointError(f"{path} holds something else than named tensors; {remedy}")
+        raise CheckpointError(f"{path} holds something else than named tensors", remedy)
     tensors, taken_off = plain_names({str(name): value for name, value in found.items()})
     return StateDict(tensors, (*notes, *([f"took {taken_off!r} off the names of parameters"] if taken_off else [])))
 
@@ -87,7 +87,7 @@ def plain_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     for name, plain in names.items():
         if plain in found:
             raise CheckpointError(
-                f"the checkpoint has {plain!r} twice, with and without {taken_off!r} before it; save one state_dict"
+                f"the checkpoint has {plain!r} twice, with and without {taken_off!r} before it", "save one state_dict"
             )
         found[plain] = tensors[name]
     return found, taken_off
@@ -114,17 +114,19 @@ class Reader:
         full = self._prefix + name
         if full not in self._tensors:
             raise CheckpointError(
-                f"the checkpoint has no parameter {full!r}, which the configuration asks for with shape"
-                f" {list(shape)}; {self._likeliest_cause(full)}"
+                f"the checkpoint has no parameter {full!r}, which the configuration asks for with shape {list(shape)}",
+                self._likeliest_cause(full),
             )
         value = self._tensors[full]
         if tuple(value.shape) != tuple(shape):
             raise CheckpointError(
-                f"parameter {full!r} has shape {list(value.shape)}, and the configuration asks for {list(shape)};"
-                " give the constructor's arguments that the model was trained with"
+                f"parameter {full!r} has shape {list(value.shape)}, and the configuration asks for {list(shape)}",
+                "give the constructor's arguments that the model was trained with",
             )
         if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"parameter {full!r} holds numbers that are not finite floats; train the model again")
+            raise CheckpointError(
+                f"parameter {full!r} holds numbers that are not finite floats", "train the model again"
+            )
         self._taken.add(full)
         return value.detach().to(torch.float32)
 
@@ -165,7 +167,7 @@ class Reader:
             beside = next((name for name in left if name.partition(".")[0] not in own), None)
             raise CheckpointError(
                 f"the checkpoint has a parameter {beside or left[0]!r} ({len(left)} such) that a model of this"
-                " configuration has not; "
-                + ("save the state_dict of the model alone, or " if beside else "")
-                + "give the constructor's arguments that the model was trained with"
+                " configuration has not",
+                ("save the state_dict of the model alone, or " if beside else "")
+                + "give the constructor's arguments that the model was trained with",
             )

@@ -97,8 +97,8 @@ def compare(
     if not bool(finite.all()):
         first = int((~finite).nonzero()[0])
         raise VerificationError(
-            f"{reference} itself computes numbers that are not finite from token {first} on; lower"
-            " default_step_transform_max_lr and train again, or verify fewer tokens"
+            f"{reference} itself computes numbers that are not finite from token {first} on",
+            "lower default_step_transform_max_lr and train again, or verify fewer tokens",
         )
     driver = Driver(DirectFeeder(opened.manifest, select(opened, "cpu", LoadOptions(threads=1)).backend))
     got, pieces = drive(driver, stream, seed, progress)
@@ -124,8 +124,9 @@ def compare(
     if not report["ok"]:
         raise VerificationError(
             f"outputs differ from {reference} by {error:.1e} (allowed {allowed:.1e}), and state {worst} from the own"
-            f" PyTorch form by {states[worst]:.1e} (allowed {allowed_states[worst]:.1e}); the bundle does not compute"
-            " what the model computes: nothing was written, please report it with the configuration"
+            f" PyTorch form by {states[worst]:.1e} (allowed {allowed_states[worst]:.1e}); the bundle"
+            " does not compute what the model computes, and nothing was written",
+            "please report it with the configuration",
         )
     return report
 

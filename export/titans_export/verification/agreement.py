@@ -145,20 +145,26 @@ class VerificationReport:
                 f"{agreed}, from one state {self.resynchronised} times over: this model amplifies rounding errors from"
                 f" token {self.amplifies_from} on, in PyTorch too; train it longer, or lower memory.max_step_size"
             )
+        finding, remedy = self.disagreement()
+        return f"{finding}; {remedy}"
+
+    def disagreement(self) -> tuple[str, str]:
+        """What a report that is not `ok` found, and what to do about it."""
         name, error = max(self.states.items(), key=lambda item: item[1], default=("outputs", self.max_abs_error))
         form = f", from the training form by {self.training_form_error:.1e}" if self.disowned else ""
-        return (
+        finding = (
             f"outputs differ by {self.max_abs_error:.1e}{form} (allowed {self.tolerance.outputs:.0e}) and state {name}"
             f" by {error:.1e} (allowed {self.tolerance.states:.0e}), first at token {self.worst_at}; the bundle does"
-            " not compute what the model computes: do not use it, export again, and report it if it recurs"
+            " not compute what the model computes"
         )
+        return finding, "do not use it, export again, and report it if it recurs"
 
 
 def tolerance(dtype: str) -> Tolerance:
     """The tolerances of a precision. Raises `ExportError` if there are none."""
     table = json.loads(resources.files(__package__).joinpath("tolerances.json").read_text(encoding="utf-8"))
     if dtype not in table:
-        raise ExportError(f"there is no tolerance for dtype {dtype!r}; verify knows {', '.join(table)}")
+        raise ExportError(f"there is no tolerance for dtype {dtype!r}", f"verify knows {', '.join(table)}")
     return Tolerance(table[dtype]["outputs"], table[dtype]["states"], table[dtype].get("relative", False))
 
 
@@ -175,7 +181,7 @@ def verify_bundle(
         progress: called with (tokens done, tokens).
 
     Raises:
-        TitansError, TitansCoreError: one of the two cannot be loaded.
+        TitansError: one of the two cannot be loaded.
         ExportError: they are not the same model.
     """
     model = source_of(bundle, read_manifest_of(bundle), checkpoint)
@@ -189,7 +195,9 @@ def compare(
     opened = open_bundle(bundle)
     manifest = opened.manifest
     if not made_from(manifest, model):
-        raise ExportError(f"{bundle} was not made from this model: their configurations differ; export the model again")
+        raise ExportError(
+            f"{bundle} was not made from this model: their configurations differ", "export the model again"
+        )
     model.eval().requires_grad_(False)
     wanted = precision(manifest.dtype)
     stored = {name for name, _ in model.named_parameters() if values_name(name) in opened.weights}

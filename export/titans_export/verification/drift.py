@@ -160,7 +160,7 @@ def limits(dtype: str) -> DriftLimits:
     table = json.loads(resources.files(__package__).joinpath("tolerances.json").read_text(encoding="utf-8"))
     if "drift" not in table.get(dtype, {}):
         known = ", ".join(name for name, entry in table.items() if "drift" in entry)
-        raise ExportError(f"there are no drift limits for dtype {dtype!r}; drift is known for {known}")
+        raise ExportError(f"there are no drift limits for dtype {dtype!r}", f"drift is known for {known}")
     return DriftLimits(table[dtype]["drift"]["top1"], table[dtype]["drift"]["slope_per_1000_tokens"])
 
 
@@ -185,7 +185,7 @@ def measure_drift(
         progress: called with (tokens done, tokens).
 
     Raises:
-        TitansError, TitansCoreError: something cannot be loaded.
+        TitansError: something cannot be loaded.
         ExportError: they are not the same model, or there is too little text.
     """
     opened = open_bundle(bundle)
@@ -235,8 +235,8 @@ def _compare(
 ) -> None:
     if not np.isfinite(got).all():
         raise ExportError(
-            "the model's numbers are not finite in this precision: an activation leaves its range; export with another"
-            " --dtype (bf16 has the range of fp32)"
+            "the model's numbers are not finite in this precision: an activation leaves its range",
+            "export with another --dtype (bf16 has the range of fp32)",
         )
     if tokens:
         curve.top1.append(float((got.argmax(-1) == want.argmax(-1)).mean()))
@@ -261,19 +261,19 @@ def _stream(bundle: Bundle, tokens: int, data: tuple[str, ...], seed: int) -> Ar
     manifest, random = bundle.manifest, np.random.default_rng(seed)
     if isinstance(manifest.inputs, ContinuousInputs):
         if data:
-            raise ExportError("a continuous model reads no text; leave the data out")
+            raise ExportError("a continuous model reads no text", "leave the data out")
         return random.standard_normal((1, tokens, manifest.inputs.features), dtype=np.float32)
     if not data:
         return random.integers(0, manifest.inputs.vocab_size, (1, tokens), dtype=np.int64)
     tokenizer = open_tokenizer(bundle.path, manifest)
     if tokenizer is None:
-        raise ExportError(f"{bundle.path} has no tokenizer to read text with; leave the data out")
+        raise ExportError(f"{bundle.path} has no tokenizer to read text with", "leave the data out")
     ids: list[int] = []
     for document in read_corpus(data).held_out:
         ids += tokenizer.encode(document.data, special=True)  # as it was trained on
         if len(ids) >= tokens:
             return np.array([ids[:tokens]])
     raise ExportError(
-        f"the documents that are held out have {len(ids):,} tokens, {tokens:,} are wanted; ask for fewer, or name more"
-        " data"
+        f"the documents that are held out have {len(ids):,} tokens, {tokens:,} are wanted",
+        "ask for fewer, or name more data",
     )

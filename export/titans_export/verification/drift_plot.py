@@ -9,7 +9,7 @@ from pathlib import Path
 
 from titans_export.errors import ExportError
 from titans_export.verification.drift import DriftReport
-from titans_runtime.install import install
+from titans_format.install import install
 
 STYLES = {"bundle": "-", "arithmetic": "--"}
 
@@ -24,7 +24,7 @@ def plot_drift(report: DriftReport, path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ExportError(f"{error}; run: {install('plot')}") from error
+        raise ExportError(str(error), f"run: {install('plot')}") from error
     figure = Figure(figsize=(8, 8), layout="constrained")
     FigureCanvasAgg(figure)
     agreement, divergence, errors = figure.subplots(3, 1, sharex=True)
@@ -45,4 +45,4 @@ def plot_drift(report: DriftReport, path: Path) -> None:
     try:
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     except ValueError as error:
-        raise ExportError(f"cannot draw {path} ({error}); use a name that ends in .svg or .png") from error
+        raise ExportError(f"cannot draw {path} ({error})", "use a name that ends in .svg or .png") from error

@@ -133,10 +133,10 @@ class ChatTemplate:
             self._refuse(f"cannot be compiled ({type(error).__name__}: {_clipped(str(error))})")
 
     def _fail(self, what: str, remedy: str) -> NoReturn:
-        raise TextError(f"{self.name} {what}; {remedy}") from None
+        raise TextError(f"{self.name} {what}", remedy) from None
 
     def _refuse(self, what: str) -> NoReturn:
-        raise BundleError(f"{self.name} {what}; export the bundle with another one") from None
+        raise BundleError(f"{self.name} {what}", "export the bundle with another one") from None
 
 
 def checked_messages(messages: Messages) -> list[dict[str, object]]:
@@ -146,25 +146,25 @@ def checked_messages(messages: Messages) -> list[dict[str, object]]:
     if isinstance(messages, Mapping):
         messages = [messages]
     if not isinstance(messages, list | tuple):
-        raise InputError(f"messages are {shown(messages)}; pass a text, or messages such as {_EXAMPLE}")
+        raise InputError(f"messages are {shown(messages)}", f"pass a text, or messages such as {_EXAMPLE}")
     if not messages:
-        raise InputError(f"there are no messages; pass a text, or messages such as {_EXAMPLE}")
+        raise InputError("there are no messages", f"pass a text, or messages such as {_EXAMPLE}")
     return [_checked_message(message, number) for number, message in enumerate(messages)]
 
 
 def _checked_message(message: object, number: int) -> dict[str, object]:
     where = f"message {number}"
     if not isinstance(message, Mapping):
-        raise InputError(f"{where} is {shown(message)}; pass messages such as {_EXAMPLE}")
+        raise InputError(f"{where} is {shown(message)}", f"pass messages such as {_EXAMPLE}")
     found = _data(message, where, 0)
     if not isinstance(found, dict):
         raise TypeError(where)
     kept = {name: value for name, value in found.items() if value is not None}
     role = kept.get("role")
     if not isinstance(role, str) or not _OTHER_ROLE.fullmatch(role):
-        raise InputError(f'{where} has the role {shown(role)}; use a word, such as "user", "assistant" or "system"')
+        raise InputError(f"{where} has the role {shown(role)}", 'use a word, such as "user", "assistant" or "system"')
     if not isinstance(kept.get("content", ""), str | list):
-        raise InputError(f"{where} has the content {shown(kept['content'])}; use a text, or a list of parts")
+        raise InputError(f"{where} has the content {shown(kept['content'])}", "use a text, or a list of parts")
     return kept
 
 
@@ -184,7 +184,7 @@ def _data(value: object, where: str, depth: int) -> object:
         if isinstance(value, Mapping):
             return {_key(key, where): _data(each, where, depth + 1) for key, each in value.items()}
     what = f"more than {MAX_DEPTH} lists in lists" if depth >= MAX_DEPTH else shown(value)
-    raise InputError(f"{where} has {what} in it; use texts, numbers, lists and mappings")
+    raise InputError(f"{where} has {what} in it", "use texts, numbers, lists and mappings")
 
 
 def _text(text: str, where: str) -> str:
@@ -192,14 +192,14 @@ def _text(text: str, where: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise TextError(
-            f"{where} has a character that UTF-8 cannot express (U+{ord(text[error.start]):04X}); remove it"
+            f"{where} has a character that UTF-8 cannot express (U+{ord(text[error.start]):04X})", "remove it"
         ) from None
     return str.__str__(text)
 
 
 def _key(key: object, where: str) -> str:
     if not isinstance(key, str):
-        raise InputError(f"{where} has a field named {shown(key)}; use texts as names")
+        raise InputError(f"{where} has a field named {shown(key)}", "use texts as names")
     return _text(key, where)
 
 

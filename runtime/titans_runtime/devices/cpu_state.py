@@ -112,15 +112,15 @@ def check_tensors(manifest: Manifest, tensors: Mapping[str, Array], batch: int) 
     """Raise `InputError` unless these are all the state tensors of `batch` streams, shaped as the table says."""
     specs = {spec.name: spec for spec in manifest.states}
     if unknown := sorted(set(tensors) - set(specs)):
-        raise InputError(f"there is no state tensor {unknown[0]!r}; the manifest's state table has the names")
+        raise InputError(f"there is no state tensor {unknown[0]!r}", "the manifest's state table has the names")
     for name, spec in specs.items():
         value = tensors.get(name)
         wanted = spec.concrete(batch)
         if value is None or value.shape != wanted or value.dtype != np.dtype(spec.dtype):
             found = "missing" if value is None else f"{value.dtype} {list(value.shape)}"
             raise InputError(
-                f"state {name!r} is {found}, the model's is {spec.dtype} {list(wanted)};"
-                " pass tensors that this model's state was read from"
+                f"state {name!r} is {found}, the model's is {spec.dtype} {list(wanted)}",
+                "pass tensors that this model's state was read from",
             )
 
 
@@ -231,7 +231,7 @@ class BoundGraph:
             if out_of_memory(error):
                 remedy = "free some memory, and try again"
             raise ExecutionError(
-                f"graph {self._graph.name!r} failed on the CPU ({first_line(error)}); nothing has changed: {remedy}"
+                f"graph {self._graph.name!r} failed on the CPU ({first_line(error)})", f"nothing has changed: {remedy}"
             ) from error
 
     def finite(self, written: Iterable[Slot]) -> bool:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from titans_format.install import install
 from titans_runtime import forks
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.bundle import Bundle, Form, file_of
@@ -31,7 +32,6 @@ from titans_runtime.devices.cpu_lanes import CpuLanes
 from titans_runtime.devices.cpu_state import CpuExecutor, HostState, Layout
 from titans_runtime.devices.denormals import with_denormals_as_zero
 from titans_runtime.errors import BundleError, ProviderError
-from titans_runtime.install import install
 from titans_runtime.manifest import GraphSpec
 from titans_runtime.native import Kernels, kernels
 from titans_runtime.state.calls import Executor, Lanes, LoadOptions, State
@@ -259,7 +259,8 @@ def create_session(
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
         raise BundleError(
             f"{bundle.path / file_of(graph, form)} cannot be loaded by onnxruntime {module.__version__}"
-            f" ({first_line(error)}); {load_remedy(error)}"
+            f" ({first_line(error)})",
+            load_remedy(error),
         ) from error
 
 

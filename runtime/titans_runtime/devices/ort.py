@@ -350,8 +350,8 @@ class OrtBound:
             self._runs.run()
         except Exception as error:  # as above
             raise ExecutionError(
-                f"graph {self._graph!r} failed on {self._provider} ({first_line(error)}); nothing has changed: try"
-                " again, and if it fails again use provider='cpu'"
+                f"graph {self._graph!r} failed on {self._provider} ({first_line(error)})",
+                "nothing has changed: try again, and if it fails again use provider='cpu'",
             ) from error
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from titans_format.install import install
 from titans_runtime.devices.host import first_line
 from titans_runtime.devices.ort import OrtTarget
 from titans_runtime.devices.tensorrt import nvidia
 from titans_runtime.errors import ProviderError
-from titans_runtime.install import install
 from titans_runtime.manifest import BATCH, GraphSpec
 
 if TYPE_CHECKING:

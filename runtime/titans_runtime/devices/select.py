@@ -44,7 +44,7 @@ def select(bundle: Bundle, provider: str, options: LoadOptions) -> Selected:
     for name in AUTO[:-1]:
         try:
             if software(name):
-                raise ProviderError("its device is the processor in disguise, slower than provider='cpu'")
+                raise ProviderError("its device is the processor in disguise", "use provider='cpu', which is faster")
             backend = _backend(bundle, name, options)
         except ProviderError as error:
             passed_over[name] = str(error)
@@ -96,7 +96,7 @@ def _backend(bundle: Bundle, provider: str, options: LoadOptions) -> Backend:
             "export the checkpoint with another --dtype",
         )
     if not is_unicode(bundle.path):
-        raise BundleError(f"{bundle.path} has a name that is not UTF-8, which no provider can open; rename it")
+        raise BundleError(f"{bundle.path} has a name that is not UTF-8, which no provider can open", "rename it")
     from titans_runtime.state.backend import DeviceBackend
 
     if provider in _NATIVE:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from titans_format.install import reinstall
 from titans_runtime.errors import InputError
 
 LIBRARY = Path(__file__).with_name("titans_kernels.so")
@@ -53,7 +54,7 @@ def switched_off() -> bool:
     if wanted.lower() in {"off", "0"}:
         return True
     if wanted not in {"", *ISAS}:
-        raise InputError(f"{SWITCH} is {wanted!r}; set it to off or one of {', '.join(ISAS)}, or leave it out")
+        raise InputError(f"{SWITCH} is {wanted!r}", f"set it to off or one of {', '.join(ISAS)}, or leave it out")
     return False
 
 
@@ -73,12 +74,12 @@ def described() -> str:
 def found() -> tuple[Kernels | None, str]:
     """The library that was compiled, or None and why there is none."""
     if not LIBRARY.is_file():
-        return None, "not compiled; install g++ or clang++, and install titans-deploy again from its source"
+        return None, f"not compiled; install g++ or clang++, and {reinstall(source=True)}"
     try:
         library = ctypes.CDLL(str(LIBRARY))
         isa, finite = library.titans_isa, library.titans_finite
     except (OSError, AttributeError) as error:
-        return None, f"{LIBRARY.name} does not load here ({error}); install titans-deploy again"
+        return None, f"{LIBRARY.name} does not load here ({error}); {reinstall()}"
     isa.restype = ctypes.c_char_p
     finite.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     return Kernels(LIBRARY, isa().decode(), finite), ""

@@ -81,7 +81,7 @@ class Batch:
         sessions = sequence("sessions", sessions, "pass a list of sessions of this batch")
         inputs = sequence("inputs", inputs, "pass a list with the inputs of each session")
         if len(sessions) != len(inputs):
-            raise InputError(f"there are {len(sessions)} sessions and {len(inputs)} inputs; pass as many of both")
+            raise InputError(f"there are {len(sessions)} sessions and {len(inputs)} inputs", "pass as many of both")
         self._check_members(sessions)
         self._engine.refuse_to_wait()
         jobs: list[Job] = []
@@ -134,11 +134,12 @@ class Batch:
             instance("a session", session, BatchSession, "make one with batch.session()")
             if session._engine is not self._engine:
                 raise InputError(
-                    f"session {session.name!r} is of another batch; feed it with the batch that made it, or bring it"
-                    " here with batch.restore_bytes(session.to_bytes())"
+                    f"session {session.name!r} is of another batch",
+                    "feed it with the batch that made it, or bring it"
+                    " here with batch.restore_bytes(session.to_bytes())",
                 )
             if id(session) in seen:
-                raise InputError(f"session {session.name!r} is named twice; feed its tokens one after the other")
+                raise InputError(f"session {session.name!r} is named twice", "feed its tokens one after the other")
             seen.add(id(session))
 
     def _restored(

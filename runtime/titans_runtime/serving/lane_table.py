@@ -106,8 +106,9 @@ class Seats:
         """Raise `InputError` for a seat of another batch, whose lane of that number is another stream's here."""
         if seat.owner is not self:
             raise InputError(
-                "this stream sits in another batch; use its session in the batch that made it, or bring it here"
-                " with batch.restore_bytes(session.to_bytes())"
+                "this stream sits in another batch",
+                "use its session in the batch that made it, or bring it here"
+                " with batch.restore_bytes(session.to_bytes())",
             )
 
     def _free(self, seat: Seat) -> None:

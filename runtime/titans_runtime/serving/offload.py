@@ -124,7 +124,7 @@ class Residency:
         if isinstance(now.state, Spilled):
             return now
         if self._folder is None:
-            raise StateError("this batch has no folder to spill to; make it with a limit on resident sessions")
+            raise StateError("this batch has no folder to spill to", "make it with a limit on resident sessions")
         tensors = self._backend.read(self._home(now.state))
         self._files += 1
         path = self._folder.path / f"{self._files}.state"

@@ -46,7 +46,7 @@ class SpillFolder:
         except OSError as error:
             self._finalizer.detach()
             raise StateError(
-                f"no folder for states can be made in {where} ({error.strerror}); {os_remedy(error)}"
+                f"no folder for states can be made in {where} ({error.strerror})", os_remedy(error)
             ) from error
         lock_of_nobody(self._lock.fileno())
         self._lock.write(b"as long as the process that made this folder lives, it holds a lock on this file\n")

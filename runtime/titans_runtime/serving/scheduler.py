@@ -21,7 +21,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from titans_runtime.errors import ExecutionError, TitansError
+from titans_format.errors import TitansError
+from titans_runtime.errors import ExecutionError
 from titans_runtime.manifest import GraphSpec, Manifest
 from titans_runtime.serving.completion import Flag, Question
 from titans_runtime.serving.lane_table import Seat, Seated, Seats
@@ -195,7 +196,7 @@ class Rounds:
                 job.fail(error)
 
     def _end(self) -> None:
-        closed = TitansError("this batch was closed before the feed began; the session is as it was")
+        closed = TitansError("this batch was closed before the feed began", "the session is as it was")
         try:
             self._fail_all(closed)
             self.seats.close()

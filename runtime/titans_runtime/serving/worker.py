@@ -17,8 +17,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
+from titans_format.errors import TitansError
 from titans_runtime import forks
-from titans_runtime.errors import InputError, SessionBusyError, TitansError
+from titans_runtime.errors import InputError, SessionBusyError
 from titans_runtime.manifest import Manifest
 from titans_runtime.serving.completion import Question
 from titans_runtime.serving.lane_table import Seated
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from titans_runtime.stream.session import Session
 
 _LAST_WAIT = 10.0  # seconds that the interpreter's end waits for a call under way, which takes a fraction of one
-_CLOSED = "this batch is closed; restore its sessions with model.restore, or in another batch"
+_CLOSED = ("this batch is closed", "restore its sessions with model.restore, or in another batch")
 A = TypeVar("A")
 
 
@@ -55,20 +56,20 @@ class Engine:
         """Queue jobs, all of them at once. Raises `TitansError` if the batch is closed; then none is queued."""
         self.check()
         if self._rounds.ended:
-            raise TitansError(_CLOSED)
+            raise TitansError(*_CLOSED)
         self._mail.put(jobs)
         if self._rounds.ended:  # perhaps too late: those that the thread did not see are taken back
             for job in jobs:
                 job.task.withdraw()
             if any(not job.task.begun for job in jobs):
-                raise TitansError(_CLOSED)
+                raise TitansError(*_CLOSED)
 
     def refuse_to_wait(self) -> None:
         """Raise `SessionBusyError` on the batch's own thread, which would wait for itself for ever."""
         if self._is_here:
             raise SessionBusyError(
-                "an observer, or a callback of a future, cannot wait for a feed of its own batch;"
-                " use submit(), or hand the work to another thread"
+                "an observer, or a callback of a future, cannot wait for a feed of its own batch",
+                "use submit(), or hand the work to another thread",
             )
 
     def home(self, state: State) -> State:
@@ -84,8 +85,8 @@ class Engine:
         """Raise `InputError` for the state of a stream that sits in another batch."""
         if isinstance(state, Seated) and state.seat.owner is not self._rounds.seats:
             raise InputError(
-                "this stream sits in another batch; use its session there, or bring it here with"
-                " batch.restore_bytes(session.to_bytes())"
+                "this stream sits in another batch",
+                "use its session there, or bring it here with batch.restore_bytes(session.to_bytes())",
             )
 
     def enroll(self, session: Session) -> None:

@@ -146,8 +146,8 @@ def check_owner(leases: Sequence[Lease[B]], pools: Sequence[Pool[B]]) -> None:
     """Raise `InputError` unless a state, known by its first lease, is of these pools: of this model, loaded here."""
     if leases and not leases[0].of(pools[0]):
         raise InputError(
-            "this state belongs to another loaded model, or to another number of streams;"
-            " bring it here as a session, with restore_bytes(session.to_bytes())"
+            "this state belongs to another loaded model, or to another number of streams",
+            "bring it here as a session, with restore_bytes(session.to_bytes())",
         )
 
 

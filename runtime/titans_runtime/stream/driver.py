@@ -12,9 +12,10 @@ from typing import Protocol
 
 import numpy as np
 
+from titans_format.errors import TitansError
 from titans_runtime.arguments import flag, instance, label, shown
 from titans_runtime.arrays import Array, FloatArray
-from titans_runtime.errors import ExecutionError, InputError, TitansError, out_of_memory
+from titans_runtime.errors import ExecutionError, InputError, out_of_memory
 from titans_runtime.manifest import Manifest
 from titans_runtime.state.calls import Backend, Best, Feed, Outputs, Rows, State
 from titans_runtime.stream.inputs import as_array, checked_streams
@@ -135,7 +136,7 @@ class Driver:
         except TitansError:
             raise
         except (MemoryError, ValueError) as error:  # numpy has both for what no machine has
-            raise ExecutionError(f"there is not enough memory for {shown(batch)} streams; use fewer") from error
+            raise ExecutionError(f"there is not enough memory for {shown(batch)} streams", "use fewer") from error
 
     @property
     def manifest(self) -> Manifest:
@@ -169,7 +170,7 @@ class Driver:
     def load(self, state: Mapping[str, Array]) -> None:
         """Replace state tensors by copies of these; the position stays. Raises `InputError` for what does not fit."""
         if not isinstance(state, Mapping):
-            raise InputError(f"the state is {shown(state)}; pass a dictionary of arrays by name")
+            raise InputError(f"the state is {shown(state)}", "pass a dictionary of arrays by name")
         arrays = {label(name): as_array(value, "a state tensor", "an array") for name, value in state.items()}
         self._now = self._feeder.backend.write({**self.state(), **arrays}, self.batch, self.position)
 

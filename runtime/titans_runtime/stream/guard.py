@@ -84,7 +84,7 @@ class Guard:
         while (inside := self._take(use)) is not None:
             if not inside.short:
                 raise SessionBusyError(
-                    f"this session {_said(inside)}; use it from one place at a time, or fork() it first"
+                    f"this session {_said(inside)}", "use it from one place at a time, or fork() it first"
                 )
             time.sleep(_SHORT)
 

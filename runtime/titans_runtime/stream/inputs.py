@@ -40,16 +40,16 @@ def checked_tokens(inputs: Inputs, vocab_size: int) -> IdArray:
         return np.array(inputs, np.int64)  # a decoder's case, ten times faster
     array = as_array(inputs, "tokens", "a sequence of token ids")
     if array.ndim != 1:
-        raise InputError(f"tokens have shape {list(array.shape)}; pass one stream's ids, shape [T]")
+        raise InputError(f"tokens have shape {list(array.shape)}", "pass one stream's ids, shape [T]")
     if array.size == 0:
-        raise InputError("there are no tokens to feed; pass at least one")
+        raise InputError("there are no tokens to feed", "pass at least one")
     if array.dtype.kind not in "iu":
-        raise InputError(f"tokens are {array.dtype}; pass integers from 0 to {vocab_size - 1}")
+        raise InputError(f"tokens are {array.dtype}", f"pass integers from 0 to {vocab_size - 1}")
     wrong = np.flatnonzero((array < 0) | (array >= vocab_size))
     if wrong.size:
         at = int(wrong[0])
         raise InputError(
-            f"token {int(array[at])} at index {at} is outside the vocabulary; pass ids from 0 to {vocab_size - 1}"
+            f"token {int(array[at])} at index {at} is outside the vocabulary", f"pass ids from 0 to {vocab_size - 1}"
         )
     return array.astype(np.int64)
 
@@ -59,10 +59,10 @@ def checked_ends(ids: Iterable[int], vocab_size: int) -> tuple[int, ...]:
     try:
         ends = tuple(operator.index(token) for token in ids)
     except Exception:  # also what an object of the caller's raises
-        raise InputError(f"stop_ids is {shown(ids)}; use a list of token ids") from None
+        raise InputError(f"stop_ids is {shown(ids)}", "use a list of token ids") from None
     for token in ends:
         if not 0 <= token < vocab_size:
-            raise InputError(f"stop id {shown(token)} is outside the vocabulary; use ids from 0 to {vocab_size - 1}")
+            raise InputError(f"stop id {shown(token)} is outside the vocabulary", f"use ids from 0 to {vocab_size - 1}")
     return ends
 
 
@@ -72,7 +72,7 @@ def checked_ids(tokens: Inputs) -> list[int]:
     if array.size == 0:
         return []
     if array.ndim != 1 or array.dtype.kind not in "iu" or (array < 0).any() or (array > _LARGEST_ID).any():
-        raise InputError(f"tokens are not a sequence of ids; pass integers from 0 to {_LARGEST_ID}")
+        raise InputError("tokens are not a sequence of ids", f"pass integers from 0 to {_LARGEST_ID}")
     ids: list[int] = array.tolist()
     return ids
 
@@ -82,7 +82,7 @@ def checked_streams(kind: TokenInputs | ContinuousInputs, inputs: Inputs, batch:
     array = as_array(inputs, "inputs", f"an array of {batch} streams")
     wanted = 2 if isinstance(kind, TokenInputs) else 3
     if array.ndim != wanted or array.shape[0] != batch:
-        raise InputError(f"inputs have shape {list(array.shape)}; pass {batch} streams, shape [{batch}, T, ...]")
+        raise InputError(f"inputs have shape {list(array.shape)}", f"pass {batch} streams, shape [{batch}, T, ...]")
     checked = [checked_inputs(kind, stream) for stream in array]
     return checked[0][None] if batch == 1 else np.stack(checked)
 
@@ -91,17 +91,17 @@ def checked_vectors(inputs: Inputs, features: int) -> FloatArray:
     """Vectors `[T, features]`. Raises `InputError`."""
     array = as_array(inputs, "inputs", f"numbers of shape [T, {features}]")
     if array.ndim != 2 or array.shape[1] != features:
-        raise InputError(f"inputs have shape {list(array.shape)}; pass one stream's vectors, shape [T, {features}]")
+        raise InputError(f"inputs have shape {list(array.shape)}", f"pass one stream's vectors, shape [T, {features}]")
     if array.shape[0] == 0:
-        raise InputError("there are no vectors to feed; pass at least one")
+        raise InputError("there are no vectors to feed", "pass at least one")
     if array.dtype.kind not in "iuf":
-        raise InputError(f"inputs are {array.dtype}; pass float32 vectors of shape [T, {features}]")
+        raise InputError(f"inputs are {array.dtype}", f"pass float32 vectors of shape [T, {features}]")
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused below
         vectors = array.astype(np.float32)
     wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if wrong.size:
         raise InputError(
-            f"the vector at index {int(wrong[0])} is not finite in float32; clean or scale the series first"
+            f"the vector at index {int(wrong[0])} is not finite in float32", "clean or scale the series first"
         )
     return vectors
 
@@ -109,8 +109,8 @@ def checked_vectors(inputs: Inputs, features: int) -> FloatArray:
 def as_array(inputs: Inputs, what: str, wanted: str) -> Array:
     """What NumPy makes of a value. Raises `InputError`."""
     if isinstance(inputs, str | bytes):
-        raise InputError(f"{what} are text; encode it first with model.encode(text), or use session.generate(text)")
+        raise InputError(f"{what} are text", "encode it first with model.encode(text), or use session.generate(text)")
     try:
         return np.asarray(inputs)
     except Exception as error:  # also what an object of the caller's raises
-        raise InputError(f"{what} are not an array ({error}); pass {wanted}") from None
+        raise InputError(f"{what} are not an array ({error})", f"pass {wanted}") from None

@@ -66,10 +66,10 @@ class Lineage:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise StateError(f"{target} cannot be read ({error.strerror}); {os_remedy(error)}") from None
+            raise StateError(f"{target} cannot be read ({error.strerror})", os_remedy(error)) from None
         raise StateError(
-            f"{target} holds what this session has not read, and saving would replace it; restore it first"
-            " (--state-in), save to another file, or replace it all the same with force=True (--force)"
+            f"{target} holds what this session has not read, and saving would replace it",
+            "restore it first (--state-in), save to another file, or replace it all the same with force=True (--force)",
         )
 
 

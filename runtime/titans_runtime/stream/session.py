@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from titans_format.errors import TitansError
 from titans_runtime.arguments import flag, function, instance, label, shown, whole
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.atomic import check_writable, regular_target, write_atomically
@@ -29,7 +30,6 @@ from titans_runtime.errors import (
     SessionPoisonedError,
     StateError,
     TextError,
-    TitansError,
     out_of_memory,
 )
 from titans_runtime.manifest import Ends, Manifest, TokenInputs
@@ -183,13 +183,14 @@ class Session:
             InputError: the mark is of another model, or of this one loaded another time.
         """
         if not isinstance(mark, Mark):
-            raise InputError(f"the mark is {shown(mark)}; pass what mark() gave")
+            raise InputError(f"the mark is {shown(mark)}", "pass what mark() gave")
         if mark.identity != self._manifest.state_identity:
-            raise InputError("this mark was made with another model; rewind to a mark of a session of this one")
+            raise InputError("this mark was made with another model", "rewind to a mark of a session of this one")
         if mark.owner is not self._shared.feeder.backend:
             raise InputError(
-                "this mark was made with the same bundle loaded another time; rewind to a mark of a session of this"
-                " model, or bring the session here with restore_bytes(session.to_bytes())"
+                "this mark was made with the same bundle loaded another time",
+                "rewind to a mark of a session of this"
+                " model, or bring the session here with restore_bytes(session.to_bytes())",
             )
         with self._guard:
             self._now = mark.moment
@@ -252,7 +253,7 @@ class Session:
                 tensors = self._shared.feeder.backend.read(self._home(now.state))
             return state_file.pack(self._manifest, tensors, now, compress=compressed)
         except MemoryError as error:
-            raise StateError(f"there is not enough memory to save {self.name}; close other sessions first") from error
+            raise StateError(f"there is not enough memory to save {self.name}", "close other sessions first") from error
 
     def generate(
         self,
@@ -301,7 +302,7 @@ class Session:
         """
         tokenizer = self._shared.tokenizer()
         if tokenizer is None:
-            raise TextError("this model has no tokenizer to write text with; use generate_tokens with ids")
+            raise TextError("this model has no tokenizer to write text with", "use generate_tokens with ids")
         options = SamplingOptions(
             temperature=temperature,
             top_k=top_k,
@@ -346,14 +347,14 @@ class Session:
         """Check everything, and generate when the first token is asked for."""
         kind = self._manifest.inputs
         if not isinstance(kind, TokenInputs):
-            raise InputError("a continuous model has no tokens to generate; feed its predictions back with feed()")
+            raise InputError("a continuous model has no tokens to generate", "feed its predictions back with feed()")
         self._check()
         limit = whole("max_new_tokens", max_new_tokens, 0, "use a whole number of 0 or above, such as 64")
         ids = (
             None if prompt is None else checked_tokens(self._encode(prompt, flag("special", special)), kind.vocab_size)
         )
         if ids is None and self._now.last is None:
-            raise InputError("there is nothing to go on from; pass a prompt, or feed the session first")
+            raise InputError("there is nothing to go on from", "pass a prompt, or feed the session first")
         sampler = Sampler(instance("options", options, SamplingOptions, "pass SamplingOptions"), kind.vocab_size)
         if on_progress is not None:
             function("on_progress", on_progress)
@@ -451,7 +452,7 @@ class Session:
             return sampler.choose_among(now.last.ids[0, : sampler.needs], now.last.scores[0, : sampler.needs])
         outputs = now.outputs
         if outputs is None:
-            raise InputError("the session was reset while it generated; start again with a prompt")
+            raise InputError("the session was reset while it generated", "start again with a prompt")
         return sampler.choose(outputs)
 
     def _consume(self, array: Array, every: bool, best: int | None = None) -> FloatArray:
@@ -497,15 +498,15 @@ class Session:
         return (*self._now.recent, *reversed(new))[-KEPT:]
 
     def _fall_ill(self, error: NonFiniteError) -> None:
-        self._now = replace(self._now, poison=str(error))
+        self._now = replace(self._now, poison=error.finding)
         record(logging.ERROR, "session.poisoned", session=self.name, token=error.token, state=error.state)
 
     def _check(self) -> None:
         poison = self._now.poison
         if poison is not None:
             raise SessionPoisonedError(
-                f"this session stopped at position {self.position} ({poison}); call reset() to start it afresh,"
-                " or rewind() to go on from a mark"
+                f"this session stopped at position {self.position} ({poison})",
+                "call reset() to start it afresh, or rewind() to go on from a mark",
             )
 
     def _sibling(self, name: str | None, moment: Moment) -> Session:
@@ -531,9 +532,9 @@ class Session:
             return prompt
         tokenizer = self._shared.tokenizer()
         if tokenizer is None:
-            raise TextError("this model has no tokenizer to read text with; pass token ids")
+            raise TextError("this model has no tokenizer to read text with", "pass token ids")
         if not prompt:
-            raise InputError("the prompt is empty; give it at least one character")
+            raise InputError("the prompt is empty", "give it at least one character")
         return tokenizer.encode(prompt, special)
 
 
@@ -543,6 +544,6 @@ def moment_of(feeder: Feeder, data: bytes, source: str) -> Moment:
         saved = state_file.unpack(feeder.manifest, data, source)
         state = feeder.backend.write(saved.tensors, 1, saved.header.position)
     except MemoryError as error:
-        raise StateError(f"{source} needs more memory than there is; close other sessions first") from error
+        raise StateError(f"{source} needs more memory than there is", "close other sessions first") from error
     nothing = np.zeros((0, feeder.manifest.surprise_layers), np.float32)
     return Moment(state, saved.last, nothing, saved.header.totals, saved.header.commits, saved.header.recent)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from titans_format.install import upgrade
 from titans_runtime import files, memory
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.errors import BundleError, StateError, os_remedy
@@ -123,19 +124,20 @@ def unpack(manifest: Manifest, data: bytes, source: str) -> Saved:
     header = read_header(data, source)
     if header.identity != manifest.state_identity:
         raise StateError(
-            f"{source} is a state of another model ({header.model!r}, identity {header.identity[:12]}); this bundle is"
-            f" {manifest.model.name!r}, identity {manifest.state_identity[:12]}: load the bundle it was saved with"
+            f"{source} is a state of another model ({header.model!r}, identity {header.identity[:12]})",
+            "this bundle is"
+            f" {manifest.model.name!r}, identity {manifest.state_identity[:12]}: load the bundle it was saved with",
         )
     expected = {spec.name: (str(np.dtype(spec.dtype)), _counts(spec, header.position)) for spec in manifest.states}
     expected[LAST] = ("float32", (manifest.inputs.outputs,))
     for name in sorted(set(expected) | set(header.tensors)):
         if expected.get(name) != header.tensors.get(name) and not (name == LAST and name not in header.tensors):
             found, wanted = _shown(header.tensors.get(name)), _shown(expected.get(name))
-            raise StateError(f"{source}: {name!r} is {found}, not {wanted}; {_SAVE_AGAIN}")
+            raise StateError(f"{name!r} is {found}, not {wanted}", _SAVE_AGAIN, where=source)
     stored = read_tensors(data, header, source)
     for name, value in stored.items():
         if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise StateError(f"{source}: {name!r} has numbers that are not finite; {_SAVE_AGAIN}")
+            raise StateError(f"{name!r} has numbers that are not finite", _SAVE_AGAIN, where=source)
     tensors = {spec.name: _padded(spec, stored[spec.name]) for spec in manifest.states}
     return Saved(header, tensors, stored.get(LAST))
 
@@ -151,18 +153,18 @@ def read_tensors(data: bytes, header: Header, source: str) -> dict[str, Array]:
 
     sizes = [np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in header.tensors.values()]
     if lack := memory.shortage(_COPIES * max(sum(sizes), len(data))):
-        raise StateError(f"{source} is too large for this machine: {lack}; free some memory, or use another machine")
+        raise StateError(f"{source} is too large for this machine: {lack}", "free some memory, or use another machine")
     try:
         stored: dict[str, Array] = load(data)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise StateError(f"{source} is not a sound safetensors file ({error}); {_SAVE_AGAIN}") from None
+        raise StateError(f"{source} is not a sound safetensors file ({error})", _SAVE_AGAIN) from None
     if set(stored) != set(header.tensors):
-        raise StateError(f"{source} does not hold the tensors that its header lists; {_SAVE_AGAIN}")
+        raise StateError(f"{source} does not hold the tensors that its header lists", _SAVE_AGAIN)
     for name, (dtype, shape) in header.tensors.items():
         if header.compressed:
             stored[name] = _inflate(stored[name], np.dtype(dtype), shape, source)
         if (str(stored[name].dtype), stored[name].shape) != (dtype, shape):
-            raise StateError(f"{source}: {name!r} is not the {dtype} {list(shape)} of the header; {_SAVE_AGAIN}")
+            raise StateError(f"{name!r} is not the {dtype} {list(shape)} of the header", _SAVE_AGAIN, where=source)
     return {name: stored[name] for name in header.tensors}
 
 
@@ -170,25 +172,21 @@ def read_header(data: bytes, source: str) -> Header:
     """What a state file says about itself, after checking every byte of it. Raises `StateError`."""
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(len(data) - 8, _HEADER_BYTES):
-        raise StateError(f"{source} is not a whole state file ({len(data)} bytes); {_SAVE_AGAIN}")
+        raise StateError(f"{source} is not a whole state file ({len(data)} bytes)", _SAVE_AGAIN)
     head = data[8 : 8 + length]
     try:
         titans = parse(parse(head.decode("utf-8"), source).field("__metadata__").field("titans").text(), source)
         if titans.field("format").text() != FORMAT:
-            raise StateError(f"{source} is not a saved session; give a file that session.save() or --state-out wrote")
+            raise StateError(f"{source} is not a saved session", "give a file that session.save() or --state-out wrote")
         version = titans.field("format_version").integer(1)
         if version > FORMAT_VERSION:
-            raise StateError(
-                f"{source} has format version {version}, newer than {FORMAT_VERSION}; upgrade titans-deploy"
-            )
+            raise StateError(f"{source} has format version {version}, newer than {FORMAT_VERSION}", upgrade())
         _check_digest(data, head, titans.field("sha256").text(), source)
         return _header(titans)
     except BundleError as error:
-        raise StateError(
-            f"{source} is not a saved session, or is damaged ({str(error).partition(';')[0]}); {_SAVE_AGAIN}"
-        ) from None
+        raise StateError(f"{source} is not a saved session, or is damaged ({error.finding})", _SAVE_AGAIN) from None
     except UnicodeDecodeError:
-        raise StateError(f"{source} is not a saved session: its header is not UTF-8; {_SAVE_AGAIN}") from None
+        raise StateError(f"{source} is not a saved session: its header is not UTF-8", _SAVE_AGAIN) from None
 
 
 def read_file(path: str | os.PathLike[str], manifest: Manifest | None = None) -> bytes:
@@ -202,26 +200,26 @@ def read_file(path: str | os.PathLike[str], manifest: Manifest | None = None) ->
         if manifest is not None:
             limit = 2 * manifest.stream_bytes + 4 * manifest.inputs.outputs + _HEADER_BYTES
             if file.stat().st_size > limit:
-                raise StateError(f"{file} is larger than a state of this model can be; give one that it saved")
+                raise StateError(f"{file} is larger than a state of this model can be", "give one that it saved")
         else:
             limit = memory.available() // _COPIES
         return files.read_regular(file, limit)
     except (FileNotFoundError, NotADirectoryError):
-        raise StateError(f"{file} is missing; check the path, or start a new session") from None
+        raise StateError(f"{file} is missing", "check the path, or start a new session") from None
     except OSError as error:
-        raise StateError(f"{files.shown(file, error)}; {os_remedy(error)}") from None
+        raise StateError(files.shown(file, error), os_remedy(error)) from None
 
 
 def _check_digest(data: bytes, head: bytes, digest: str, source: str) -> None:
     at = head.find(digest.encode())
     if len(digest) != 64 or at < 0:
-        raise StateError(f"{source} has no checksum where it should be; {_SAVE_AGAIN}")
+        raise StateError(f"{source} has no checksum where it should be", _SAVE_AGAIN)
     start = 8 + at
     found = hashlib.sha256(data[:start])
     found.update(_NO_DIGEST.encode())
     found.update(memoryview(data)[start + 64 :])
     if found.hexdigest() != digest:
-        raise StateError(f"{source} is damaged: its checksum does not match; {_SAVE_AGAIN}")
+        raise StateError(f"{source} is damaged: its checksum does not match", _SAVE_AGAIN)
 
 
 def _header(titans: Node) -> Header:
@@ -292,8 +290,8 @@ def _inflate(stored: Array, dtype: np.dtype[np.generic], shape: tuple[int, ...],
     try:
         raw = stream.decompress(stored.tobytes(), size + 1)  # never more than is expected
     except zlib.error as error:
-        raise StateError(f"{source} cannot be decompressed ({error}); {_SAVE_AGAIN}") from None
+        raise StateError(f"{source} cannot be decompressed ({error})", _SAVE_AGAIN) from None
     if len(raw) != size or not stream.eof or stream.unused_data:
-        raise StateError(f"{source} decompresses to another size than the model's state; {_SAVE_AGAIN}")
+        raise StateError(f"{source} decompresses to another size than the model's state", _SAVE_AGAIN)
     planes = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, -1)
     return np.ascontiguousarray(planes.T).reshape(-1).view(dtype).reshape(shape)

@@ -138,10 +138,10 @@ def distribution(scores: NDArray[np.float64], options: SamplingOptions) -> tuple
 
 def _number(name: str, value: float, low: float, high: float, advice: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
-        raise InputError(f"{name} is {shown(value)}, which is not a number; use {advice}")
+        raise InputError(f"{name} is {shown(value)}, which is not a number", f"use {advice}")
     try:
         number = float(value)
     except OverflowError:  # a whole number that no float holds
         number = math.inf
     if not low <= number <= high or not math.isfinite(number):
-        raise InputError(f"{name} is {shown(value)}; use a value {advice}")
+        raise InputError(f"{name} is {shown(value)}", f"use a value {advice}")

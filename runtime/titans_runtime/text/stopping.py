@@ -31,14 +31,14 @@ class StopFilter:
         try:
             self.stops = (stops,) if isinstance(stops, str) else () if stops is None else tuple(stops)
         except Exception:  # also what an object of the caller's raises
-            raise InputError(f"stop is {shown(stops)}; use a string, or a list of strings") from None
+            raise InputError(f"stop is {shown(stops)}", "use a string, or a list of strings") from None
         for stop in self.stops:
             if not isinstance(stop, str) or not stop:
-                raise InputError(f"stop string {shown(stop)} is not a string with something in it; leave it out")
+                raise InputError(f"stop string {shown(stop)} is not a string with something in it", "leave it out")
             try:
                 utf8(stop)
             except TextError as error:
-                raise InputError(f"stop string {shown(stop)} can never be met: {error}") from None
+                raise InputError(f"stop string {shown(stop)} can never be met: {error.finding}", error.remedy) from None
         self._held = ""
         self._hidden: list[tuple[int, int]] = []  # parts of what is held that are not text
         self.stopped = False
@@ -136,5 +136,6 @@ def check_stops(tokenizer: Tokenizer, stops: StopFilter) -> None:
         if missing:
             raise InputError(
                 f"stop string {stop!r} can never be met, because the tokenizer cannot write"
-                f" {', '.join(map(repr, sorted(missing)))} and makes {written!r} of it; use what it writes"
+                f" {', '.join(map(repr, sorted(missing)))} and makes {written!r} of it",
+                "use what it writes",
             )

@@ -122,7 +122,8 @@ class LibraryTokenizer:
             strange = max(ids)
             raise TextError(
                 f"the text has {self._tokenizer.id_to_token(strange)!r}, which is token {strange}, and the model has"
-                f" {self._vocab_size} ids; leave it out, or export with the tokenizer that the model was trained with"
+                f" {self._vocab_size} ids",
+                "leave it out, or export with the tokenizer that the model was trained with",
             )
         return ids
 
@@ -190,19 +191,19 @@ class LibraryTokenizer:
             return text.decode("utf-8")
         except UnicodeDecodeError as error:
             raise TextError(
-                f"the text is not UTF-8 (byte {error.start} is 0x{text[error.start]:02x}); convert it to UTF-8 first"
+                f"the text is not UTF-8 (byte {error.start} is 0x{text[error.start]:02x})", "convert it to UTF-8 first"
             ) from None
 
     def _failed(self, message: str) -> TextError:
-        return TextError(f"the tokenizer {self._source} failed ({message}); take other text, or another tokenizer")
+        return TextError(f"the tokenizer {self._source} failed ({message})", "take other text, or another tokenizer")
 
     def _damaged(self, message: str) -> BundleError:
-        return BundleError(f"{self._source} is not a tokenizer ({message}); export the bundle again")
+        return BundleError(f"{self._source} is not a tokenizer ({message})", "export the bundle again")
 
     def _inexpressible(self, message: str) -> TextError:
         return TextError(
-            "the text spells a control token, and the tokenizer cannot express it otherwise"
-            f" ({message}); leave it out, or ask for the token with special=True"
+            f"the text spells a control token, and the tokenizer cannot express it otherwise ({message})",
+            "leave it out, or ask for the token with special=True",
         )
 
 
@@ -239,9 +240,9 @@ def checked_ids(tokens: Sequence[int]) -> list[int]:
     try:
         ids = [int(token.__index__()) for token in tokens]
     except (TypeError, AttributeError):
-        raise InputError("token ids are not whole numbers; pass a list of ids") from None
+        raise InputError("token ids are not whole numbers", "pass a list of ids") from None
     if ids and min(ids) < 0:
-        raise InputError(f"token id {min(ids)} is negative; pass ids from 0")
+        raise InputError(f"token id {min(ids)} is negative", "pass ids from 0")
     return ids
 
 
@@ -251,6 +252,6 @@ def utf8(text: str) -> bytes:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise TextError(
-            f"the text has a character at {error.start} that UTF-8 cannot express (U+{ord(text[error.start]):04X});"
-            " remove it"
+            f"the text has a character at {error.start} that UTF-8 cannot express (U+{ord(text[error.start]):04X})",
+            "remove it",
         ) from None

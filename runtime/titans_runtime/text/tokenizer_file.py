@@ -20,7 +20,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
-from titans_runtime.errors import BundleError, ProviderError, TitansError
+from titans_format.errors import TitansError
+from titans_format.install import package
+from titans_runtime.errors import BundleError, ProviderError
 
 if TYPE_CHECKING:
     import tokenizers
@@ -69,7 +71,7 @@ def open_file(path: Path) -> tokenizers.Tokenizer:
     library = _library()
 
     def refused(what: str) -> BundleError:
-        return BundleError(f"{path} is not a tokenizer ({what}); export the bundle again")
+        return BundleError(f"{path} is not a tokenizer ({what})", "export the bundle again")
 
     size = guarded(refused, path.stat).st_size
     if not path.is_file() or size > MAX_FILE_BYTES:
@@ -87,7 +89,7 @@ def _library() -> Any:
         import tokenizers  # only now: it takes 0.02 s
     except ImportError as error:
         raise ProviderError(
-            f"this bundle's text needs the tokenizers library ({error}); install it with `pip install tokenizers`"
+            f"this bundle's text needs the tokenizers library ({error})", f"run: {package('tokenizers')}"
         ) from error
     return tokenizers
 

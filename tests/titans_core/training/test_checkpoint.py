@@ -106,7 +106,7 @@ def test_a_missing_file_is_an_error(saved: Path) -> None:
 def test_a_newer_format_asks_for_an_update(saved: Path) -> None:
     path = saved / "step-00000003" / "checkpoint.json"
     path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(CheckpointError, match=r"version 2.*update titans-deploy"):
+    with pytest.raises(CheckpointError, match=r"version 2.*; run: git -C .* pull"):
         load_checkpoint(saved)
 
 

@@ -91,8 +91,8 @@ def inject(values: Values, split: int, unit: Values, *, size: float, seed: int) 
     wanted = int(SHARE * count)
     if len(values) - split < FEWEST_STEPS:
         raise EvalError(
-            f"{len(values) - split} held-out steps are too few for anomalies of {len(KINDS)} kinds;"
-            f" use a series with at least {FEWEST_STEPS}"
+            f"{len(values) - split} held-out steps are too few for anomalies of {len(KINDS)} kinds",
+            f"use a series with at least {FEWEST_STEPS}",
         )
     changed = values.copy()
     kinds = np.zeros(count, np.int64)

@@ -41,7 +41,7 @@ class Wish:
 
     def __post_init__(self) -> None:
         if not self.gaps or min(self.gaps) < 0 or self.streams < 1:
-            raise EvalError("dna needs at least one gap and one stream; add what is missing")
+            raise EvalError("dna needs at least one gap and one stream", "add what is missing")
 
 
 @dataclass(frozen=True, kw_only=True)

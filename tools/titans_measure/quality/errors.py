@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from titans_format.errors import TitansError
 
-class EvalError(Exception):
+
+class EvalError(TitansError):
     """A task that does not fit the model, a report that cannot be drawn, or options that make no sense."""

@@ -20,7 +20,7 @@ def require_tokens(model: Model, task: str) -> int:
     """The size of the model's vocabulary. Raises `EvalError` for a model that takes vectors."""
     kind = model.manifest.inputs
     if not isinstance(kind, TokenInputs):
-        raise EvalError(f"{task} needs a model of tokens, and this one takes vectors; use --task series")
+        raise EvalError(f"{task} needs a model of tokens, and this one takes vectors", "use --task series")
     return kind.vocab_size
 
 
@@ -32,8 +32,8 @@ def require_bytes(model: Model, task: str) -> None:
     if not (reads_bytes or trained == task):
         learned = "" if trained is None else f", trained with --task {trained},"
         raise EvalError(
-            f"{task} is asked in bytes, 256 token ids, and the {size} ids of this model{learned} are others;"
-            f" train one with --task {task}, or with --task text and without --tokenizer"
+            f"{task} is asked in bytes, 256 token ids, and the {size} ids of this model{learned} are others",
+            f"train one with --task {task}, or with --task text and without --tokenizer",
         )
 
 
@@ -45,20 +45,21 @@ def require_task(model: Model, task: str, ids: int, **sizes: int) -> None:
     size, trained = require_tokens(model, task), _setting(model, "task")
     if trained not in (None, task):
         raise EvalError(
-            f"{task} is asked in ids of its own, and this model learned those of {trained}; use --task"
-            f" {trained}, or train one with --task {task}"
+            f"{task} is asked in ids of its own, and this model learned those of {trained}",
+            f"use --task {trained}, or train one with --task {task}",
         )
     for name, wanted in sizes.items():
         known = _setting(model, name)
         if known not in (None, str(wanted)):
             raise EvalError(
                 f"{task} with {wanted} {name} has {ids} token ids and the model {size}, as it was trained with"
-                f" {known} {name}; use --{name} {known}"
+                f" {known} {name}",
+                f"use --{name} {known}",
             )
     if size < ids or (size != ids and trained is None):
         raise EvalError(
-            f"{task} of this size has {ids} token ids and the model {size}; ask for the sizes it was trained with,"
-            f" or train one with --task {task}"
+            f"{task} of this size has {ids} token ids and the model {size}",
+            f"ask for the sizes it was trained with, or train one with --task {task}",
         )
 
 

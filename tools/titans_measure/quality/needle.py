@@ -46,7 +46,7 @@ class Wish:
 
     def __post_init__(self) -> None:
         if not self.lengths or self.streams < 1:
-            raise EvalError("needle needs at least one length and one stream; add what is missing")
+            raise EvalError("needle needs at least one length and one stream", "add what is missing")
 
 
 @dataclass(frozen=True, kw_only=True)

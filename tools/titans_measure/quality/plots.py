@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from titans_format.install import install
 from titans_measure.quality import needle, recall
 from titans_measure.quality.errors import EvalError
-from titans_runtime.install import install
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def picture(path: Path, width: float = 7.0, height: float = 4.0, columns: int = 
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise EvalError(f"{error}; run: {install('plot')}") from error
+        raise EvalError(str(error), f"run: {install('plot')}") from error
     # Text stays text, and ids do not change from run to run: files are small, and equal where the figures are.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "titans"}):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -36,7 +36,7 @@ def picture(path: Path, width: float = 7.0, height: float = 4.0, columns: int = 
         try:
             figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
         except ValueError as error:
-            raise EvalError(f"cannot draw {path} ({error}); use a name that ends in .svg or .png") from error
+            raise EvalError(f"cannot draw {path} ({error})", "use a name that ends in .svg or .png") from error
 
 
 def draw_recall(report: recall.Report, path: Path) -> None:

@@ -39,7 +39,8 @@ class Sizes:
         if self.window < 2 or self.frozen_after < 1 or not 2 <= self.shortest <= self.longest:
             raise EvalError(
                 f"documents of {self.shortest} to {self.longest} bytes, windows of {self.window} tokens, frozen after"
-                f" {self.frozen_after}; use at least 2, 2 and 1, and a longest that is not below the shortest"
+                f" {self.frozen_after}",
+                "use at least 2, 2 and 1, and a longest that is not below the shortest",
             )
 
 
@@ -115,8 +116,8 @@ def long_enough(documents: Sequence[Document], sizes: Sizes) -> list[Document]:
     if not found:
         longest = max((len(document.data) for document in documents), default=0)
         raise EvalError(
-            f"no held-out document has {sizes.shortest:,} bytes, the longest has {longest:,};"
-            " give longer files or a smaller --shortest"
+            f"no held-out document has {sizes.shortest:,} bytes, the longest has {longest:,}",
+            "give longer files or a smaller --shortest",
         )
     return found
 
@@ -151,7 +152,7 @@ def read_documents(
     counted = [len(document.data) for document in documents] if kept is None else kept
     for document, count in zip(documents, counted, strict=True):
         if count < 2:
-            raise EvalError(f"none of the text of {document.name} comes back from its tokens; read other text")
+            raise EvalError(f"none of the text of {document.name} comes back from its tokens", "read other text")
     models: dict[Mode, Model] = dict.fromkeys(MODES, model)
     try:
         models["writes_off"] = model.without_writes()

@@ -43,7 +43,7 @@ class Wish:
 
     def __post_init__(self) -> None:
         if not self.pairs or not self.gaps or self.streams < 1 or min(self.gaps) < 0:
-            raise EvalError("recall needs at least one number of pairs, one gap and one stream; add what is missing")
+            raise EvalError("recall needs at least one number of pairs, one gap and one stream", "add what is missing")
 
 
 @dataclass(frozen=True, kw_only=True)

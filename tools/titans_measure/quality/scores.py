@@ -27,7 +27,7 @@ def roc_auc(scores: Values, positive: NDArray[np.bool_]) -> float:
     """
     count, others = int(positive.sum()), int((~positive).sum())
     if not count or not others:
-        raise EvalError("a ROC needs positives and negatives, there is only one kind; use a longer series")
+        raise EvalError("a ROC needs positives and negatives, there is only one kind", "use a longer series")
     _, group, sizes = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(sizes) - (sizes - 1) / 2)[group]  # mean rank of a group of equal scores, from 1
     return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * others))

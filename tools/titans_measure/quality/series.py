@@ -51,7 +51,7 @@ class Wish:
 
     def __post_init__(self) -> None:
         if self.anomalies < 0 or not self.size > 0:
-            raise EvalError(f"{self.anomalies} anomaly runs of size {self.size}; use 0 or more, and a size above 0")
+            raise EvalError(f"{self.anomalies} anomaly runs of size {self.size}", "use 0 or more, and a size above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ def evaluate(model: Model, wish: Wish, progress: Progress = unwatched) -> Report
     """
     kind = model.manifest.inputs
     if not isinstance(kind, ContinuousInputs):
-        raise EvalError("series needs a model of vectors, and this one takes tokens; train one with --task series")
+        raise EvalError("series needs a model of vectors, and this one takes tokens", "train one with --task series")
     series = read_series(wish.data, season=wish.season)
     scaling = model.manifest.series
     if scaling is not None:
@@ -176,7 +176,8 @@ def evaluate(model: Model, wish: Wish, progress: Progress = unwatched) -> Report
     if kind.features != needs or kind.targets % series.features:
         raise EvalError(
             f"{series.name} has {series.features} channels, which make {needs} features, and the model"
-            f" takes {kind.features} and answers {kind.targets}; use a model trained on this series"
+            f" takes {kind.features} and answers {kind.targets}",
+            "use a model trained on this series",
         )
     of = Forecasting.of(series, horizon=kind.targets // series.features)
     if scaling is not None:  # what the model was trained with, whatever recording it is judged by
@@ -240,7 +241,7 @@ def _origins(of: Forecasting) -> NDArray[np.int64]:
     first = of.split - 1
     found = first + np.flatnonzero(of.judged(first, len(of.series.values)))
     if not len(found):
-        raise EvalError(f"{of.series.name} has no unbroken {of.horizon} held-out steps; use a shorter horizon")
+        raise EvalError(f"{of.series.name} has no unbroken {of.horizon} held-out steps", "use a shorter horizon")
     return found
 
 

@@ -71,7 +71,7 @@ def starts(bundle: Path, provider: str, threads: int | None, chunk: int, times: 
         with process:
             if process.stdout is None or process.stdout.readline().strip() != "first":
                 process.wait()
-                raise ExecutionError("a process that loads the bundle fails; see above, and try `titans run` with it")
+                raise ExecutionError("a process that loads the bundle fails", "see above, and try `titans run` with it")
             cold.append(time.perf_counter() - began)
             result = json.loads(process.stdout.read())
         load.append(result["load"])

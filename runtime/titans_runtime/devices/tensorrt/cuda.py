@@ -153,7 +153,7 @@ class Cuda:
         code, *values = getattr(self._runtime, name)(*arguments)
         if int(code) != 0:
             raise ExecutionError(
-                f"CUDA: {name} failed ({getattr(code, 'name', code)}); check the driver with nvidia-smi, free some of"
-                " the device's memory, or use provider='cpu'"
+                f"CUDA: {name} failed ({getattr(code, 'name', code)})",
+                "check the driver with nvidia-smi, free some of the device's memory, or use provider='cpu'",
             )
         return values[0] if values else None

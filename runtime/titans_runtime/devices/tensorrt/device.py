@@ -164,8 +164,8 @@ class TensorRtDevice(CudaMemory):
         context = engine.create_execution_context()
         if context is None:
             raise ExecutionError(
-                f"graph {graph.name!r} gets no execution context ({self._log.last or 'TensorRT gave no reason'});"
-                " free some of the device's memory, or use provider='cpu'"
+                f"graph {graph.name!r} gets no execution context ({self._log.last or 'TensorRT gave no reason'})",
+                "free some of the device's memory, or use provider='cpu'",
             )
         return EngineProgram(graph, batch, context, self._cuda, self._log)
 
@@ -204,7 +204,7 @@ class TensorRtDevice(CudaMemory):
         parser = self._module.OnnxParserRefitter(refitter, self._log.logger)
         done = bundle.weights_in_place() and parser.refit_from_bytes(content, str(bundle.path / graph.file))
         if not bundle.weights_in_place():
-            raise BundleError(f"{bundle.path} was replaced while it was loaded; load it again")
+            raise BundleError(f"{bundle.path} was replaced while it was loaded", "load it again")
         return bool(done and refitter.refit_cuda_engine())
 
 
@@ -293,8 +293,8 @@ class EngineBound:
         ready += [program.context.set_tensor_address(name, place.address) for name, place in self._places.items()]
         if not (all(ready) and program.context.execute_async_v3(cuda.stream)):
             raise ExecutionError(
-                f"graph {program.graph.name!r} failed in TensorRT ({program.log.last or 'it gave no reason'}); nothing"
-                " has changed: try again, and if it fails again build the engines again or use provider='cpu'"
+                f"graph {program.graph.name!r} failed in TensorRT ({program.log.last or 'it gave no reason'})",
+                "nothing has changed: try again, and if it fails again build the engines again or use provider='cpu'",
             )
         for _, pinned, buffer in self._told:
             cuda.to_host(pinned.address, buffer.address, buffer.nbytes)

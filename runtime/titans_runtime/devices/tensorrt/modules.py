@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from titans_format.install import install
 from titans_runtime.bundle import Bundle
 from titans_runtime.devices.tensorrt import nvidia
 from titans_runtime.devices.tensorrt.cuda import Cuda
 from titans_runtime.devices.tensorrt.device import CudaMemory, TensorRtDevice, prove_engine
 from titans_runtime.errors import ExecutionError, ProviderError
-from titans_runtime.install import install
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _CUDA = "cuda.bindings.runtime"
@@ -61,8 +61,7 @@ def _load(name: str) -> tuple[Any, Cuda]:
             f"run: {install(name, '--force-reinstall')}",
         ) from error
     except ExecutionError as error:
-        what, _, remedy = str(error).partition("; ")
-        raise ProviderError(what, remedy) from error
+        raise ProviderError(error.finding, error.remedy) from error
 
 
 def _installed(module: str) -> bool:

@@ -1,0 +1,30 @@
+"""The root of every error that these packages raise on purpose.
+
+Knows the three parts of a message and how they make one line. Does not know what can go wrong: each package has its
+own subclasses, and the command line shows every one of them in the same way.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class TitansError(Exception):
+    """An error with its message in parts: `where: what; remedy`.
+
+    what: what was found, and what was expected.
+    remedy: what to do about it, in the imperative.
+    where: the file, field or argument at fault, for a `what` that does not name it; "" otherwise.
+    """
+
+    def __init__(self, what: str, remedy: str, *, where: str | os.PathLike[str] = "") -> None:
+        super().__init__(what, remedy)
+        self.what, self.remedy, self.where = what, remedy, os.fspath(where)
+
+    @property
+    def finding(self) -> str:
+        """The message without its remedy."""
+        return f"{self.where}: {self.what}" if self.where else self.what
+
+    def __str__(self) -> str:
+        return f"{self.finding}; {self.remedy}"
