@@ -11,10 +11,10 @@ from titans_export.errors import ExportError, VerificationError
 from titans_export.models.precision import at_precision, check_range, precision
 from titans_export.models.source_model import CONTROL, WRITES_OFF, load_source
 from titans_export.verification.agreement import compare
-from titans_runtime.errors import BundleError
-from titans_runtime.jsonread import parse
-from titans_runtime.manifest import Manifest
-from titans_runtime.series import SeriesScaling, read_scaling
+from titans_format.errors import BundleError
+from titans_format.jsonread import parse
+from titans_format.manifest import Manifest
+from titans_format.series import SeriesInfo, read_scaling
 
 
 def export_checkpoint(
@@ -51,7 +51,7 @@ def export_checkpoint(
     )
 
 
-def _scaling(checkpoint: Path, document: str | None) -> SeriesScaling | None:
+def _scaling(checkpoint: Path, document: str | None) -> SeriesInfo | None:
     """The scaling that a checkpoint carries. Raises `ExportError`."""
     if document is None:
         return None
@@ -67,7 +67,7 @@ def export_model(
     *,
     dtype: str = "fp32",
     tokenizer_json: str | None = None,
-    series: SeriesScaling | None = None,
+    series: SeriesInfo | None = None,
     provenance: dict[str, str] | None = None,
     verify_tokens: int = 2048,
     progress: Progress | None = None,

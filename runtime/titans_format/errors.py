@@ -1,4 +1,4 @@
-"""The root of every error that these packages raise on purpose.
+"""The root of every error that these packages raise on purpose, and the one of a bundle that is not sound.
 
 Knows the three parts of a message and how they make one line. Does not know what can go wrong: each package has its
 own subclasses, and the command line shows every one of them in the same way.
@@ -28,3 +28,7 @@ class TitansError(Exception):
 
     def __str__(self) -> str:
         return f"{self.finding}; {self.remedy}"
+
+
+class BundleError(TitansError):
+    """A bundle that is missing, truncated, altered, malformed or of a newer format."""

@@ -11,10 +11,10 @@ Needs NumPy and, to run a graph, onnxruntime, which is imported when a bundle is
 or onnx.
 """
 
-from titans_format.errors import TitansError
+from titans_format.errors import BundleError, TitansError
+from titans_format.manifest import Manifest
 from titans_runtime.describe import Description
 from titans_runtime.errors import (
-    BundleError,
     ExecutionError,
     ForkError,
     InputError,
@@ -25,7 +25,6 @@ from titans_runtime.errors import (
     StateError,
     TextError,
 )
-from titans_runtime.manifest import Manifest
 from titans_runtime.model import Model, load
 from titans_runtime.series import SeriesScaling
 from titans_runtime.stream.driver import Driver, Fed

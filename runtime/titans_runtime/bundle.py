@@ -19,14 +19,15 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from titans_format.errors import BundleError
+from titans_format.jsonread import parse
+from titans_format.manifest import ITEM_BYTES, MANIFEST_FILE, DataFile, GraphSpec, Manifest, StateSpec
+from titans_format.manifest_reader import read_manifest
+from titans_format.seal import check_seal
 from titans_runtime import files, memory
 from titans_runtime.arrays import Array
-from titans_runtime.errors import BundleError, InputError, os_remedy
+from titans_runtime.errors import InputError, os_remedy
 from titans_runtime.graph_check import CheckedGraph, Interface, check_graph
-from titans_runtime.jsonread import parse
-from titans_runtime.manifest import ITEM_BYTES, MANIFEST_FILE, DataFile, GraphSpec, Manifest, StateSpec
-from titans_runtime.manifest_reader import read_manifest
-from titans_runtime.seal import check_seal
 from titans_runtime.tensorfile import MAX_HEADER_BYTES, MappedTensor, map_file, read_tensors
 
 Form: TypeAlias = Literal["file", "cpu", "fused"]  # which of the files of one graph

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import cast
 
-from titans_runtime.jsonread import JsonObject
-from titans_runtime.manifest import FORMAT_VERSION, Manifest, TokenInputs
+from titans_format.jsonread import JsonObject
+from titans_format.manifest import FORMAT_VERSION, Manifest, TokenInputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,10 +39,6 @@ def os_remedy(error: OSError) -> str:
     return _OS_REMEDIES.get(error.errno or 0, "check the path and try again")
 
 
-class BundleError(TitansError):
-    """A bundle that is missing, truncated, altered, malformed or of a newer format."""
-
-
 class InputError(TitansError, ValueError):
     """Tokens, vectors or options that the model cannot take. Raised before any state changes."""
 

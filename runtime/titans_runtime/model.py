@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from titans_format.errors import BundleError
+from titans_format.manifest import Manifest, TokenInputs
 from titans_runtime import native
 from titans_runtime.arguments import checked_bytes, checked_path, function, shown, whole
 from titans_runtime.bundle import Bundle, check_memory, opening, without_writes
 from titans_runtime.describe import Description, describe
 from titans_runtime.devices.select import select
-from titans_runtime.errors import BundleError, InputError, TextError
-from titans_runtime.manifest import Manifest, TokenInputs
+from titans_runtime.errors import InputError, TextError
 from titans_runtime.series import SeriesScaling
 from titans_runtime.state.calls import Backend, LoadOptions
 from titans_runtime.stream import state_file
@@ -109,7 +110,7 @@ class Model:
                 "export a checkpoint of `titans train --task series` with this version of"
                 " titans-deploy, or scale inputs and outputs as its training did",
             )
-        return self.manifest.series
+        return SeriesScaling.of(self.manifest.series)
 
     @property
     def state_bytes(self) -> int:

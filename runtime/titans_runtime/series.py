@@ -4,62 +4,34 @@ A model of a series takes each channel's value in standard deviations and its la
 scales and squashed by tanh, and answers with changes in typical changes. The statistics are those of the recording it
 was trained on, and travel in the manifest.
 
-Knows the arithmetic and its JSON form. Does not know models or sessions. `titans_tasks.series` has the same
+Knows the arithmetic. Does not know models or sessions. `titans_tasks.series` has the same
 arithmetic for training; a test holds them equal.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from titans_format.series import SeriesInfo
 from titans_runtime.arguments import shown
 from titans_runtime.arrays import FloatArray
 from titans_runtime.errors import InputError
-from titans_runtime.jsonread import JsonObject, Node
 
 Values: TypeAlias = NDArray[np.float64]
-Floats: TypeAlias = tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeriesScaling:
-    """How a series was scaled for training: F channels, forecasts of `horizon` steps.
+class SeriesScaling(SeriesInfo):
+    """The arithmetic of a series: its fields are those of `SeriesInfo`."""
 
-    name: of the recording.
-    columns: a name per channel.
-    mean, deviation: per channel, of the training part.
-    change: `change[h - 1]` is the typical change (root mean square) over h steps, per channel.
-    value_scales: in deviations; the inputs of a step are first all channels at the first of them, and so on.
-    change_scales: in typical changes of one step; they follow.
-    """
-
-    name: str
-    columns: tuple[str, ...]
-    mean: Floats
-    deviation: Floats
-    change: tuple[Floats, ...]
-    value_scales: Floats
-    change_scales: Floats
-
-    @property
-    def horizon(self) -> int:
-        """Steps that are forecast."""
-        return len(self.change)
-
-    @property
-    def features(self) -> int:
-        """Numbers that the model takes per step."""
-        return len(self.columns) * (len(self.value_scales) + len(self.change_scales))
-
-    @property
-    def targets(self) -> int:
-        """Numbers that the model answers per step."""
-        return len(self.columns) * self.horizon
+    @classmethod
+    def of(cls, info: SeriesInfo) -> SeriesScaling:
+        """The arithmetic for what a manifest says."""
+        return cls(**vars(info))
 
     def inputs(self, values: ArrayLike, before: ArrayLike | None = None) -> FloatArray:
         """What to feed a session for measured `values`.
@@ -130,52 +102,3 @@ def _array(values: ArrayLike, what: str) -> Values:
         return np.asarray(values, np.float64)
     except Exception as error:  # also what an object of the caller's raises
         raise InputError(f"{what} are not numbers ({shown(values)})", "pass an array of numbers") from error
-
-
-def scaling_object(scaling: SeriesScaling) -> JsonObject:
-    """The scaling as it is written; `read_scaling` gives back an equal one."""
-    return {
-        "name": scaling.name,
-        "columns": list(scaling.columns),
-        "horizon": scaling.horizon,
-        "mean": list(scaling.mean),
-        "deviation": list(scaling.deviation),
-        "change": [list(row) for row in scaling.change],
-        "value_scales": list(scaling.value_scales),
-        "change_scales": list(scaling.change_scales),
-    }
-
-
-def read_scaling(node: Node) -> SeriesScaling:
-    """The scaling in a JSON document from outside. Raises `BundleError` for one that does not hold together."""
-    columns = tuple(item.text() for item in node.field("columns").items())
-    if not columns:
-        node.field("columns").fail("a list of names")
-    change = tuple(_positive(item, len(columns)) for item in node.field("change").items())
-    if not change or len(change) != node.field("horizon").integer(1):
-        node.field("change").fail(f"a list of {node.field('horizon').value} lists")
-    mean = node.field("mean")
-    return SeriesScaling(
-        name=node.field("name").text(),
-        columns=columns,
-        mean=_numbers(mean, len(columns)),
-        deviation=_positive(node.field("deviation"), len(columns)),
-        change=change,
-        value_scales=_positive(node.field("value_scales")),
-        change_scales=_positive(node.field("change_scales")),
-    )
-
-
-def _numbers(node: Node, count: int | None = None) -> Floats:
-    numbers = tuple(item.number() for item in node.items())
-    if count is not None and len(numbers) != count:
-        node.fail(f"a list of {count}, a number per column")
-    return numbers
-
-
-def _positive(node: Node, count: int | None = None) -> Floats:
-    numbers = _numbers(node, count)
-    for item, number in zip(node.items(), numbers, strict=True):
-        if not (number > 0 and math.isfinite(1 / number)):
-            item.fail("a number above 0")
-    return numbers

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
+from titans_format.errors import BundleError
+from titans_format.jsonread import Node, parse
+from titans_format.manifest import METADATA, MOST_AXES
 from titans_runtime.arrays import Array
-from titans_runtime.errors import BundleError, os_remedy
+from titans_runtime.errors import os_remedy
 from titans_runtime.files import open_regular, shown
-from titans_runtime.jsonread import Node, parse
 
 # safetensors dtype -> numpy storage. NumPy has no bfloat16; its bits travel as uint16.
 _STORAGE = {
@@ -34,8 +36,6 @@ _STORAGE = {
     "BOOL": np.bool_,
 }
 MAX_HEADER_BYTES = 16 * 2**20  # far above any model's; the largest that we export has 100 KB
-MOST_AXES = 16  # of a tensor; ours have up to 5
-METADATA = "__metadata__"
 
 
 @dataclass(frozen=True)

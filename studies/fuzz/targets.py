@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from studies.fuzz import calls, graphs, streams
 from studies.fuzz.mutation import byte_ops, damage, distort, json_ops
 from studies.fuzz.victim import MANIFEST, Victim, use
+from titans_format.seal import seal
 from titans_runtime import TitansError, load, native
-from titans_runtime.seal import seal
 
 Case: TypeAlias = dict[str, Any]
 Verdict = Literal["refused", "works", "unchanged"]

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 import titans_runtime
+from titans_format.seal import seal
 from titans_runtime import Model, Session
-from titans_runtime.seal import seal
 
 MANIFEST = "manifest.json"
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]  # more than a chunk, and not a multiple of it

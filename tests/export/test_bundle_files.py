@@ -20,7 +20,7 @@ from titans_export.bundle import writer as bundle_writer
 from titans_export.bundle.weights import ALIGNMENT, write_tensors
 from titans_export.errors import ExportError, VerificationError
 from titans_export.export import export_model
-from titans_runtime.manifest import Manifest
+from titans_format.manifest import Manifest
 
 
 def graphs(path: Path) -> dict[str, onnx.ModelProto]:

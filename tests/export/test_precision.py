@@ -37,8 +37,8 @@ from titans_export.passes.quantise import (
     values_name,
 )
 from titans_export.verification.agreement import compare, tolerance
+from titans_format.manifest import Manifest
 from titans_runtime.errors import ProviderError, StateError
-from titans_runtime.manifest import Manifest
 from titans_runtime.tensorfile import map_tensors
 
 VARIANTS = ("lmm", "mal", "mag", "mac")

@@ -12,8 +12,8 @@ import pytest
 
 from titans_export.bundle.writer import staged
 from titans_export.errors import ExportError
+from titans_format.manifest import MANIFEST_FILE
 from titans_runtime import atomic
-from titans_runtime.manifest import MANIFEST_FILE
 
 
 def write(out: Path, text: str, overwrite: bool = True) -> None:

@@ -22,10 +22,10 @@ from titans_export.tensorrt import options as tensorrt_options
 from titans_export.tensorrt.engines import build_engines
 from titans_export.tensorrt.network import Log, check_io, check_precision, parse
 from titans_export.tensorrt.options import BuildOptions
+from titans_format.manifest import GraphSpec, TensorSpec
 from titans_runtime.bundle import open_bundle
 from titans_runtime.devices.tensorrt import nvidia
 from titans_runtime.devices.tensorrt.top_k_graph import chooser
-from titans_runtime.manifest import GraphSpec, TensorSpec
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs titans-deploy[tensorrt-rtx]", exc_type=ImportError)
 

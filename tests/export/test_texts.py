@@ -13,8 +13,8 @@ from titans_core.model import TitansModel
 from titans_export.bundle.texts import AS_FOUND, EndNames, find_ends, tokenizer_of
 from titans_export.errors import ExportError
 from titans_export.export import export_model
+from titans_format.manifest import ContinuousInputs, Ends, TokenInputs
 from titans_runtime import load
-from titans_runtime.manifest import ContinuousInputs, Ends, TokenInputs
 from titans_tasks.errors import DataError
 from titans_tasks.tokens import ByteTokenizer, parse_tokenizer
 

@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from tests.export.conftest import KINDS, Exported
 from tests.runtime.devices import skip_without, told, traffic
 from titans_cli.main import cli
+from titans_format.manifest import Manifest
 from titans_runtime import Model, SamplingOptions, load
 from titans_runtime.devices import ort_providers
-from titans_runtime.manifest import Manifest
 
 CLOSE = 2e-4  # fp32, outputs and states
 # Prompts and single tokens in turn; together 512 tokens that run every graph, from both sides of a chunk's end.

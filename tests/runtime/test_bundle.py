@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.runtime.toy import Toy
+from titans_format.seal import seal
 from titans_runtime import BundleError, ProviderError, load
 from titans_runtime.bundle import open_bundle
-from titans_runtime.seal import seal
 from titans_runtime.tensorfile import map_tensors
 
 FILES = [

@@ -12,8 +12,8 @@ import pytest
 from tests import tokenizer_kinds
 from tests.runtime.toy import Toy, write_toy
 from tests.tokenizer_kinds import KINDS, SPECIAL
+from titans_format.manifest import Ends
 from titans_runtime import BundleError, InputError, Manifest, Model, TextError, load
-from titans_runtime.manifest import Ends
 from titans_runtime.stream.session import Session
 from titans_runtime.text.stopping import StopFilter, Transcript, check_stops
 from titans_runtime.text.tokenizer import ByteTokenizer, LibraryTokenizer, fill_template

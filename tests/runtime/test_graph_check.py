@@ -23,11 +23,11 @@ from tests.runtime.forge import (
     table,
     write,
 )
+from titans_format.manifest import BATCH, TensorSpec
 from titans_runtime import BundleError, load, native
 from titans_runtime.bundle import open_bundle
 from titans_runtime.devices import host
 from titans_runtime.graph_check import Interface, check_graph
-from titans_runtime.manifest import BATCH, TensorSpec
 
 SMALL = 2  # rows and columns of the weight in what is never run
 TYPES = sorted(TensorProto.DataType.values())

@@ -22,10 +22,10 @@ from safetensors.numpy import load as load_tensors
 
 from tests.runtime.forge import sign, write
 from titans_cli.main import cli
+from titans_format.contract import MOST_BYTES, MOST_GRAPHS
+from titans_format.names import is_plain, stays_inside
 from titans_runtime import BundleError, InputError, StateError, TitansError, load, memory
 from titans_runtime.bundle import MAX_MANIFEST_BYTES, open_bundle
-from titans_runtime.contract import MOST_BYTES, MOST_GRAPHS
-from titans_runtime.names import is_plain, stays_inside
 from titans_runtime.stream import state_file
 from titans_runtime.tensorfile import map_tensors
 

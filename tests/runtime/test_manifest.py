@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from titans_format.manifest import ChatTemplateInfo, Cost, DataFile, GenerationDefaults
 from titans_runtime import BundleError, Manifest
-from titans_runtime.manifest import ChatTemplateInfo, Cost, DataFile, GenerationDefaults
 
 Document = dict[str, Any]
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.runtime.toy import C
+from titans_format.manifest import Due, Manifest
 from titans_runtime.bundle import read_manifest_of
-from titans_runtime.manifest import Due, Manifest
 from titans_runtime.stream.plan import FASTEST, STEPS_ONLY, Call, Planner, Policy
 
 policies = st.builds(Policy, prefill=st.booleans(), extend=st.booleans(), extend_from=st.none() | st.integers(1, C))

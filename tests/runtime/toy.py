@@ -23,7 +23,7 @@ import onnx
 import onnx.parser
 from numpy.typing import NDArray
 
-from titans_runtime.manifest import (
+from titans_format.manifest import (
     ContinuousInputs,
     DataFile,
     Due,

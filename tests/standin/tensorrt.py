@@ -22,12 +22,12 @@ import onnxruntime
 
 from tests.standin.cuda import ALIGNMENT, FakeCuda, Span, Violation, Work
 from titans_export.tensorrt.engines import SIDECAR_FORMAT, Engine
+from titans_format.manifest import Manifest
 from titans_runtime.bundle import open_bundle
 from titans_runtime.devices.denormals import with_denormals_as_zero
 from titans_runtime.devices.host import wrap_weights
 from titans_runtime.devices.tensorrt.engine_key import signed
 from titans_runtime.devices.tensorrt.top_k_graph import chooser
-from titans_runtime.manifest import Manifest
 
 TINY = b"an engine that does nothing"
 MAGIC = b"standin engine "

@@ -19,7 +19,7 @@ from titans_format.errors import TitansError
 from titans_runtime.errors import NonFiniteError, ProviderError
 
 # What never reaches a caller: those of readers, of the file system and of templates, and two between threads.
-INTERNAL = {"WireError", "RefusedFileError", "LimitError", "JobAbandonedError", "JobFailedError"}
+INTERNAL = {"WireError", "RefusedFileError", "LimitError", "RefusalError", "JobAbandonedError", "JobFailedError"}
 
 
 def test_a_message_is_its_place_its_finding_and_its_remedy() -> None:

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import pytest
 
+from titans_format.manifest import ContinuousInputs, TokenInputs
 from titans_measure.quality.errors import EvalError
 from titans_measure.quality.fitness import require_bytes, require_task
 from titans_runtime import Model
-from titans_runtime.manifest import ContinuousInputs, TokenInputs
 
 
 def model(ids: int | None, tokenizer: str | None = None, **provenance: str) -> Model:

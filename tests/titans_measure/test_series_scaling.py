@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 import titans_runtime
 from tests.conftest import SMALL, titans
-from titans_runtime.errors import BundleError, InputError
-from titans_runtime.jsonread import parse
-from titans_runtime.manifest import Manifest
-from titans_runtime.seal import seal
-from titans_runtime.series import SeriesScaling, read_scaling
+from titans_format.errors import BundleError
+from titans_format.jsonread import parse
+from titans_format.manifest import Manifest
+from titans_format.seal import seal
+from titans_format.series import read_scaling
+from titans_runtime.errors import InputError
+from titans_runtime.series import SeriesScaling
 from titans_tasks.series import Forecasting
 from titans_tasks.series_data import Series, read_series
 
@@ -27,7 +29,7 @@ STEPS, HORIZON = 400, 3
 
 
 def scaling_of(of: Forecasting) -> SeriesScaling:
-    return read_scaling(parse(json.dumps(of.document()), "series.json"))
+    return SeriesScaling.of(read_scaling(parse(json.dumps(of.document()), "series.json")))
 
 
 def walk(channels: int, seed: int) -> Series:

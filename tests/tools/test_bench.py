@@ -14,11 +14,11 @@ from tests.export.conftest import build
 from titans_cli.main import cli
 from titans_export.bundle.writer import write_manifest
 from titans_export.export import export_model
+from titans_format.manifest import Cost, Manifest
 from titans_measure.speed.demand import decoding, reading
 from titans_measure.speed.measure import Wish, measure
 from titans_measure.speed.profile import part_of, profile, read_profile
 from titans_measure.speed.timing import interleaved
-from titans_runtime.manifest import Cost, Manifest
 from titans_runtime.native import kernels
 
 WISH = Wish(batches=(1, 2), prompt=40, tokens=20, rounds=2, threads=1)

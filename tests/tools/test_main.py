@@ -37,7 +37,7 @@ def raising(monkeypatch: pytest.MonkeyPatch) -> Raising:
 def own_errors() -> list[Exception]:
     from titans_core.errors import ConfigError
     from titans_export.errors import ExportError
-    from titans_runtime.errors import BundleError
+    from titans_format.errors import BundleError
 
     return [ConfigError("wrong", "mend it"), ExportError("wrong", "mend it"), BundleError("wrong", "mend it")]
 
@@ -78,7 +78,7 @@ def test_a_bug_keeps_its_traceback(raising: Raising) -> None:
 
 
 def test_titans_debug_keeps_every_traceback(raising: Raising, monkeypatch: pytest.MonkeyPatch) -> None:
-    from titans_runtime.errors import BundleError
+    from titans_format.errors import BundleError
 
     monkeypatch.setenv("TITANS_DEBUG", "1")
     assert isinstance(raising(BundleError("wrong", "mend it")).exception, BundleError)

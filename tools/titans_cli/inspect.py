@@ -17,7 +17,7 @@ from titans_cli.options import bundle_argument, json_option
 from titans_cli.terminal import PlainTable, print_json, say, show
 
 if TYPE_CHECKING:
-    from titans_runtime.manifest import Manifest
+    from titans_format.manifest import Manifest
 
 
 @click.command(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from titans_export.errors import ExportError
-from titans_runtime.manifest import ContinuousInputs, Ends, TokenInputs
+from titans_format.manifest import ContinuousInputs, Ends, TokenInputs
 from titans_tasks.tokens import ByteTokenizer, FileTokenizer, Tokenizer, parse_tokenizer
 
 # Tasks whose ids are bytes; any other one's ids are its own, whatever their number.

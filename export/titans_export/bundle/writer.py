@@ -37,10 +37,10 @@ from titans_export.models.protocol import SteppableModel
 from titans_export.passes.float32_for_cpu import float32_for_cpu, is_half
 from titans_export.passes.quantise import quantise
 from titans_export.passes.weights_on_left import weights_on_left
+from titans_format.manifest import MANIFEST_FILE, DataFile, GraphSpec, Manifest, ModelInfo, TokenizerInfo
+from titans_format.series import SeriesInfo
 from titans_runtime.arguments import is_unicode
 from titans_runtime.atomic import replace_file, replace_folder
-from titans_runtime.manifest import MANIFEST_FILE, DataFile, GraphSpec, Manifest, ModelInfo, TokenizerInfo
-from titans_runtime.series import SeriesScaling
 from titans_tasks.tokens import Tokenizer
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -95,7 +95,7 @@ def write_bundle(
     tokenizer_json: str | None,
     provenance: dict[str, str],
     ends: EndNames = AS_FOUND,
-    series: SeriesScaling | None = None,
+    series: SeriesInfo | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write every file of a bundle into an empty directory.

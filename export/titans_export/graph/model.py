@@ -20,7 +20,7 @@ from titans_export.graph.fused_ops import DOMAIN, VERSION, fused
 from titans_export.graph.lower import lower
 from titans_export.graph.record import record
 from titans_export.models.protocol import DATA_INPUTS, Feeds, StepGraph, SteppableModel, initial_state
-from titans_runtime.manifest import (
+from titans_format.manifest import (
     BATCH,
     FORMAT_VERSION,
     ContinuousInputs,

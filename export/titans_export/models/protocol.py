@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from titans_core.state import StateSpec
-from titans_runtime.manifest import ContinuousInputs, Due, GraphKind, TokenInputs
+from titans_format.manifest import ContinuousInputs, Due, GraphKind, TokenInputs
 
 Feeds = dict[str, Tensor]
 

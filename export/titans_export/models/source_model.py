@@ -15,7 +15,7 @@ from titans_core.errors import ConfigError
 from titans_core.model import TitansModel
 from titans_core.training.checkpoint import Checkpoint, load_model
 from titans_export.errors import ExportError
-from titans_runtime.manifest import Manifest
+from titans_format.manifest import Manifest
 
 CONTROL = "control"  # the entry of a manifest's provenance
 WRITES_OFF = "writes-off"

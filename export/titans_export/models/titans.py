@@ -10,7 +10,7 @@ from torch import Tensor
 from titans_core.model import Outputs, TitansModel
 from titans_core.state import StateSpec
 from titans_export.models.protocol import Feeds, StepGraph
-from titans_runtime.manifest import ContinuousInputs, Due, TokenInputs
+from titans_format.manifest import ContinuousInputs, Due, TokenInputs
 
 
 class TitansSteppable:

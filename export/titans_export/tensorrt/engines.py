@@ -27,6 +27,7 @@ from titans_export.tensorrt.options import (
     load_timing_cache,
     timings,
 )
+from titans_format.manifest import GraphSpec, Manifest
 from titans_runtime.atomic import replace_file
 from titans_runtime.bundle import open_bundle
 from titans_runtime.devices.tensorrt import modules as tensorrt_modules
@@ -34,7 +35,6 @@ from titans_runtime.devices.tensorrt import nvidia
 from titans_runtime.devices.tensorrt.engine_key import signed
 from titans_runtime.devices.tensorrt.top_k_graph import chooser
 from titans_runtime.errors import ProviderError
-from titans_runtime.manifest import GraphSpec, Manifest
 
 ENGINES = "engines"
 SIDECAR_FORMAT = {"format": "titans-engine", "format_version": 1}

@@ -21,10 +21,10 @@ from titans_export.errors import VerificationError
 from titans_export.titans_pytorch import installed as library
 from titans_export.titans_pytorch.steppable import TitansPytorchModel
 from titans_export.verification.torch_stream import TorchStream
+from titans_format.manifest import ContinuousInputs, TokenInputs
 from titans_runtime.arrays import Array
 from titans_runtime.bundle import open_bundle
 from titans_runtime.devices.select import select
-from titans_runtime.manifest import ContinuousInputs, TokenInputs
 from titans_runtime.state.calls import LoadOptions
 from titans_runtime.stream.driver import DirectFeeder, Driver
 from titans_runtime.stream.plan import FASTEST, STEPS_ONLY

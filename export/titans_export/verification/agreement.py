@@ -39,10 +39,10 @@ from titans_export.models.source_model import made_from, source_of
 from titans_export.models.titans import TitansSteppable
 from titans_export.passes.quantise import values_name
 from titans_export.verification.torch_stream import TorchStream
+from titans_format.manifest import ContinuousInputs
 from titans_runtime.arrays import Array
 from titans_runtime.bundle import open_bundle, read_manifest_of
 from titans_runtime.devices.select import select
-from titans_runtime.manifest import ContinuousInputs
 from titans_runtime.native import kernels
 from titans_runtime.state.calls import LoadOptions
 from titans_runtime.stream.driver import DirectFeeder, Driver

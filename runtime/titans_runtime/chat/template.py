@@ -15,10 +15,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
+from titans_format.errors import BundleError
 from titans_runtime.arguments import shown
 from titans_runtime.chat.meter import MAX_DEPTH, LimitError, Meter, size_of
 from titans_runtime.chat.user_text import marked
-from titans_runtime.errors import BundleError, InputError, ProviderError, TextError
+from titans_runtime.errors import InputError, ProviderError, TextError
 
 if TYPE_CHECKING:
     from jinja2 import Template

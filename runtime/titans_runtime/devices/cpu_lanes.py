@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from titans_format.manifest import GraphSpec
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.devices.arena import RowsSlot, Slot
 from titans_runtime.devices.cpu_state import HostState
 from titans_runtime.errors import NonFiniteError
-from titans_runtime.manifest import GraphSpec
 from titans_runtime.state.calls import Feed, State, Stepped
 
 if TYPE_CHECKING:

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
+from titans_format.contract import data_name, head_name
+from titans_format.manifest import GraphSpec, Manifest
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.bundle import Bundle, check_memory
-from titans_runtime.contract import data_name, head_name
 from titans_runtime.devices.arena import Group, RowsGroup, RowsSlot, Slot, scratch
 from titans_runtime.devices.denormals import with_denormals_as_zero
 from titans_runtime.errors import ExecutionError, InputError, NonFiniteError
-from titans_runtime.manifest import GraphSpec, Manifest
 from titans_runtime.state.blocks import by_length, by_writers, check_owner
 from titans_runtime.state.calls import Feed, Outputs, State
 

@@ -10,9 +10,9 @@ import importlib.metadata
 from dataclasses import asdict, dataclass
 from typing import cast
 
+from titans_format.jsonread import JsonObject
 from titans_runtime.devices.select import PROVIDERS, prove
 from titans_runtime.errors import ProviderError, ProviderStatus
-from titans_runtime.jsonread import JsonObject
 
 # Where each comes from, for the version; the first that is installed.
 _DISTRIBUTIONS = {

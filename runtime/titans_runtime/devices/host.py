@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from titans_format.errors import BundleError
 from titans_format.install import install
+from titans_format.manifest import GraphSpec
 from titans_runtime import forks
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.bundle import Bundle, Form, file_of
@@ -31,8 +33,7 @@ from titans_runtime.devices.cores import usable_cores
 from titans_runtime.devices.cpu_lanes import CpuLanes
 from titans_runtime.devices.cpu_state import CpuExecutor, HostState, Layout
 from titans_runtime.devices.denormals import with_denormals_as_zero
-from titans_runtime.errors import BundleError, ProviderError
-from titans_runtime.manifest import GraphSpec
+from titans_runtime.errors import ProviderError
 from titans_runtime.native import Kernels, kernels
 from titans_runtime.state.calls import Executor, Lanes, LoadOptions, State
 from titans_runtime.stream.observe import record

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
+from titans_format.manifest import GraphSpec
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.bundle import Bundle
 from titans_runtime.devices.host import create_session, first_line, wrap_weights
@@ -21,7 +22,6 @@ from titans_runtime.devices.onnx_writer import Node, Value, model
 from titans_runtime.devices.ort_copies import Moves, OrtBuffer
 from titans_runtime.devices.ort_cuda_graphs import Replay, Replays, Staged, with_replays
 from titans_runtime.errors import ExecutionError, ProviderError
-from titans_runtime.manifest import GraphSpec
 from titans_runtime.state.device import Buffer, Traffic
 
 if TYPE_CHECKING:

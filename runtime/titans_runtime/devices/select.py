@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
+from titans_format.errors import BundleError
 from titans_runtime import native
 from titans_runtime.arguments import is_unicode, shown
 from titans_runtime.bundle import Bundle
-from titans_runtime.errors import BundleError, ProviderError
+from titans_runtime.errors import ProviderError
 from titans_runtime.state.calls import Backend, LoadOptions
 from titans_runtime.stream.observe import record
 

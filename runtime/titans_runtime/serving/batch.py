@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import FrameType, TracebackType
 
+from titans_format.manifest import Manifest, TokenInputs
 from titans_runtime.arguments import checked_bytes, checked_path, flag, instance, sequence, whole
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.errors import InputError, NonFiniteError, out_of_memory
-from titans_runtime.manifest import Manifest, TokenInputs
 from titans_runtime.serving.completion import Promise, Tally, Ticket
 from titans_runtime.serving.run import Job, Task
 from titans_runtime.serving.worker import Engine

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from titans_format.manifest import Manifest
 from titans_runtime.atomic import write_atomically
 from titans_runtime.errors import StateError
-from titans_runtime.manifest import Manifest
 from titans_runtime.serving.offload_folder import SpillFolder
 from titans_runtime.state.calls import Backend, State
 from titans_runtime.stream import state_file

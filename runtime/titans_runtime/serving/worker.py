@@ -18,9 +18,9 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
 from titans_format.errors import TitansError
+from titans_format.manifest import Manifest
 from titans_runtime import forks
 from titans_runtime.errors import InputError, SessionBusyError
-from titans_runtime.manifest import Manifest
 from titans_runtime.serving.completion import Question
 from titans_runtime.serving.lane_table import Seated
 from titans_runtime.serving.offload import Spilled

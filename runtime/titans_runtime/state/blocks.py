@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
+from titans_format.manifest import Manifest, StateSpec
 from titans_runtime.errors import InputError
-from titans_runtime.manifest import Manifest, StateSpec
 
 _SPARES = 2  # blocks kept for reuse per pool; what a driven stream alternates with
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
+from titans_format.manifest import GraphSpec
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.errors import NonFiniteError
-from titans_runtime.manifest import GraphSpec
 
 
 @dataclass(frozen=True, kw_only=True)

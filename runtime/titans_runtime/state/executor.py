@@ -19,13 +19,13 @@ from typing import cast
 
 import numpy as np
 
+from titans_format.contract import data_name, head_name
+from titans_format.manifest import GraphSpec, Initial, Shape, StateSpec
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.bundle import Bundle, check_memory
-from titans_runtime.contract import data_name, head_name
 from titans_runtime.devices.arena import scratch
 from titans_runtime.devices.cpu_state import check_tensors
 from titans_runtime.errors import NonFiniteError
-from titans_runtime.manifest import GraphSpec, Initial, Shape, StateSpec
 from titans_runtime.state.blocks import Lease, Pool, Table, TablePool, by_length, by_writers, check_owner
 from titans_runtime.state.calls import Best, Feed, Outputs, State
 from titans_runtime.state.device import Bound, Buffer, Device, DeviceBlock, Program

@@ -12,9 +12,9 @@ from typing import cast
 
 import numpy as np
 
+from titans_format.manifest import GraphSpec
 from titans_runtime.arrays import Array
 from titans_runtime.errors import NonFiniteError
-from titans_runtime.manifest import GraphSpec
 from titans_runtime.state.blocks import Lease, Pool
 from titans_runtime.state.calls import Feed, State, Stepped
 from titans_runtime.state.device import Buffer, DeviceBlock

@@ -13,10 +13,10 @@ from typing import Protocol
 import numpy as np
 
 from titans_format.errors import TitansError
+from titans_format.manifest import Manifest
 from titans_runtime.arguments import flag, instance, label, shown
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.errors import ExecutionError, InputError, out_of_memory
-from titans_runtime.manifest import Manifest
 from titans_runtime.state.calls import Backend, Best, Feed, Outputs, Rows, State
 from titans_runtime.stream.inputs import as_array, checked_streams
 from titans_runtime.stream.plan import FASTEST, Call, Planner, Policy

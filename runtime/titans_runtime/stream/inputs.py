@@ -12,10 +12,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
+from titans_format.manifest import ContinuousInputs, TokenInputs
 from titans_runtime.arguments import shown
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.errors import InputError
-from titans_runtime.manifest import ContinuousInputs, TokenInputs
 
 _LARGEST_ID = 2**31 - 1  # of any tokenizer
 

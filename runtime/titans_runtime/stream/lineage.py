@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from titans_runtime.errors import BundleError, StateError, os_remedy
-from titans_runtime.jsonread import parse
+from titans_format.errors import BundleError
+from titans_format.jsonread import parse
+from titans_runtime.errors import StateError, os_remedy
 
 try:
     import fcntl

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from titans_format.manifest import Manifest
 from titans_runtime.arrays import Array
-from titans_runtime.manifest import Manifest
 
 FADED = 1e-3  # of the norm that a matrix started with
 _MATRIX = re.compile(r"(?P<layer>.*\.|)memory_(?P<number>\d+)")

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from titans_runtime.manifest import GraphKind, GraphSpec, Manifest
+from titans_format.manifest import GraphKind, GraphSpec, Manifest
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from titans_format.errors import TitansError
+from titans_format.manifest import Ends, Manifest, TokenInputs
 from titans_runtime.arguments import flag, function, instance, label, shown, whole
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.atomic import check_writable, regular_target, write_atomically
@@ -32,7 +33,6 @@ from titans_runtime.errors import (
     TextError,
     out_of_memory,
 )
-from titans_runtime.manifest import Ends, Manifest, TokenInputs
 from titans_runtime.state.calls import Best, State
 from titans_runtime.stream import state_file
 from titans_runtime.stream.driver import Fed, Feeder

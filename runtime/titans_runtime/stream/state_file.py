@@ -21,14 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
+from titans_format.errors import BundleError
 from titans_format.install import upgrade
+from titans_format.jsonread import Node, parse
+from titans_format.manifest import DTYPES, LAST, MOST_AXES, Manifest, StateSpec
 from titans_runtime import files, memory
 from titans_runtime.arrays import Array, FloatArray
-from titans_runtime.errors import BundleError, StateError, os_remedy
-from titans_runtime.jsonread import Node, parse
-from titans_runtime.manifest import DTYPES, LAST, Manifest, StateSpec
+from titans_runtime.errors import StateError, os_remedy
 from titans_runtime.stream.snapshot import KEPT, Moment, SurpriseTotals
-from titans_runtime.tensorfile import MOST_AXES
 
 FORMAT = "titans-state"
 FORMAT_VERSION = 1

@@ -17,8 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from titans_runtime.errors import BundleError, InputError, TextError
-from titans_runtime.manifest import Manifest, TokenInputs
+from titans_format.errors import BundleError
+from titans_format.manifest import Manifest, TokenInputs
+from titans_runtime.errors import InputError, TextError
 from titans_runtime.text.text_stream import ByteStream, LibraryStream, TextStream
 from titans_runtime.text.tokenizer_file import check_token, guarded, open_file, open_text
 

@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
-from titans_format.errors import TitansError
+from titans_format.errors import BundleError, TitansError
 from titans_format.install import package
-from titans_runtime.errors import BundleError, ProviderError
+from titans_runtime.errors import ProviderError
 
 if TYPE_CHECKING:
     import tokenizers

@@ -9,9 +9,9 @@ Knows bundles' manifests. Does not know how a task is measured.
 
 from __future__ import annotations
 
+from titans_format.manifest import TokenInputs
 from titans_measure.quality.errors import EvalError
 from titans_runtime import Model
-from titans_runtime.manifest import TokenInputs
 
 _SETTING = "task."  # prefix of the training task's settings in a bundle's provenance
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from titans_format.manifest import ContinuousInputs
 from titans_measure.quality.anomalies import FEWEST_STEPS, KINDS, WINDOW, Injected, inject
 from titans_measure.quality.errors import EvalError
 from titans_measure.quality.report import Progress, Subject, unwatched
@@ -29,7 +30,6 @@ from titans_measure.quality.scores import Errors, Values, roc_auc
 from titans_measure.quality.streams import PIECE
 from titans_runtime import Model
 from titans_runtime.arrays import FloatArray
-from titans_runtime.manifest import ContinuousInputs
 from titans_tasks.series import Forecasting, Scaling, features
 from titans_tasks.series_data import read_series
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from titans_runtime.manifest import Cost, GraphSpec, Manifest
+from titans_format.manifest import Cost, GraphSpec, Manifest
 from titans_runtime.stream.plan import Call, Planner
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 import titans_runtime
+from titans_format.manifest import TokenInputs
 from titans_measure.speed.demand import Demand, decoding, reading
 from titans_measure.speed.processes import Start, starts
 from titans_measure.speed.roofline import Probes, Roofline
@@ -24,7 +25,6 @@ from titans_runtime import Model
 from titans_runtime.arrays import Array
 from titans_runtime.devices.cores import usable_cores
 from titans_runtime.devices.host import import_onnxruntime
-from titans_runtime.manifest import TokenInputs
 from titans_runtime.stream.driver import Driver
 
 PERCENTILES = (50, 90, 99)

@@ -18,14 +18,15 @@ from typing import Any, cast
 
 import numpy as np
 
+from titans_format.errors import BundleError
+from titans_format.manifest import GraphSpec
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.bundle import Bundle
 from titans_runtime.devices.tensorrt.cuda import Captured, Cuda, CudaBuffer, Pinned
 from titans_runtime.devices.tensorrt.engine_files import EngineFile, EngineFiles, Here
 from titans_runtime.devices.tensorrt.top_k import Choice
 from titans_runtime.devices.tensorrt.top_k_graph import chooser
-from titans_runtime.errors import BundleError, ExecutionError, ProviderError
-from titans_runtime.manifest import GraphSpec
+from titans_runtime.errors import ExecutionError, ProviderError
 from titans_runtime.state.device import Buffer, Traffic
 
 # TensorRT allocates on the first runs of a context; what has run this often launches nothing but kernels.

@@ -15,12 +15,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from titans_format.errors import BundleError
+from titans_format.jsonread import Node, parse
+from titans_format.manifest import GraphSpec
 from titans_runtime import files
 from titans_runtime.bundle import Bundle
 from titans_runtime.devices.tensorrt.engine_key import is_ours
-from titans_runtime.errors import BundleError, ProviderError
-from titans_runtime.jsonread import Node, parse
-from titans_runtime.manifest import GraphSpec
+from titans_runtime.errors import ProviderError
 
 ENGINES = "engines"
 FORMAT = "titans-engine"

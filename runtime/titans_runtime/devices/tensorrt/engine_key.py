@@ -15,9 +15,9 @@ import secrets
 import stat
 from pathlib import Path
 
+from titans_format.jsonread import JsonObject
 from titans_runtime import files
 from titans_runtime.errors import ProviderError, os_remedy
-from titans_runtime.jsonread import JsonObject
 
 FIELD = "signature"
 _BYTES = 32

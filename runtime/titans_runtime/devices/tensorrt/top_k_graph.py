@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from titans_format.manifest import BATCH, GraphSpec, Manifest, TensorSpec, TokenInputs
 from titans_runtime.devices.onnx_writer import Node, Value, model
-from titans_runtime.manifest import BATCH, GraphSpec, Manifest, TensorSpec, TokenInputs
 
 NAME = "choose"
 SCORES, IDS, LARGEST, SUM = "scores", "ids", "largest", "sum"

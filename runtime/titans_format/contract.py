@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from titans_runtime.errors import BundleError
-from titans_runtime.manifest import (
+from titans_format.errors import BundleError
+from titans_format.manifest import (
     BATCH,
     LAST,
     MANIFEST_FILE,
+    METADATA,
     GraphKind,
     GraphSpec,
     Manifest,
@@ -23,7 +24,6 @@ from titans_runtime.manifest import (
     TensorSpec,
     TokenInputs,
 )
-from titans_runtime.tensorfile import METADATA
 
 # More is damage or an attack. The largest that we export: 8 graphs, 300 state tensors, 0.1 GiB of them.
 MOST_GRAPHS, MOST_STATES = 256, 16_384

@@ -10,16 +10,17 @@ import math
 import re
 from typing import Literal, cast
 
-from titans_runtime.contract import check_contract
-from titans_runtime.errors import BundleError
-from titans_runtime.jsonread import JsonObject, Node
-from titans_runtime.manifest import (
+from titans_format.contract import check_contract
+from titans_format.errors import BundleError
+from titans_format.jsonread import JsonObject, Node
+from titans_format.manifest import (
     BATCH,
     DTYPES,
     FORMAT,
     FORMAT_VERSION,
     GRAPH_KINDS,
     MANIFEST_FILE,
+    MOST_AXES,
     STATE_KINDS,
     ChatTemplateInfo,
     ContinuousInputs,
@@ -41,9 +42,8 @@ from titans_runtime.manifest import (
     TokenInputs,
     TokenizerInfo,
 )
-from titans_runtime.names import INSIDE, PLAIN, is_plain, stays_inside
-from titans_runtime.series import SeriesScaling, read_scaling
-from titans_runtime.tensorfile import MOST_AXES
+from titans_format.names import INSIDE, PLAIN, is_plain, stays_inside
+from titans_format.series import SeriesInfo, read_scaling
 
 # A dimension beyond this is damage: one float32 row of it would be 4 GiB.
 _MAX_DIMENSION = 2**30
@@ -192,7 +192,7 @@ def _chat_template(node: Node | None) -> ChatTemplateInfo | None:
     return ChatTemplateInfo(file=_file(node), tokens={name: token.text() for name, token in tokens.items()})
 
 
-def _series(node: Node | None, inputs: Node) -> SeriesScaling | None:
+def _series(node: Node | None, inputs: Node) -> SeriesInfo | None:
     if node is None:
         return None
     scaling, kind = read_scaling(node), _inputs(inputs)

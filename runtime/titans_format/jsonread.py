@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import NoReturn, TypeAlias
 
-from titans_runtime.errors import BundleError
+from titans_format.errors import BundleError
 
 JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 JsonObject: TypeAlias = dict[str, JsonValue]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 
-from titans_runtime.errors import BundleError
-from titans_runtime.jsonread import JsonObject, Node
+from titans_format.errors import BundleError
+from titans_format.jsonread import JsonObject, Node
 
 FIELD = "sha256"
 

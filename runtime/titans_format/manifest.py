@@ -13,14 +13,16 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Literal, TypeAlias, cast, get_args
 
-from titans_runtime.jsonread import JsonObject, JsonValue, parse
-from titans_runtime.seal import seal
-from titans_runtime.series import SeriesScaling, scaling_object
+from titans_format.jsonread import JsonObject, JsonValue, parse
+from titans_format.seal import seal
+from titans_format.series import SeriesInfo, scaling_object
 
 FORMAT = "titans-bundle"
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 LAST = "last_output"  # what saved sessions call the outputs after the last token
+METADATA = "__metadata__"  # what safetensors files call other things than tensors
+MOST_AXES = 16  # of a tensor; ours have up to 5
 BATCH = "batch"  # the one symbolic dimension: independent streams
 
 DType = Literal["float32", "float16", "float64", "int64", "int32", "int8", "uint8", "bool"]
@@ -265,14 +267,14 @@ class Manifest:
     providers: tuple[str, ...] | None = None
     omitted: tuple[str, ...] = ()
     ends: Ends = Ends()
-    series: SeriesScaling | None = None
+    series: SeriesInfo | None = None
     generation: GenerationDefaults = GenerationDefaults()
     chat_template: ChatTemplateInfo | None = None
 
     @staticmethod
     def from_json(text: str) -> Manifest:
         """Read and check a manifest. Raises `BundleError` for anything that is not a sound version-1 manifest."""
-        from titans_runtime.manifest_reader import read_manifest  # imports this module
+        from titans_format.manifest_reader import read_manifest  # imports this module
 
         return read_manifest(parse(text, MANIFEST_FILE))
 
