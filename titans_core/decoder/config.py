@@ -1,0 +1,151 @@
+"""What a pretrained decoder is: the shape that its weights fix, and how a stream of tokens goes through it.
+
+One plain dataclass that round-trips through JSON. Knows the limits of every option. Does not know any file format
+(`titans_core.pretrained`) nor how anything is computed (`attention`, `model`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from titans_core.errors import ConfigError
+
+WINDOW, SINKS, CHUNK, PREFILL = 256, 4, 64, 256  # unless somebody says otherwise
+# More than any model in use has. They bound what a stranger's file can make us allocate.
+_MOST = {
+    "vocab_size": 2**22,
+    "dim": 2**17,
+    "layers": 2**10,
+    "heads": 2**12,
+    "kv_heads": 2**12,
+    "head_width": 2**13,
+    "ffn_hidden": 2**20,
+    "window": 2**20,
+    "sinks": 2**12,
+    "chunk": 2**14,
+    "prefill": 2**16,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """A decoder: RMS norms, grouped-query attention with rotary positions, gated feed-forward."""
+
+    architecture: str  # as its files call it, such as "llama"; says where the weights came from and nothing else
+    vocab_size: int
+    dim: int
+    layers: int
+    heads: int  # of queries
+    kv_heads: int  # of keys and values; each serves heads / kv_heads heads of queries
+    head_width: int
+    ffn_hidden: int
+    norm_eps: float
+    rotary_frequencies: tuple[float, ...]  # radians per token of every channel pair, head_width / 2 of them
+    rotary_magnitude: float = 1.0  # queries and keys are multiplied by it (YaRN's attention factor)
+    unrotated_layers: tuple[int, ...] = ()  # layers without positions
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False  # RMS norms over every head of queries and keys
+    tie_embeddings: bool = False
+    trained_window: int | None = None  # the sliding window that it was trained with; the window is at most that
+
+    window: int = WINDOW  # tokens that attention sees, the query's own included
+    sinks: int = SINKS  # first tokens of the stream that stay visible behind the window
+    chunk: int = CHUNK  # tokens between two commits
+    prefill: int = PREFILL  # tokens of a prefill call, whole chunks
+
+    def __post_init__(self) -> None:
+        for name, most in _MOST.items():
+            least = 0 if name == "sinks" else 1
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise ConfigError(f"{name} is {value!r}; it must be a whole number from {least} to {most:,}")
+        if self.heads % self.kv_heads:
+            raise ConfigError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}; change one of them")
+        if self.head_width % 2:
+            raise ConfigError(f"head_width is {self.head_width}; rotary positions need an even one")
+        frequencies = self.rotary_frequencies
+        if len(frequencies) != self.head_width // 2 or not all(map(math.isfinite, frequencies)):
+            raise ConfigError(
+                f"rotary_frequencies has {len(frequencies)} entries; give head_width / 2 ="
+                f" {self.head_width // 2} finite numbers"
+            )
+        for name in ("norm_eps", "rotary_magnitude"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be a finite number above 0")
+        if any(type(layer) is not int or not 0 <= layer < self.layers for layer in self.unrotated_layers):
+            raise ConfigError(f"unrotated_layers is {list(self.unrotated_layers)}; name layers below {self.layers}")
+        self._check_stream()
+
+    def _check_stream(self) -> None:
+        if self.window < 2:
+            raise ConfigError(f"window is {self.window}; it must be at least 2, the token itself and one before it")
+        if self.trained_window is not None and self.window > self.trained_window:
+            raise ConfigError(
+                f"window is {self.window}, and the model was trained with a sliding window of {self.trained_window};"
+                f" use at most {self.trained_window}"
+            )
+        if self.chunk > self.window:
+            raise ConfigError(
+                f"chunk {self.chunk} is longer than the window {self.window}; lower chunk, or raise the window"
+            )
+        if self.sinks > self.chunk:
+            raise ConfigError(
+                f"sinks {self.sinks} do not fit into the first chunk of {self.chunk} tokens; use fewer of them"
+            )
+        if self.prefill % self.chunk:
+            raise ConfigError(f"prefill {self.prefill} is not a multiple of chunk {self.chunk}; change one of them")
+
+    @property
+    def group(self) -> int:
+        """Heads of queries that share one head of keys and values."""
+        return self.heads // self.kv_heads
+
+    @property
+    def past_chunks(self) -> int:
+        """Whole chunks before the current one that the window reaches into."""
+        return -(-(self.window - 1) // self.chunk)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain JSON values."""
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return values
+
+    @classmethod
+    def from_dict(cls, values: object) -> DecoderConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: an unknown option, a wrong type or an impossible combination.
+        """
+        if not isinstance(values, dict):
+            raise ConfigError(f"the decoder's configuration must be a JSON object, found {type(values).__name__}")
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - set(fields)):
+            raise ConfigError(f"unknown decoder option {unknown[0]!r}; known options are {', '.join(sorted(fields))}")
+        needed = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
+        if missing := [name for name in needed if name not in values]:
+            raise ConfigError(f"the decoder's configuration has no {missing[0]}; restore the file that it came from")
+        return cls(**{name: _typed(name, str(fields[name].type), value) for name, value in values.items()})
+
+
+def _typed(name: str, kind: str, value: object) -> Any:
+    """`value`, if it is of the type of that field; lists of numbers become tuples."""
+    if kind.startswith("tuple"):
+        if not isinstance(value, (list, tuple)) or any(type(item) not in (int, float) for item in value):
+            raise ConfigError(f"decoder option {name} must be a list of numbers, found {value!r}; change it")
+        return tuple(value)
+    kinds: dict[str, tuple[type, ...]] = {
+        "str": (str,),
+        "bool": (bool,),
+        "int": (int,),
+        "float": (int, float),
+        "int | None": (int, type(None)),
+    }
+    if type(value) not in kinds[kind]:
+        raise ConfigError(f"decoder option {name} must be {kind}, found {value!r}; change it")
+    return value
