@@ -9,7 +9,7 @@ from titans_core.errors import CheckpointError
 from titans_core.pretrained.folder import open_folder
 from titans_core.pretrained.gguf_model import open_gguf
 from titans_core.pretrained.source import Pretrained
-from titans_core.tokens import load_tokenizer
+from titans_tasks.tokens import load_tokenizer
 
 
 def open_pretrained(path: Path, tokenizer: Path | None = None) -> Pretrained:
