@@ -63,42 +63,42 @@ class DecoderConfig:
             least = 0 if name == "sinks" else 1
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
-                raise ConfigError(f"{name} is {value!r}; it must be a whole number from {least} to {most:,}")
+                raise ConfigError(f"{name} is {value!r}", f"it must be a whole number from {least} to {most:,}")
         if self.heads % self.kv_heads:
-            raise ConfigError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}; change one of them")
+            raise ConfigError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}", "change one of them")
         if self.head_width % 2:
-            raise ConfigError(f"head_width is {self.head_width}; rotary positions need an even one")
+            raise ConfigError(f"head_width is {self.head_width}", "rotary positions need an even one")
         frequencies = self.rotary_frequencies
         if len(frequencies) != self.head_width // 2 or not all(map(math.isfinite, frequencies)):
             raise ConfigError(
-                f"rotary_frequencies has {len(frequencies)} entries; give head_width / 2 ="
-                f" {self.head_width // 2} finite numbers"
+                f"rotary_frequencies has {len(frequencies)} entries",
+                f"give head_width / 2 = {self.head_width // 2} finite numbers",
             )
         for name in ("norm_eps", "rotary_magnitude"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be a finite number above 0")
+                raise ConfigError(f"{name} is {getattr(self, name)}", "it must be a finite number above 0")
         if any(type(layer) is not int or not 0 <= layer < self.layers for layer in self.unrotated_layers):
-            raise ConfigError(f"unrotated_layers is {list(self.unrotated_layers)}; name layers below {self.layers}")
+            raise ConfigError(f"unrotated_layers is {list(self.unrotated_layers)}", f"name layers below {self.layers}")
         self._check_stream()
 
     def _check_stream(self) -> None:
         if self.window < 2:
-            raise ConfigError(f"window is {self.window}; it must be at least 2, the token itself and one before it")
+            raise ConfigError(f"window is {self.window}", "it must be at least 2, the token itself and one before it")
         if self.trained_window is not None and self.window > self.trained_window:
             raise ConfigError(
-                f"window is {self.window}, and the model was trained with a sliding window of {self.trained_window};"
-                f" use at most {self.trained_window}"
+                f"window is {self.window}, and the model was trained with a sliding window of {self.trained_window}",
+                f"use at most {self.trained_window}",
             )
         if self.chunk > self.window:
             raise ConfigError(
-                f"chunk {self.chunk} is longer than the window {self.window}; lower chunk, or raise the window"
+                f"chunk {self.chunk} is longer than the window {self.window}", "lower chunk, or raise the window"
             )
         if self.sinks > self.chunk:
             raise ConfigError(
-                f"sinks {self.sinks} do not fit into the first chunk of {self.chunk} tokens; use fewer of them"
+                f"sinks {self.sinks} do not fit into the first chunk of {self.chunk} tokens", "use fewer of them"
             )
         if self.prefill % self.chunk:
-            raise ConfigError(f"prefill {self.prefill} is not a multiple of chunk {self.chunk}; change one of them")
+            raise ConfigError(f"prefill {self.prefill} is not a multiple of chunk {self.chunk}", "change one of them")
 
     @property
     def group(self) -> int:
@@ -123,13 +123,15 @@ class DecoderConfig:
             ConfigError: an unknown option, a wrong type or an impossible combination.
         """
         if not isinstance(values, dict):
-            raise ConfigError(f"the decoder's configuration must be a JSON object, found {type(values).__name__}")
+            raise ConfigError(
+                f"the decoder's configuration is {type(values).__name__}, not an object", "restore the file"
+            )
         fields = {field.name: field for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - set(fields)):
-            raise ConfigError(f"unknown decoder option {unknown[0]!r}; known options are {', '.join(sorted(fields))}")
+            raise ConfigError(f"unknown decoder option {unknown[0]!r}", f"use some of {', '.join(sorted(fields))}")
         needed = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
         if missing := [name for name in needed if name not in values]:
-            raise ConfigError(f"the decoder's configuration has no {missing[0]}; restore the file that it came from")
+            raise ConfigError(f"the decoder's configuration has no {missing[0]}", "restore the file that it came from")
         return cls(**{name: _typed(name, str(fields[name].type), value) for name, value in values.items()})
 
 
@@ -137,7 +139,7 @@ def _typed(name: str, kind: str, value: object) -> Any:
     """`value`, if it is of the type of that field; lists of numbers become tuples."""
     if kind.startswith("tuple"):
         if not isinstance(value, (list, tuple)) or any(type(item) not in (int, float) for item in value):
-            raise ConfigError(f"decoder option {name} must be a list of numbers, found {value!r}; change it")
+            raise ConfigError(f"decoder option {name} must be a list of numbers, found {value!r}", "change it")
         return tuple(value)
     kinds: dict[str, tuple[type, ...]] = {
         "str": (str,),
@@ -147,5 +149,5 @@ def _typed(name: str, kind: str, value: object) -> Any:
         "int | None": (int, type(None)),
     }
     if type(value) not in kinds[kind]:
-        raise ConfigError(f"decoder option {name} must be {kind}, found {value!r}; change it")
+        raise ConfigError(f"decoder option {name} must be {kind}, found {value!r}", "change it")
     return value

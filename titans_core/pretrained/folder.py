@@ -70,8 +70,8 @@ class FolderWeights:
             kind = file.get_slice(name).get_dtype()
             if kind not in _READABLE:
                 raise CheckpointError(
-                    f"{self._place[name]}: weight {name} has dtype {kind}; give a model in one of"
-                    f" {', '.join(sorted(_READABLE))}"
+                    f"{self._place[name]}: weight {name} has dtype {kind}",
+                    f"give a model in one of {', '.join(sorted(_READABLE))}",
                 )
             found: Tensor = file.get_tensor(name)
         return found.to(torch.float32, copy=True)
@@ -88,7 +88,7 @@ class FolderWeights:
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path} cannot be read ({error}); download it again")
+    return CheckpointError(f"{path} cannot be read ({error})", "download it again")
 
 
 def _shards(folder: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
@@ -97,24 +97,24 @@ def _shards(folder: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
     if not index.exists():
         if not (folder / WEIGHTS).exists():
             raise CheckpointError(
-                f"{folder} has no {WEIGHTS}; give a folder with safetensors, or save the model with save_pretrained"
+                f"{folder} has no {WEIGHTS}", "give a folder with safetensors, or save the model with save_pretrained"
             )
         return (folder / WEIGHTS,), dict.fromkeys(_tensor_names(folder / WEIGHTS), folder / WEIGHTS)
     placed = _json(index).get("weight_map")
     if not isinstance(placed, dict) or not placed or not all(isinstance(file, str) for file in placed.values()):
-        raise CheckpointError(f"{index} has no weight_map of file names; download it again")
+        raise CheckpointError(f"{index} has no weight_map of file names", "download it again")
     for file in placed.values():
         if Path(file).name != file or file in ("", ".", ".."):
-            raise CheckpointError(f"{index} names {file!r}, which is not a file of the folder; download it again")
+            raise CheckpointError(f"{index} names {file!r}, which is not a file of the folder", "download it again")
     files = sorted(set(placed.values()))
     held: dict[str, set[str]] = {}
     for file in files:
         if not (folder / file).exists():
-            raise CheckpointError(f"{folder} has no {file}, which {INDEX} names; download it")
+            raise CheckpointError(f"{folder} has no {file}, which {INDEX} names", "download it")
         held[file] = _tensor_names(folder / file)
     for name, file in placed.items():
         if name not in held[file]:
-            raise CheckpointError(f"{folder / file} has no weight {name}, which {INDEX} names; download it again")
+            raise CheckpointError(f"{folder / file} has no weight {name}, which {INDEX} names", "download it again")
     return (index, *(folder / file for file in files)), {name: folder / file for name, file in placed.items()}
 
 
@@ -131,11 +131,11 @@ def _json(path: Path, most: int = _MOST_JSON) -> dict[str, Any]:
     try:
         values = json.loads(read_regular(path, most))
     except OSError as error:
-        raise CheckpointError(f"cannot read {path} ({error.strerror}); give a Hugging Face folder") from error
+        raise CheckpointError(f"cannot read {path} ({error.strerror})", "give a Hugging Face folder") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); download it again") from error
+        raise CheckpointError(f"{path} is not JSON ({error})", "download it again") from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is not a JSON object; download it again")
+        raise CheckpointError(f"{path} is not a JSON object", "download it again")
     return values
 
 
@@ -147,7 +147,11 @@ class _Section:
 
     def wrong(self, name: str, wanted: str) -> CheckpointError:
         found = repr(self.values[name])[:60] if name in self.values else "missing"
-        return CheckpointError(f"{self.where}: {name} is {found}, expected {wanted}; restore the file")
+        return CheckpointError(
+            f"{name} is {found}, expected {wanted}",
+            "restore the file",
+            where=self.where,
+        )
 
     def whole(self, name: str, other: int | None = None) -> int:
         value = self.values.get(name)
@@ -195,19 +199,29 @@ def _config(given: _Section) -> DecoderConfig:
     kind = given.word("model_type")
     if kind not in ARCHITECTURES:
         raise CheckpointError(
-            f"{given.where}: architecture {kind!r} is not supported; choose a model of {', '.join(ARCHITECTURES)}"
+            f"architecture {kind!r} is not supported",
+            f"choose a model of {', '.join(ARCHITECTURES)}",
+            where=given.where,
         )
     _refuse(given)
     dim, heads = given.whole("hidden_size"), given.whole("num_attention_heads")
     layers = given.whole("num_hidden_layers")
     if min(dim, heads, layers) < 1:
-        raise CheckpointError(f"{given.where}: sizes must be above 0; restore the file")
+        raise CheckpointError(
+            "sizes must be above 0",
+            "restore the file",
+            where=given.where,
+        )
     width = given.whole("head_dim", 128 if kind == "qwen3" else dim // heads)
     spread = given.section("rope_parameters") or given.section("rope_scaling")
     base = spread.get("rope_theta") or given.number("rope_theta", 2e6 if kind == "smollm3" else 1e4)
     context = given.whole("max_position_embeddings", 2048)
     if not 2 <= width <= 2**13:
-        raise CheckpointError(f"{given.where}: a head of {width} channels is not supported; restore the file")
+        raise CheckpointError(
+            f"a head of {width} channels is not supported",
+            "restore the file",
+            where=given.where,
+        )
     turning = rotary(base, width, {"original_max_position_embeddings": context} | spread, given.where)
     biased = given.flag("attention_bias")
     trained = _trained_window(given, kind, layers)
@@ -237,24 +251,35 @@ def _config(given: _Section) -> DecoderConfig:
             prefill=PREFILL if window >= CHUNK else window,
         )
     except ConfigError as error:
-        raise CheckpointError(f"{given.where}: {error}") from error
+        raise CheckpointError(error.finding, error.remedy, where=given.where) from error
 
 
 def _refuse(given: _Section) -> None:
     """Raise `CheckpointError` for what a `Decoder` does not compute."""
     act = given.word("hidden_act", "silu")
     if act not in ("silu", "swish"):
-        raise CheckpointError(f"{given.where}: hidden_act {act!r} is not supported; choose a model with silu")
+        raise CheckpointError(
+            f"hidden_act {act!r} is not supported",
+            "choose a model with silu",
+            where=given.where,
+        )
     if given.flag("mlp_bias"):
-        raise CheckpointError(f"{given.where}: mlp_bias is not supported; choose a model without it")
+        raise CheckpointError(
+            "mlp_bias is not supported",
+            "choose a model without it",
+            where=given.where,
+        )
     for name in ("partial_rotary_factor",):
         share = given.section("rope_parameters").get(name, given.values.get(name))
         if share not in (None, 1, 1.0):
-            raise CheckpointError(f"{given.where}: {name} {share!r} is not supported; choose a model that turns all")
+            raise CheckpointError(
+                f"{name} {share!r} is not supported", "choose a model that turns all", where=given.where
+            )
     if given.values.get("quantization_config") is not None:
         raise CheckpointError(
-            f"{given.where}: the weights are quantised (quantization_config), which is not read from a folder; give the"
-            " unquantised model, or a GGUF file"
+            "the weights are quantised (quantization_config), which is not read from a folder",
+            "give the unquantised model, or a GGUF file",
+            where=given.where,
         )
 
 
@@ -322,9 +347,9 @@ def _text(path: Path, most: int) -> str | None:
     try:
         return read_regular(path, most).decode("utf-8")
     except OSError as error:
-        raise CheckpointError(f"cannot read {path} ({error.strerror}); check the file") from error
+        raise CheckpointError(f"cannot read {path} ({error.strerror})", "check the file") from error
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8; download it again") from error
+        raise CheckpointError(f"{path} is not UTF-8", "download it again") from error
 
 
 def _template(found: object) -> str | None:

@@ -54,7 +54,7 @@ class GgufFile:
                 reader = _Reader(path, file, path.stat().st_size)
                 self.metadata, self.tensors = _parsed(reader)
         except OSError as error:
-            raise CheckpointError(f"cannot read {path} ({error.strerror}); check the path") from error
+            raise CheckpointError(f"cannot read {path} ({error.strerror})", "check the path") from error
 
     def rows(self, name: str) -> tuple[BlockType, Bytes]:
         """A tensor as it is stored: its format and its rows `[n, bytes]`; a vector is one row."""
@@ -62,9 +62,9 @@ class GgufFile:
         try:
             data = np.fromfile(self.path, np.uint8, stored.size, offset=stored.offset)
         except OSError as error:
-            raise CheckpointError(f"cannot read {self.path} ({error.strerror}); check the file") from error
+            raise CheckpointError(f"cannot read {self.path} ({error.strerror})", "check the file") from error
         if data.size != stored.size:
-            raise CheckpointError(f"{self.path} ends inside tensor {name!r}; download it again")
+            raise CheckpointError(f"{self.path} ends inside tensor {name!r}", "download it again")
         return stored.kind, data.reshape(-1, stored.size // max(1, _rows(stored.shape)))
 
     def numbers(self, name: str) -> Floats:
@@ -86,7 +86,7 @@ class _Reader:
         self.path, self.file, self.size = path, file, size
 
     def damaged(self, what: str) -> CheckpointError:
-        return CheckpointError(f"{self.path} is damaged: {what}; download it again")
+        return CheckpointError(f"{self.path} is damaged: {what}", "download it again")
 
     @property
     def left(self) -> int:
@@ -137,12 +137,12 @@ class _Reader:
 
 def _parsed(reader: _Reader) -> tuple[dict[str, Value], dict[str, Stored]]:
     if reader.size < 24 or reader.take(4, "the magic") != MAGIC:
-        raise CheckpointError(f"{reader.path} is not a GGUF file; give a .gguf file or a Hugging Face folder")
+        raise CheckpointError(f"{reader.path} is not a GGUF file", "give a .gguf file or a Hugging Face folder")
     version = reader.number("I", "the version")
     if version not in VERSIONS:
         raise CheckpointError(
-            f"{reader.path} has GGUF version {version}; versions {' and '.join(map(str, VERSIONS))}, little-endian, are"
-            " read: convert it again with a current llama.cpp"
+            f"{reader.path} has GGUF version {version}",
+            "convert it again with a current llama.cpp, little-endian",
         )
     tensors, entries = reader.number("Q", "the tensor count"), reader.number("Q", "the entry count")
     if tensors > MOST_TENSORS or entries > MOST_ENTRIES:
@@ -182,8 +182,9 @@ def _placed(reader: _Reader, infos: list[tuple[str, tuple[int, ...], int, int]],
             called = OTHER_TYPES.get(number, f"number {number}")
             known = ", ".join(each.name for each in BLOCK_TYPES.values())
             raise CheckpointError(
-                f"{reader.path}: tensor {name!r} has type {called}, which is not supported; convert the model to one of"
-                f" {known}"
+                f"tensor {name!r} has type {called}, which is not supported",
+                f"convert the model to one of {known}",
+                where=reader.path,
             )
         if shape[-1] % kind.numbers or not all(shape):
             raise reader.damaged(f"tensor {name!r} of shape {list(shape)} has no whole blocks of {kind.name}")

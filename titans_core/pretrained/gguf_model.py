@@ -136,7 +136,9 @@ class _Entries:
     def wrong(self, name: str, wanted: str) -> CheckpointError:
         found = self.metadata.get(f"{self.kind}.{name}")
         shown = "missing" if found is None else repr(found)[:60]
-        return CheckpointError(f"{self.where}: {self.kind}.{name} is {shown}, expected {wanted}; download it again")
+        return CheckpointError(
+            f"{self.kind}.{name} is {shown}, expected {wanted}", "download it again", where=self.where
+        )
 
     def whole(self, name: str, other: int | None = None) -> int:
         value = self.metadata.get(f"{self.kind}.{name}", other)
@@ -155,19 +157,33 @@ def _config(file: GgufFile) -> DecoderConfig:
     where, kind = str(file.path), text(file.metadata, "general.architecture")
     if kind not in ARCHITECTURES:
         raise CheckpointError(
-            f"{where}: architecture {kind!r} is not supported; choose a model of {', '.join(ARCHITECTURES)}"
+            f"architecture {kind!r} is not supported", f"choose a model of {', '.join(ARCHITECTURES)}", where=where
         )
     given = _Entries(file.metadata, kind, where)
     if given.whole("expert_count", 0):
-        raise CheckpointError(f"{where}: a mixture of experts is not supported; choose a dense model")
+        raise CheckpointError(
+            "a mixture of experts is not supported",
+            "choose a dense model",
+            where=where,
+        )
     dim, heads, layers = (given.whole(name) for name in ("embedding_length", "attention.head_count", "block_count"))
     if min(dim, heads, layers) < 1:
-        raise CheckpointError(f"{where}: sizes must be above 0; download it again")
+        raise CheckpointError(
+            "sizes must be above 0",
+            "download it again",
+            where=where,
+        )
     width = given.whole("attention.key_length", dim // heads)
     if not 2 <= width <= 2**13 or given.whole("attention.value_length", width) != width:
-        raise CheckpointError(f"{where}: heads of {width} channels are not supported; choose another model")
+        raise CheckpointError(
+            f"heads of {width} channels are not supported",
+            "choose another model",
+            where=where,
+        )
     if given.whole("rope.dimension_count", width) != width:
-        raise CheckpointError(f"{where}: rotary positions of part of a head are not supported; choose another model")
+        raise CheckpointError(
+            "rotary positions of part of a head are not supported", "choose another model", where=where
+        )
     embedding = file.tensors.get("token_embd.weight")
     trained = given.whole("attention.sliding_window", 0) or None
     window = min(WINDOW, trained or WINDOW)
@@ -175,7 +191,11 @@ def _config(file: GgufFile) -> DecoderConfig:
     factors = file.tensors.get(_FACTORS)
     if factors is not None:
         if factors.shape != (width // 2,):
-            raise CheckpointError(f"{where}: {_FACTORS} has shape {list(factors.shape)}; download it again")
+            raise CheckpointError(
+                f"{_FACTORS} has shape {list(factors.shape)}",
+                "download it again",
+                where=where,
+            )
         turning = divided(turning, file.numbers(_FACTORS))
     try:
         return DecoderConfig(
@@ -201,7 +221,7 @@ def _config(file: GgufFile) -> DecoderConfig:
             prefill=PREFILL if window >= CHUNK else window,
         )
     except ConfigError as error:
-        raise CheckpointError(f"{where}: {error}") from error
+        raise CheckpointError(error.finding, error.remedy, where=where) from error
 
 
 def _scaling(given: _Entries) -> dict[str, object]:

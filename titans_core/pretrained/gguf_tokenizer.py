@@ -49,11 +49,11 @@ def tokenizer_json(metadata: Mapping[str, Value], where: str) -> str | None:
     }
     if kind not in builders:
         raise CheckpointError(
-            f"{where}: tokenizer {kind!r} cannot be rebuilt; give the model's tokenizer.json with --tokenizer"
+            f"tokenizer {kind!r} cannot be rebuilt", "give the model's tokenizer.json with --tokenizer", where=where
         )
     tokens = _strings(metadata, "tokenizer.ggml.tokens", where)
     if not 0 < len(tokens) <= MOST_TOKENS:
-        raise CheckpointError(f"{where} has {len(tokens):,} tokens; download it again")
+        raise CheckpointError(f"{where} has {len(tokens):,} tokens", "download it again")
     try:
         built = builders[kind](metadata, tokens, where)
         _add_whole(built, metadata, tokens, where)
@@ -62,7 +62,7 @@ def tokenizer_json(metadata: Mapping[str, Value], where: str) -> str | None:
         raise
     except Exception as error:  # what the library raises is a bare Exception
         message = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{where}: its tokenizer is damaged ({message}); download it again") from error
+        raise CheckpointError(f"its tokenizer is damaged ({message})", "download it again", where=where) from error
 
 
 def special_id(metadata: Mapping[str, Value], name: str, where: str) -> int | None:
@@ -71,14 +71,18 @@ def special_id(metadata: Mapping[str, Value], name: str, where: str) -> int | No
     if value is None:
         return None
     if type(value) is not int or not 0 <= value < MOST_TOKENS:
-        raise CheckpointError(f"{where}: {name}_token_id is {value!r}; download it again")
+        raise CheckpointError(
+            f"{name}_token_id is {value!r}",
+            "download it again",
+            where=where,
+        )
     return value
 
 
 def _strings(metadata: Mapping[str, Value], key: str, where: str) -> list[str]:
     value = metadata.get(key)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise CheckpointError(f"{where} has no list of strings {key}; download it again")
+        raise CheckpointError(f"{where} has no list of strings {key}", "download it again")
     return [str(item) for item in value]
 
 
@@ -89,7 +93,11 @@ def _byte_level(metadata: Mapping[str, Value], tokens: list[str], where: str) ->
     pairs = [merge.partition(" ") for merge in _strings(metadata, "tokenizer.ggml.merges", where)]
     merges = [(left, right) for left, _, right in pairs]
     if not all(left and right for left, right in merges):
-        raise CheckpointError(f"{where}: a merge of its tokenizer is not two tokens; download it again")
+        raise CheckpointError(
+            "a merge of its tokenizer is not two tokens",
+            "download it again",
+            where=where,
+        )
     whole = cut in _WHOLE_WORDS_FIRST
     built = Tokenizer(models.BPE(vocab=_numbered(tokens), merges=merges, ignore_merges=whole))
     cuts: list[Any] = []
@@ -100,8 +108,9 @@ def _byte_level(metadata: Mapping[str, Value], tokens: list[str], where: str) ->
     elif cut not in _GPT2_CUTS:
         known = ", ".join(sorted((*_PATTERNS, *_DIGIT_CUTS, *_GPT2_CUTS)))
         raise CheckpointError(
-            f"{where}: its tokenizer cuts text in a way {cut!r} that is not known ({known} are); give the model's"
-            " tokenizer.json with --tokenizer"
+            f"its tokenizer cuts text in a way {cut!r} that is not known ({known} are)",
+            "give the model's tokenizer.json with --tokenizer",
+            where=where,
         )
     if cut in _PATTERNS and _PATTERNS[cut] == _QWEN2:
         built.normalizer = normalizers.NFC()
@@ -116,7 +125,11 @@ def _sentencepiece(metadata: Mapping[str, Value], tokens: list[str], where: str)
 
     scores = metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, list) or len(scores) != len(tokens):
-        raise CheckpointError(f"{where}: its tokenizer has no score for every token; download it again")
+        raise CheckpointError(
+            "its tokenizer has no score for every token",
+            "download it again",
+            where=where,
+        )
     numbered = _numbered(tokens)
     unknown = special_id(metadata, "unknown", where)
     model = models.BPE(
@@ -142,7 +155,11 @@ def _merges(
     found: list[tuple[float, int, int]] = []
     for number, token in enumerate(tokens):
         if len(token) > MOST_LETTERS:
-            raise CheckpointError(f"{where}: token {number} has {len(token):,} letters; download it again")
+            raise CheckpointError(
+                f"token {number} has {len(token):,} letters",
+                "download it again",
+                where=where,
+            )
         for cut in range(1, len(token)):
             left, right = numbered.get(token[:cut]), numbered.get(token[cut:])
             if left is not None and right is not None:
@@ -167,7 +184,11 @@ def _add_whole(built: tokenizers.Tokenizer, metadata: Mapping[str, Value], token
     if kinds is None:
         return
     if not isinstance(kinds, list) or len(kinds) != len(tokens):
-        raise CheckpointError(f"{where}: its tokenizer has no kind for every token; download it again")
+        raise CheckpointError(
+            "its tokenizer has no kind for every token",
+            "download it again",
+            where=where,
+        )
     pairs = list(zip(tokens, kinds, strict=True))
     control = [AddedToken(token, special=True, normalized=False) for token, kind in pairs if kind == _CONTROL and token]
     user = [AddedToken(token, special=False, normalized=False) for token, kind in pairs if kind == _USER and token]

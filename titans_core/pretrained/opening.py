@@ -24,7 +24,7 @@ def open_pretrained(path: Path, tokenizer: Path | None = None) -> Pretrained:
         DataError: `tokenizer` is not a tokenizer.
     """
     if not path.exists():
-        raise CheckpointError(f"there is nothing at {path}; give a Hugging Face folder or a .gguf file")
+        raise CheckpointError(f"there is nothing at {path}", "give a Hugging Face folder or a .gguf file")
     opened = open_folder(path) if path.is_dir() else open_gguf(path, tokenizer=tokenizer is None)
     if tokenizer is None:
         return opened

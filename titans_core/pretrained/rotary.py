@@ -42,7 +42,7 @@ def rotary(base: float, width: int, scaling: Mapping[str, Any], where: str) -> R
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in KNOWN:
         raise CheckpointError(
-            f"{where}: rotary scaling {kind!r} is not supported; choose a model with one of {', '.join(KNOWN)}"
+            f"rotary scaling {kind!r} is not supported", f"choose a model with one of {', '.join(KNOWN)}", where=where
         )
     base = _positive(base, "the rotary base", where)
     exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
@@ -67,7 +67,11 @@ def _llama3(plain: NDArray[np.float32], scaling: Mapping[str, Any], where: str) 
     low, high = (_number(scaling, name, where) for name in ("low_freq_factor", "high_freq_factor"))
     context = _number(scaling, "original_max_position_embeddings", where)
     if high <= low:
-        raise CheckpointError(f"{where}: high_freq_factor must be above low_freq_factor; restore the file")
+        raise CheckpointError(
+            "high_freq_factor must be above low_freq_factor",
+            "restore the file",
+            where=where,
+        )
     wavelengths = 2 * math.pi / plain.astype(np.float64)
     share = np.clip((context / wavelengths - low) / (high - low), 0.0, 1.0)
     blended: NDArray[np.float64] = (1 - share) * plain / factor + share * plain
@@ -113,7 +117,11 @@ def _number(scaling: Mapping[str, Any], name: str, where: str, other: float | No
 
 def _positive(value: object, what: str, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise CheckpointError(f"{where}: {what} is {value!r}, not a number above 0; restore the file")
+        raise CheckpointError(
+            f"{what} is {value!r}, not a number above 0",
+            "restore the file",
+            where=where,
+        )
     return float(value)
 
 

@@ -139,15 +139,16 @@ def check_weights(pretrained: Pretrained) -> None:
             if found != shape:
                 what = "missing" if found is None else f"{list(found)}"
                 raise CheckpointError(
-                    f"{weights.where}: weight {name} is {what}, and the configuration asks for {list(shape)};"
-                    " restore the files, or download them again"
+                    f"{weights.where}: weight {name} is {what}, and the configuration asks for {list(shape)}",
+                    "restore the files, or download them again",
                 )
             used.add(name)
     spare = sorted(weights.names() - used - ({"lm_head.weight"} if pretrained.config.tie_embeddings else set()))
     if spare:
         raise CheckpointError(
-            f"{weights.where}: weight {spare[0]} has no place in a model of architecture"
-            f" {pretrained.config.architecture!r}; it asks for something that is not supported"
+            f"weight {spare[0]} has no place in a model of architecture {pretrained.config.architecture!r}",
+            "it asks for something that is not supported",
+            where=weights.where,
         )
 
 
@@ -180,7 +181,7 @@ def read_parameter(weights: WeightSource, parameter: Parameter) -> Tensor:
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
     if not bool(torch.isfinite(whole).all()):
         raise CheckpointError(
-            f"{weights.where}: weight {parameter.sources[0]} holds numbers that are not finite; download it again"
+            f"weight {parameter.sources[0]} holds numbers that are not finite", "download it again", where=weights.where
         )
     return (whole.T if parameter.transposed else whole).contiguous()
 
