@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +41,16 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def encode_marked(self, text: str, user: bytes) -> list[int]:
+        """The ids of a text that a user wrote a part of. Raises `TextError`.
+
+        Args:
+            text: a string.
+            user: a byte for each character, 1 for those that the user wrote. Control tokens are read as what they are
+                where the user wrote none of their characters, and as text elsewhere.
+        """
+        ...
+
     def decode(self, tokens: Sequence[int], special: bool = False) -> str:
         """The text of ids, all at once; with `special`, special tokens are written out. Raises `TextError`."""
         ...
@@ -66,6 +76,10 @@ class ByteTokenizer:
     def encode(self, text: str | bytes, special: bool = False) -> list[int]:
         """The bytes of a text; there are no special tokens."""
         return list(utf8(text) if isinstance(text, str) else text)
+
+    def encode_marked(self, text: str, user: bytes) -> list[int]:
+        """The bytes of a text, whoever wrote it."""
+        return self.encode(text)
 
     def decode(self, tokens: Sequence[int], special: bool = False) -> str:
         """The text, with U+FFFD for bytes that are none."""
@@ -107,18 +121,51 @@ class LibraryTokenizer:
             found.content: token for token, found in added.items() if found.special or token in ends
         }
         self._control_ids = frozenset(self.control.values())
-        unknown = getattr(self._tokenizer.model, "unk_token", None)  # stands for what cannot be expressed
-        self._never = self._control_ids - {self.control.get(unknown or "")}
+        self._unknown = getattr(self._tokenizer.model, "unk_token", None) or ""  # stands for what cannot be expressed
+        self._never = self._control_ids - {self.control.get(self._unknown)}
         self._known: dict[int, bool] = {}
         self._tokenizer.encode_special_tokens = True  # as text
 
     def encode(self, text: str | bytes, special: bool = False) -> list[int]:
         """The ids of a text, without special tokens around it. Raises `TextError`."""
-        text = self._decoded(text)
-        ids = self._ids(self._reading_special if special else self._tokenizer, text)
-        if not special and not self._never.isdisjoint(ids):
+        text = decoded(text)
+        if special:
+            tokenizer, originals = self._reading_special
+            return self._within([originals.get(token, token) for token in self._ids(tokenizer, text)])
+        ids = self._ids(self._tokenizer, text)
+        if not self._never.isdisjoint(ids):
             # The library takes the flag for added tokens alone; a model of whole words finds them in its vocabulary.
             ids = self._ids(self._without_control, text)
+        return self._within(ids)
+
+    def encode_marked(self, text: str, user: bytes) -> list[int]:
+        """See `Tokenizer`. All of the text is one call, so pieces are joined as the library joins them."""
+        utf8(text)
+        secret = "".join(self._secret(part, whose) for part, whose in _runs(text, user))
+        tokenizer, originals = self._under_secret_names
+        found = self._ids(tokenizer, secret)
+        if (self._never - originals.keys()).isdisjoint(found):
+            return self._within([originals.get(token, token) for token in found])
+        if self._unknown in self._secrets:
+            secret = secret.replace(self._secrets[self._unknown], self._unknown)
+        return self._within(self._ids(self._reading_secret, secret))  # the user's text, as above
+
+    def _secret(self, text: str, user: bool) -> str:
+        """Text with its control tokens under their secret names, unless a user wrote it."""
+        return text if user or not self.control else self._any_control.sub(lambda it: self._secrets[it.group()], text)
+
+    @cached_property
+    def _secrets(self) -> dict[str, str]:
+        """Names for control tokens that nobody can type."""
+        return {name: f"{secrets.token_hex(16)}-{number}" for number, name in enumerate(self.control)}
+
+    @cached_property
+    def _any_control(self) -> re.Pattern[str]:
+        """Any control token; of two that begin alike, the longer."""
+        return re.compile("|".join(map(re.escape, sorted(self.control, key=len, reverse=True))))
+
+    def _within(self, ids: list[int]) -> list[int]:
+        """Ids, unless the model lacks one. Raises `TextError`."""
         if self._vocab_size is not None and ids and max(ids) >= self._vocab_size:
             strange = max(ids)
             raise TextError(
@@ -153,47 +200,72 @@ class LibraryTokenizer:
         return self._special.get(token, "")
 
     @cached_property
-    def _reading_special(self) -> Any:
+    def _reading_special(self) -> tuple[Any, dict[int, int]]:
         """The same tokenizer, which reads control tokens; another one, because threads share this one."""
-        return guarded(self._damaged, open_text, self._tokenizer.to_str())
+        return self._copied({})
+
+    @cached_property
+    def _under_secret_names(self) -> tuple[Any, dict[int, int]]:
+        """The same tokenizer, which reads control tokens by their secret names alone."""
+        return self._copied(self._secrets)
+
+    def _copied(self, names: Mapping[str, str]) -> tuple[Any, dict[int, int]]:
+        """A tokenizer that shares the model, with new names for added tokens, and their ids by those that they get.
+
+        To read the file again takes a second where there are 150,000 tokens. A token with a secret name is met wherever
+        it stands: that it has to be a word by itself is said of its own name.
+        """
+        import tokenizers
+
+        def copied() -> tuple[Any, dict[int, int]]:
+            tokenizer = tokenizers.Tokenizer(self._tokenizer.model)
+            for part in ("normalizer", "pre_tokenizer"):
+                if getattr(self._tokenizer, part) is not None:
+                    setattr(tokenizer, part, getattr(self._tokenizer, part))
+            originals: dict[int, int] = {}
+            for token, found in sorted(self._tokenizer.get_added_tokens_decoder().items()):
+                name = names.get(found.content, found.content)
+                flags = {flag: getattr(found, flag) for flag in ("lstrip", "rstrip", "normalized", "special")}
+                word = found.single_word and found.content not in names
+                tokenizer.add_tokens([tokenizers.AddedToken(name, single_word=word, **flags)])
+                if (new := tokenizer.token_to_id(name)) is not None:
+                    originals[new] = token
+            return tokenizer, originals
+
+        return guarded(self._damaged, copied)
 
     @cached_property
     def _without_control(self) -> Any:
-        """The same tokenizer with control tokens by names that nobody can type: text that spells one is split.
+        """The same tokenizer with control tokens by their secret names, read as text: what spells one is split."""
+        tokenizer = self._renamed()
+        tokenizer.encode_special_tokens = True  # the unknown one is not to be met either
+        return tokenizer
+
+    @cached_property
+    def _reading_secret(self) -> Any:
+        """The same, which reads control tokens by their secret names."""
+        return self._renamed()
+
+    def _renamed(self) -> Any:
+        """The tokenizer with control tokens by their secret names in its model as well.
 
         They are not removed, because the library numbers added tokens by their order. The unknown token keeps its name,
         because it stands for what cannot be expressed.
         """
         document = json.loads(self._tokenizer.to_str())
-        model, added, secret = document["model"], document["added_tokens"], secrets.token_hex(16)
-        unknown = model.get("unk_token")
-        if model.get("unk_id") is not None:
-            unknown = model["vocab"][model["unk_id"]][0]
-        renamed = {name: f"{secret}-{number}" for name, number in self.control.items() if name != unknown}
+        model, added = document["model"], document["added_tokens"]
+        unknown = model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else self._unknown
+        renamed = {name: secret for name, secret in self._secrets.items() if name != unknown}
         for token in added:
             token["content"] = renamed.get(token["content"], token["content"])
         if isinstance(model["vocab"], dict):
             model["vocab"] = {renamed.get(token, token): number for token, number in model["vocab"].items()}
         else:
             model["vocab"] = [[renamed.get(token, token), score] for token, score in model["vocab"]]
-        tokenizer = guarded(self._inexpressible, open_text, json.dumps(document))
-        tokenizer.encode_special_tokens = True  # the unknown one is not to be met either
-        return tokenizer
+        return guarded(self._inexpressible, open_text, json.dumps(document))
 
     def _ids(self, tokenizer: Any, text: str) -> list[int]:
         return guarded(self._failed, lambda: list(tokenizer.encode(text, add_special_tokens=False).ids))
-
-    @staticmethod
-    def _decoded(text: str | bytes) -> str:
-        if isinstance(text, str):
-            utf8(text)
-            return text
-        try:
-            return text.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise TextError(
-                f"the text is not UTF-8 (byte {error.start} is 0x{text[error.start]:02x})", "convert it to UTF-8 first"
-            ) from None
 
     def _failed(self, message: str) -> TextError:
         return TextError(f"the tokenizer {self._source} failed ({message})", "take other text, or another tokenizer")
@@ -222,18 +294,34 @@ def open_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer | None:
 def fill_template(tokenizer: Tokenizer, template: str, message: bytes) -> bytes | list[int]:
     """A template with a user's message for `{message}`: as it is where it is all text, else as ids.
 
-    The template's control tokens are tokens, and the message is text, whatever it says. Text between two control tokens
-    is encoded in one piece, so that a message is joined to the words around it as it would be in any other text.
+    The template's control tokens are tokens, and the message is text, whatever it says.
     """
-    names = sorted(tokenizer.control, key=len, reverse=True)  # of two that begin alike, the longer
-    parts = re.split(f"({'|'.join(map(re.escape, names))})", template) if names else [template]
-    filled = [(part, utf8(part).replace(b"{message}", message)) for part in parts if part]
-    if len(parts) == 1:
-        return b"".join(text for _, text in filled)
-    ids: list[int] = []
-    for part, text in filled:
-        ids += [tokenizer.control[part]] if part in tokenizer.control else tokenizer.encode(text)
-    return ids
+    if not any(name in template for name in tokenizer.control):
+        return utf8(template).replace(b"{message}", message)
+    said, parts = decoded(message), template.split("{message}")
+    marks = (b"\1" * len(said)).join(bytes(len(part)) for part in parts)
+    return tokenizer.encode_marked(said.join(parts), marks)
+
+
+def _runs(text: str, user: bytes) -> Iterator[tuple[str, bool]]:
+    """The parts that a user wrote and those between them, in order."""
+    at = 0
+    for run in re.finditer(b"\1+|[^\1]+", user):
+        yield text[at : run.end()], run.group()[0] == 1
+        at = run.end()
+
+
+def decoded(text: str | bytes) -> str:
+    """Text as a string. Raises `TextError` where it is not UTF-8."""
+    if isinstance(text, str):
+        utf8(text)
+        return text
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TextError(
+            f"the text is not UTF-8 (byte {error.start} is 0x{text[error.start]:02x})", "convert it to UTF-8 first"
+        ) from None
 
 
 def checked_ids(tokens: Sequence[int]) -> list[int]:

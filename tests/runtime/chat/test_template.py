@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers.utils.chat_template_utils import _compile_jinja_template
@@ -152,6 +152,7 @@ def test_whatever_a_template_does_to_a_text_its_characters_keep_their_marks(cont
         text: str | None = ChatTemplate(source, {}).render(messages)
     except TitansError:
         text = None
+    assume(wanted is None or len(wanted) < 10_000)  # else it may cost too much
     assert text == wanted
     for letter, mark in zip(text or "", marks(text or ""), strict=True):
         if letter.lower() in "qwz":
