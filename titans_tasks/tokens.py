@@ -149,6 +149,12 @@ class FileTokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         return tuple(sorted(token for token, found in added.items() if found.special and found.content in END_NAMES))
 
+    @property
+    def special_names(self) -> tuple[str, ...]:
+        """Special tokens as they are written."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return tuple(found.content for found in added.values() if found.special)
+
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 

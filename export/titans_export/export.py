@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from titans_core.model import TitansModel
+from titans_core.pretrained import Texts
 from titans_export.bundle.texts import AS_FOUND, EndNames
-from titans_export.bundle.writer import Progress, staged, with_verification, write_bundle, write_manifest
+from titans_export.bundle.writer import NO_TEXTS, Progress, staged, with_verification, write_bundle, write_manifest
 from titans_export.errors import ExportError, VerificationError
 from titans_export.models.precision import at_precision, check_range, precision
 from titans_export.models.source_model import CONTROL, WRITES_OFF, load_source
@@ -27,8 +28,11 @@ def export_checkpoint(
     overwrite: bool = False,
     writes_off: bool = False,
     ends: EndNames = AS_FOUND,
+    chat_template: str | None = None,
 ) -> Manifest:
     """Export a checkpoint directory; see `export_model`. Raises `CheckpointError` too.
+
+    `chat_template` takes the place of the checkpoint's own; "" is none.
 
     With `writes_off` the bundle is the control whose memory is never written (`titans_core.controls`), and its
     provenance says so.
@@ -41,7 +45,7 @@ def export_checkpoint(
         model,
         out,
         dtype=dtype,
-        tokenizer_json=loaded.tokenizer_json,
+        texts=Texts(tokenizer_json=loaded.tokenizer_json, chat_template=chat_template or None),
         series=_scaling(checkpoint, loaded.series_json),
         provenance=provenance,
         verify_tokens=verify_tokens,
@@ -66,7 +70,7 @@ def export_model(
     out: Path,
     *,
     dtype: str = "fp32",
-    tokenizer_json: str | None = None,
+    texts: Texts = NO_TEXTS,
     series: SeriesInfo | None = None,
     provenance: dict[str, str] | None = None,
     verify_tokens: int = 2048,
@@ -80,7 +84,7 @@ def export_model(
         model: the trained model, in fp32; put into evaluation mode, its parameters no longer require gradients.
         out: the bundle directory to make; it appears only when complete and verified.
         dtype: fp32, fp16, bf16 or int8; see `precision`.
-        tokenizer_json: a `tokenizer.json` document to carry along.
+        texts: tokenizer, chat template and generation settings to carry along.
         series: how a forecaster's series was scaled.
         provenance: where the model came from.
         verify_tokens: length of the stream it is verified on; 0 skips verification.
@@ -92,8 +96,8 @@ def export_model(
         The manifest, verification report included.
 
     Raises:
-        ExportError: unknown dtype, a weight that it cannot hold, a tokenizer that does not fit, or the bundle cannot be
-            written.
+        ExportError: unknown dtype, a weight that it cannot hold, a tokenizer that does not fit, a chat template that
+            cannot be used, or the bundle cannot be written.
         DataError: the tokenizer cannot be read, or lacks a token that is to end a text.
         TraceError: the model computes something that has no ONNX form.
         VerificationError: the bundle disagrees with the model; nothing is left at `out`.
@@ -106,7 +110,7 @@ def export_model(
             at_precision(model, wanted),
             stage,
             dtype=dtype,
-            tokenizer_json=tokenizer_json,
+            texts=texts,
             series=series,
             provenance=provenance or {},
             ends=ends,

@@ -124,7 +124,7 @@ def export_layer(layer: MemoryLayer, out: Path) -> None:
     """Its bundle at `out`."""
     layer.eval().requires_grad_(False)
     with staged(out, overwrite=False) as stage:
-        write_bundle(SteppableLayer(layer), stage, dtype="fp32", tokenizer_json=None, provenance={})
+        write_bundle(SteppableLayer(layer), stage, dtype="fp32", provenance={})
 
 
 def library_layer(dim: int, heads: int, chunk: int, batch: int) -> nn.Module:

@@ -10,6 +10,7 @@ import torch
 from tests import tokenizer_kinds
 from titans_core.config import TitansConfig
 from titans_core.model import TitansModel
+from titans_core.pretrained import Texts
 from titans_export.bundle.texts import AS_FOUND, EndNames, find_ends, tokenizer_of
 from titans_export.errors import ExportError
 from titans_export.export import export_model
@@ -86,7 +87,7 @@ def test_a_padded_model_reads_and_writes_text(tmp_path: Path, with_file: bool) -
     content = tokenizer_kinds.content("byte-level") if with_file else None
     provenance = {} if with_file else TEXT_TASK
     out = tmp_path / "padded.titans"
-    export_model(TitansModel(config), out, tokenizer_json=content, provenance=provenance, verify_tokens=0)
+    export_model(TitansModel(config), out, texts=Texts(tokenizer_json=content), provenance=provenance, verify_tokens=0)
     model = load(out, provider="cpu", threads=1)
     assert model.decode(model.encode("記憶 é")) == "記憶 é"
     assert model.decode([*model.encode("a"), 511, *model.encode("b")]) == "ab"  # rows for which there is no token

@@ -324,6 +324,7 @@ def _texts(folder: Path, config: _Section) -> tuple[Texts, list[Path]]:
         bos=begin if type(begin) is int and _opens(begin, names, tokenizer) else None,
         eos=tuple(end for end in (ends if isinstance(ends, list) else [ends]) if type(end) is int),
         generation={name: sampling[name] for name in _SAMPLING if isinstance(sampling.get(name), (bool, int, float))},
+        special=_special(names),
     ), files
 
 
@@ -350,6 +351,12 @@ def _text(path: Path, most: int) -> str | None:
         raise CheckpointError(f"cannot read {path} ({error.strerror})", "check the file") from error
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8", "download it again") from error
+
+
+def _special(names: dict[str, Any]) -> dict[str, str]:
+    """Of a `tokenizer_config.json`: the tokens that have a name, each a text or an object with one."""
+    found = {name: value.get("content") if isinstance(value, dict) else value for name, value in names.items()}
+    return {name: text for name, text in found.items() if name.endswith("_token") and isinstance(text, str) and text}
 
 
 def _template(found: object) -> str | None:

@@ -19,7 +19,7 @@ from titans_core.decoder.config import CHUNK, PREFILL, SINKS, WINDOW
 from titans_core.errors import CheckpointError, ConfigError
 from titans_core.pretrained.gguf import GgufFile, Value, text
 from titans_core.pretrained.gguf_blocks import BlockType, Bytes
-from titans_core.pretrained.gguf_tokenizer import special_id, tokenizer_json
+from titans_core.pretrained.gguf_tokenizer import special_id, special_tokens, tokenizer_json
 from titans_core.pretrained.rotary import divided, rotary
 from titans_core.pretrained.source import Pretrained, Texts
 
@@ -246,4 +246,5 @@ def _texts(file: GgufFile, tokenizer: bool) -> Texts:
         chat_template=text(metadata, "tokenizer.chat_template"),
         bos=bos if opens is True else None,
         eos=tuple(dict.fromkeys(end for end in (eos, eot) if end is not None)),
+        special=special_tokens(metadata, where) if tokenizer else {},
     )

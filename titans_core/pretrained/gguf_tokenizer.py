@@ -79,6 +79,13 @@ def special_id(metadata: Mapping[str, Value], name: str, where: str) -> int | No
     return value
 
 
+def special_tokens(metadata: Mapping[str, Value], where: str) -> dict[str, str]:
+    """The tokens that templates know as `bos_token` and `eos_token`."""
+    ids = {f"{name}_token": special_id(metadata, name, where) for name in ("bos", "eos")}
+    tokens = _strings(metadata, "tokenizer.ggml.tokens", where) if "tokenizer.ggml.tokens" in metadata else []
+    return {name: tokens[token] for name, token in ids.items() if token is not None and token < len(tokens)}
+
+
 def _strings(metadata: Mapping[str, Value], key: str, where: str) -> list[str]:
     value = metadata.get(key)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):

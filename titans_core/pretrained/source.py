@@ -32,6 +32,7 @@ class Texts:
     bos: int | None = None  # the id that opens every stream, where the model was trained with one
     eos: tuple[int, ...] = ()
     generation: Mapping[str, float | int | bool] = field(default_factory=dict)  # temperature, top_p, top_k, ...
+    special: Mapping[str, str] = field(default_factory=dict)  # what the template knows as bos_token, eos_token, ...
 
 
 class WeightSource(Protocol):

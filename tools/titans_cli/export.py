@@ -19,7 +19,8 @@ from titans_cli.threads import threads_option, torch_threads
 Examples:
   titans export checkpoint --out model.titans
   titans export checkpoint --out model-fp16.titans --dtype fp16
-  titans export checkpoint --out control.titans --control writes-off"""
+  titans export checkpoint --out control.titans --control writes-off
+  titans export checkpoint --out chat.titans --chat-template chat_template.jinja"""
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle directory to make.")
@@ -49,6 +50,11 @@ Examples:
 @click.option(
     "--stop", multiple=True, metavar="TOKEN", help="A token at which an answer ends besides, by its name; repeatable."
 )
+@click.option(
+    "--chat-template",
+    metavar="FILE|none",
+    help="A Jinja template for conversations instead of the checkpoint's; none leaves it out.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the bundle that is there.")
 @threads_option("those that this process may use; 1 for small models")
 @json_option
@@ -62,6 +68,7 @@ def export(
     control: str | None,
     eos: tuple[str, ...],
     stop: tuple[str, ...],
+    chat_template: str | None,
     overwrite: bool,
     threads: int | None,
     as_json: bool,
@@ -87,6 +94,7 @@ def export(
                 progress=progress,
                 writes_off=control == "writes-off",
                 ends=EndNames(eos=tuple(map(unescaped, eos)), stop=tuple(map(unescaped, stop))),
+                chat_template=_template(chat_template),
             )
     except VerificationError as error:
         say(f"Error: {error}", err=True)
@@ -115,3 +123,16 @@ def export(
             from titans_runtime.stream.memories import dead_warning
 
             say(f"warning: {dead_warning([str(name) for name in dead])}", err=True)
+
+
+def _template(name: str | None) -> str | None:
+    """The text of a template; "" for `none`."""
+    if name is None or name == "none":
+        return None if name is None else ""
+    from titans_runtime.chat.template import MAX_CHARACTERS
+    from titans_runtime.files import read_regular
+
+    try:
+        return read_regular(Path(name), 4 * MAX_CHARACTERS).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"cannot read the chat template {name} ({error}); give a file of text") from None

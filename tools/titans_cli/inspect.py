@@ -67,6 +67,12 @@ def _show(manifest: Manifest, sizes: dict[str, int], norms: dict[str, float]) ->
     if ends := (*manifest.ends.eos, *manifest.ends.stop):
         takes.append(f"text ends at {' or '.join(map(str, ends))}")
     say(", ".join([*takes, f"chunk {manifest.chunk}"]))
+    if (template := manifest.chat_template) is not None:
+        tokens = [f"{name} {token}" for name, token in template.tokens.items()]
+        say(", ".join([f"chat template of {sizes[template.file.file]:,} bytes", *tokens]))
+    defaults = [f"{name} {value}" for name, value in asdict(manifest.generation).items() if value is not None]
+    if defaults:
+        say(f"generates with {', '.join(defaults)}")
     made = [f"{name} {value}" for name, value in manifest.provenance.items() if "." not in name]  # a.b: settings
     say(f"made with {', '.join(made)}")
     say(_verdict(manifest))

@@ -19,7 +19,16 @@ import onnx
 import torch
 from torch import Tensor
 
-from titans_export.bundle.texts import AS_FOUND, EndNames, find_ends, tokenizer_of
+from titans_core.pretrained import Texts
+from titans_export.bundle.texts import (
+    AS_FOUND,
+    EndNames,
+    check_template,
+    find_ends,
+    generation_defaults,
+    tokenizer_of,
+    with_closing,
+)
 from titans_export.bundle.weights import write_tensors
 from titans_export.errors import ExportError
 from titans_export.graph.cost import cost
@@ -37,7 +46,15 @@ from titans_export.models.protocol import SteppableModel
 from titans_export.passes.float32_for_cpu import float32_for_cpu, is_half
 from titans_export.passes.quantise import quantise
 from titans_export.passes.weights_on_left import weights_on_left
-from titans_format.manifest import MANIFEST_FILE, DataFile, GraphSpec, Manifest, ModelInfo, TokenizerInfo
+from titans_format.manifest import (
+    MANIFEST_FILE,
+    ChatTemplateInfo,
+    DataFile,
+    GraphSpec,
+    Manifest,
+    ModelInfo,
+    TokenizerInfo,
+)
 from titans_format.series import SeriesInfo
 from titans_runtime.arguments import is_unicode
 from titans_runtime.atomic import replace_file, replace_folder
@@ -46,6 +63,8 @@ from titans_tasks.tokens import Tokenizer
 WEIGHTS_FILE = "weights.safetensors"
 INITIAL_STATE_FILE = "initial_state.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
+TEMPLATE_FILE = "chat_template.jinja"
+NO_TEXTS = Texts()  # nothing is known of text
 
 Progress = Callable[[int, int], None]  # (done, total)
 
@@ -92,8 +111,8 @@ def write_bundle(
     directory: Path,
     *,
     dtype: str,
-    tokenizer_json: str | None,
     provenance: dict[str, str],
+    texts: Texts = NO_TEXTS,
     ends: EndNames = AS_FOUND,
     series: SeriesInfo | None = None,
     progress: Progress | None = None,
@@ -104,8 +123,8 @@ def write_bundle(
         model: what to export, at its precision already.
         directory: exists and is empty.
         dtype: name of that precision; integers are made of the weights here.
-        tokenizer_json: a `tokenizer.json` document, or None.
         provenance: where the model came from.
+        texts: its tokenizer, chat template and generation settings.
         ends: which tokens end a text.
         series: how a forecaster's series was scaled, or None.
         progress: called with (steps done, steps in all).
@@ -115,11 +134,14 @@ def write_bundle(
 
     Raises:
         TraceError, ExportError: the model cannot be exported.
+        ExportError: the chat template or the generation settings cannot be used.
         DataError: the tokenizer cannot be read, or lacks a token that is to end a text.
     """
     wanted = precision(dtype)
-    tokenizer = tokenizer_of(model.inputs, tokenizer_json, provenance)
-    found = find_ends(tokenizer, ends, provenance)
+    tokenizer = tokenizer_of(model.inputs, texts.tokenizer_json, provenance)
+    closing = check_template(texts, tokenizer)
+    found = with_closing(find_ends(tokenizer, ends, provenance, texts.eos), closing, tokenizer)
+    defaults = generation_defaults(texts.generation)
     graphs = model.graphs()
     total = len(graphs) + 2
     exported: list[ExportedGraph] = []
@@ -159,6 +181,8 @@ def write_bundle(
         chunk=model.chunk,
         tokenizer=_tokenizer(tokenizer, directory),
         ends=found,
+        generation=defaults,
+        chat_template=_chat_template(texts, directory),
         states=state_table(model),
         graphs=tuple(specs),
         schedule=tuple(model.schedule),
@@ -216,6 +240,14 @@ def _tokenizer(tokenizer: Tokenizer | None, directory: Path) -> TokenizerInfo | 
     path = directory / TOKENIZER_FILE
     path.write_text(tokenizer.json, encoding="utf-8")
     return TokenizerInfo(kind="tokenizers", file=data_file(path))
+
+
+def _chat_template(texts: Texts, directory: Path) -> ChatTemplateInfo | None:
+    if texts.chat_template is None:
+        return None
+    path = directory / TEMPLATE_FILE
+    path.write_text(texts.chat_template, encoding="utf-8", newline="")
+    return ChatTemplateInfo(file=data_file(path), tokens=dict(texts.special))
 
 
 def data_file(path: Path) -> DataFile:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from titans_core.pretrained import Texts
 from titans_export.bundle.writer import Progress, staged, with_verification, write_bundle, write_manifest
 from titans_export.titans_pytorch.arguments import ConfigError
 from titans_export.titans_pytorch.options import TransformerOptions, read_options
@@ -77,7 +78,7 @@ def import_checkpoint(
             model,
             stage,
             dtype="fp32",
-            tokenizer_json=tokenizer_json,
+            texts=Texts(tokenizer_json=tokenizer_json),
             provenance={"source": "titans-pytorch", "checkpoint": checkpoint.name}
             | ({NOTES: "; ".join(read.notes)} if read.notes else {}),
             progress=None if verify_tokens else progress,

@@ -188,7 +188,7 @@ def imported(config: Config, folder: Path, seed: int = 0) -> Imported:
     theirs, tensors = perturbed(config, seed)
     ours = TitansPytorchModel(config, tensors)
     path = Path(tempfile.mkdtemp(dir=folder, suffix=".titans"))
-    write_bundle(ours, path, dtype="fp32", tokenizer_json=None, provenance={})
+    write_bundle(ours, path, dtype="fp32", provenance={})
     return Imported(path, config, theirs, ours)
 
 

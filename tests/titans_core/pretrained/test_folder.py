@@ -45,13 +45,19 @@ def test_a_configuration_in_the_words_of_older_files_means_the_same(tmp_path: Pa
 def test_text_comes_along(tmp_path: Path) -> None:
     make("llama", tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model": {}, "post_processor": null}')
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ old }}", "add_bos_token": True}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(
+            {"chat_template": "{{ old }}", "add_bos_token": True, "bos_token": "<s>", "eos_token": {"content": "</s>"}}
+            | {"pad_token": None, "model_max_length": 5}
+        )
+    )
     (tmp_path / "generation_config.json").write_text(
         json.dumps({"eos_token_id": [2, 5], "bos_token_id": 1, "temperature": 0.6, "top_k": 20, "note": "x"})
     )
     texts = open_pretrained(tmp_path).texts
     assert (texts.bos, texts.eos, texts.chat_template) == (1, (2, 5), "{{ old }}")
     assert texts.generation == {"temperature": 0.6, "top_k": 20}
+    assert texts.special == {"bos_token": "<s>", "eos_token": "</s>"}
     (tmp_path / "chat_template.jinja").write_text("{{ new }}")
     assert open_pretrained(tmp_path).texts.chat_template == "{{ new }}"
 

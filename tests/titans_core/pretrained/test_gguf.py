@@ -74,6 +74,7 @@ def test_text_comes_along(tmp_path: Path) -> None:
     tokenizer = tokenizers.Tokenizer.from_str(texts.tokenizer_json or "")
     assert tokenizer.encode("<|im_start|>hello wo12").tokens == ["<|im_start|>", "hello", "Ġwo", "1", "2"]
     assert (texts.eos, texts.bos, texts.chat_template) == ((2,), None, "{{ messages }}")
+    assert texts.special["eos_token"] == tokenizer.id_to_token(2)
 
 
 def test_sentencepiece_joins_by_score_and_falls_back_to_bytes() -> None:
