@@ -102,8 +102,8 @@ class Base:
     start: Weights | None
 
 
-class NeuralMemory(nn.Module):
-    """One layer's memory, `dim` channels in `heads` independent networks.
+class AssociativeMemory(nn.Module):
+    """A memory of keys and values, however they are made: `dim` channels in `heads` independent networks.
 
     Attributes:
         on_gates: hears of the gates of whole chunks, as they are made; training sets it (`training.write_cost`).
@@ -111,9 +111,11 @@ class NeuralMemory(nn.Module):
 
     on_gates: Callable[[Gates], None] | None = None
 
-    def __init__(self, config: TitansConfig) -> None:
+    def __init__(self, config: TitansConfig, conv_channels: int) -> None:
+        """Args: `conv_channels` go through the convolution that makes keys and queries."""
         super().__init__()
         memory = config.memory
+        self.conv_channels = conv_channels
         self.heads, self.width, self.dim, self.chunk = memory.heads, config.memory_dim, config.dim, config.chunk
         self.options = memory
         self.widths = config.memory_widths
@@ -127,9 +129,6 @@ class NeuralMemory(nn.Module):
             )
             if on
         ]
-        self.to_query = Linear(self.dim, self.dim)
-        self.to_write = Linear(self.dim, 2 * self.dim + len(self.gate_names) * self.heads)
-        self.conv = CausalConv(3 * self.dim, memory.conv_kernel)  # query, key and value channels
         starts = {
             "forget": memory.initial_forget,
             "momentum": memory.initial_momentum,
@@ -139,22 +138,15 @@ class NeuralMemory(nn.Module):
         self.gate_bias = nn.ParameterDict(
             {name: nn.Parameter(torch.full((self.heads,), _logit(starts[name]))) for name in bias_names}
         )
+
+    def _draw_start(self) -> None:
+        """The memory of a stream that has read nothing; drawn last, after a subclass's projections."""
         self.initial = nn.ParameterList()
         for layer, (inputs, outputs) in enumerate(pairwise(self.widths)):
-            std = LAST_MATRIX_STD if layer == memory.depth - 1 else inputs**-0.5
+            std = LAST_MATRIX_STD if layer == self.options.depth - 1 else inputs**-0.5
             self.initial.append(nn.Parameter(torch.randn(self.heads, inputs, outputs) * std))
-        if memory.residual_norm:
+        if self.options.residual_norm:
             self.initial_gain = nn.Parameter(torch.full((self.heads, self.width), LAST_MATRIX_STD))
-        with torch.no_grad():
-            self.to_write.weight[:, 2 * self.dim :] = 0.0  # gates start independent of the token
-            if memory.conv_kernel > 1:
-                # Keys start from the token before: a write then binds what came before to what came next, which is
-                # what there is to learn. From the token itself, recall takes many times as long to be found.
-                key = slice(self.dim, 2 * self.dim)
-                self.conv.weight[-1, key] -= 1.0
-                self.conv.weight[-2, key] += 1.0
-            # And from the queries' projection, so that what is asked for is found where it was written.
-            self.to_write.weight[:, : self.dim] = self.to_query.weight
 
     @property
     def forgets_to_start(self) -> bool:
@@ -181,9 +173,8 @@ class NeuralMemory(nn.Module):
             if momentum:
                 add("momentum_gain", heads, self.width)
         if self.options.conv_kernel > 1:
-            specs.append(
-                StateSpec("conv_state", "carried", (self.options.conv_kernel - 1, 3 * self.dim), 0.0, "activation")
-            )
+            past = (self.options.conv_kernel - 1, self.conv_channels)
+            specs.append(StateSpec("conv_state", "carried", past, 0.0, "activation"))
         add("memory_scale", heads, initial=1.0)
         add("write_weights", heads, chunk)
         if momentum:
@@ -241,51 +232,11 @@ class NeuralMemory(nn.Module):
             fresh["gate_logits"] = torch.zeros_like(state["gate_logits"])
         return fresh
 
-    # ---------------------------------------------------------------- projections
-
-    def query(self, x: Tensor, past: Tensor | None, length: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Queries of a stream of inputs that only reads (the segment read of mac).
-
-        Args:
-            x: `[B, T, dim]`.
-            past: convolution state `[B, taps - 1, dim]`; None without a convolution.
-            length: `[B]` real tokens of right-padded `x`, or None for all.
-
-        Returns:
-            Queries `[B, H, T, d]` in the memory's dtype, and the next `past`.
-        """
-        projected = self.to_query(x)
-        if past is not None:
-            projected, past = self.conv(projected, past, self.conv.weight[:, : self.dim], length)
-        return self._unit_heads(F.silu(projected).to(self._dtype(x))), past
+    # ---------------------------------------------------------------- gates
 
     def _unit_heads(self, x: Tensor) -> Tensor:
         """`[B, T, n * d] -> [B, n, T, d]` of unit length."""
         return normalised_heads(x, self.width, l2_normalise)
-
-    def project(
-        self, x: Tensor, past: Tensor | None, length: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """Queries, keys, values and raw gate logits.
-
-        Args:
-            x: `[B, T, dim]`.
-            past: convolution state `[B, taps - 1, 3 * dim]`; None without a convolution.
-            length: `[B]` real tokens of right-padded `x`, or None for all.
-
-        Returns:
-            `q, k, v` `[B, H, T, d]` and gate logits `[B, H, T, gates]` in the memory's dtype, and the next `past`.
-        """
-        writes = self.to_write(x)
-        stream = torch.cat([self.to_query(x), writes[..., : 2 * self.dim]], dim=-1)
-        if past is not None:
-            stream, past = self.conv(stream, past, self.conv.weight, length)
-        dtype = self._dtype(x)
-        queries_keys, values = torch.split(F.silu(stream).to(dtype), [2 * self.dim, self.dim], dim=-1)
-        q, k = self._unit_heads(queries_keys).chunk(2, dim=1)
-        batch, tokens = x.shape[:2]
-        logits = writes[..., 2 * self.dim :].to(dtype).reshape(batch, tokens, len(self.gate_names), self.heads)
-        return q, k, split_heads(values, self.heads), logits.permute(0, 3, 1, 2), past
 
     @staticmethod
     def _dtype(x: Tensor) -> torch.dtype:
@@ -457,6 +408,67 @@ class NeuralMemory(nn.Module):
             rows.get("memory_gain_errors"),
             surprise=state["memory_scale"],  # not kept for stored rows, and not read
         )
+
+
+class NeuralMemory(AssociativeMemory):
+    """One layer's memory: queries, keys, values and gates are projections of the layer's input (§3.1, §4.4)."""
+
+    def __init__(self, config: TitansConfig) -> None:
+        super().__init__(config, conv_channels=3 * config.dim)  # query, key and value channels
+        self.to_query = Linear(self.dim, self.dim)
+        self.to_write = Linear(self.dim, 2 * self.dim + len(self.gate_names) * self.heads)
+        self.conv = CausalConv(self.conv_channels, self.options.conv_kernel)
+        self._draw_start()
+        with torch.no_grad():
+            self.to_write.weight[:, 2 * self.dim :] = 0.0  # gates start independent of the token
+            if self.options.conv_kernel > 1:
+                # Keys start from the token before: a write then binds what came before to what came next, which is
+                # what there is to learn. From the token itself, recall takes many times as long to be found.
+                key = slice(self.dim, 2 * self.dim)
+                self.conv.weight[-1, key] -= 1.0
+                self.conv.weight[-2, key] += 1.0
+            # And from the queries' projection, so that what is asked for is found where it was written.
+            self.to_write.weight[:, : self.dim] = self.to_query.weight
+
+    def query(self, x: Tensor, past: Tensor | None, length: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Queries of a stream of inputs that only reads (the segment read of mac).
+
+        Args:
+            x: `[B, T, dim]`.
+            past: convolution state `[B, taps - 1, dim]`; None without a convolution.
+            length: `[B]` real tokens of right-padded `x`, or None for all.
+
+        Returns:
+            Queries `[B, H, T, d]` in the memory's dtype, and the next `past`.
+        """
+        projected = self.to_query(x)
+        if past is not None:
+            projected, past = self.conv(projected, past, self.conv.weight[:, : self.dim], length)
+        return self._unit_heads(F.silu(projected).to(self._dtype(x))), past
+
+    def project(
+        self, x: Tensor, past: Tensor | None, length: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries, keys, values and raw gate logits.
+
+        Args:
+            x: `[B, T, dim]`.
+            past: convolution state `[B, taps - 1, 3 * dim]`; None without a convolution.
+            length: `[B]` real tokens of right-padded `x`, or None for all.
+
+        Returns:
+            `q, k, v` `[B, H, T, d]` and gate logits `[B, H, T, gates]` in the memory's dtype, and the next `past`.
+        """
+        writes = self.to_write(x)
+        stream = torch.cat([self.to_query(x), writes[..., : 2 * self.dim]], dim=-1)
+        if past is not None:
+            stream, past = self.conv(stream, past, self.conv.weight, length)
+        dtype = self._dtype(x)
+        queries_keys, values = torch.split(F.silu(stream).to(dtype), [2 * self.dim, self.dim], dim=-1)
+        q, k = self._unit_heads(queries_keys).chunk(2, dim=1)
+        batch, tokens = x.shape[:2]
+        logits = writes[..., 2 * self.dim :].to(dtype).reshape(batch, tokens, len(self.gate_names), self.heads)
+        return q, k, split_heads(values, self.heads), logits.permute(0, 3, 1, 2), past
 
 
 def _logit(share: float) -> float:

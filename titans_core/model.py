@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from titans_core.blocks import Block, extension
 from titans_core.config import TitansConfig
 from titans_core.layers import Linear, RMSNorm
-from titans_core.memory import NeuralMemory
+from titans_core.memory import AssociativeMemory
 from titans_core.state import State, StateSpec, pick, prefixed
 
 __all__ = ["State", "TitansModel", "detach"]
@@ -62,7 +62,7 @@ class TitansModel(nn.Module):
             dtype = torch.float32
         if isinstance(spec.initial, str):
             block = self._blocks()[int(spec.name.split(".")[0])]
-            memory = next(module for module in block.modules() if isinstance(module, NeuralMemory))
+            memory = next(module for module in block.modules() if isinstance(module, AssociativeMemory))
             return memory.get_parameter(spec.initial).to(dtype)
         return torch.full(spec.shape, spec.initial, dtype=dtype, device=weight.device)
 

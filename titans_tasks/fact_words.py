@@ -17,44 +17,60 @@ Form = Literal["same", "other", "chat"]
 Kind = Literal["word", "phrase", "number", "made", "name"]
 
 HELD_OUT_SHARE = 0.25
+
+
+def _list(words: str) -> list[str]:
+    return words.split()
+
+
 _KINDS: tuple[Kind, ...] = ("word", "phrase", "number", "made", "name")
 _KIND_SHARES = (0.35, 0.25, 0.12, 0.18, 0.10)
-_SYLLABLE_STARTS = "b br c ch d dr f fl g gr h j k kl l m n p pr qu r s sh sk st t th tr v w z zh".split()
-_VOWELS = "a e i o u ai ea ia oo ou y".split()
-_WORD_ENDS = "l n r s t x m nd lk rn th ck sh bb v zz".split()
-_FIRST_NAMES = (
-    "Adam Albert Alice Anna Bella Ben Boris Bruno Carla Carlos Cecilia Clara Daniel David Dennis Diana Edward Elena Emma"
+_SYLLABLE_STARTS = _list("b br c ch d dr f fl g gr h j k kl l m n p pr qu r s sh sk st t th tr v w z zh")
+_VOWELS = _list("a e i o u ai ea ia oo ou y")
+_WORD_ENDS = _list("l n r s t x m nd lk rn th ck sh bb v zz")
+_FIRST_NAMES = _list(
+    "Adam Albert Alice Anna Bella Ben Boris Bruno Carla Carlos Cecilia Clara Daniel David Dennis Diana Edward"
+    " Elena Emma"
     " Eva Felix Fiona Frank George Gloria Greta Helen Henry Hugo Irene Isabel Ivan Jacob Jane Julia Karen Kevin Kurt"
     " Laura Linda Louis Marcus Maria Martin Nadia Nina Nora Oliver Oscar Otto Paula Peter Pia Rachel Robert Rosa Sarah"
     " Simon Stefan Teresa Thomas Tina Ursula Vera Victor Walter Wendy Yvonne"
-).split()
-_ATTRIBUTES = (
-    "album animal bakery band bicycle bird boat book bridge brother camera car cat city coat colour company country cousin"
+)
+_ATTRIBUTES = _list(
+    "album animal bakery band bicycle bird boat book bridge brother camera car cat city coat colour company"
+    " country cousin"
     " dance dentist dish doctor dog drink festival film fish flower food fruit game garden gemstone hat hobby holiday"
-    " horse hotel instrument island jacket language laptop lawyer library manager market metal month motto mountain museum"
+    " horse hotel instrument island jacket language laptop lawyer library manager market metal month motto"
+    " mountain museum"
     " necklace neighbour nickname number office painting password perfume phone planet planner plumber poem project"
-    " restaurant ring river scarf school season secret singer sister song sport station statue street subject teacher team"
+    " restaurant ring river scarf school season secret singer sister song sport station statue street subject"
+    " teacher team"
     " theatre tool tree wallet"
-).split()
-_QUALIFIERS = "best current favourite first former last little new old second secret".split()
-_NOUNS = (
-    "anchor apple arrow basket beacon biscuit blanket bottle bucket button cabin cactus candle canyon carpet carrot castle"
-    " cedar chapel cheese cherry circle clover coffee comet copper coral cotton cradle crayon crystal curtain dagger daisy"
+)
+_QUALIFIERS = _list("best current favourite first former last little new old second secret")
+_NOUNS = _list(
+    "anchor apple arrow basket beacon biscuit blanket bottle bucket button cabin cactus candle canyon carpet"
+    " carrot castle"
+    " cedar chapel cheese cherry circle clover coffee comet copper coral cotton cradle crayon crystal curtain"
+    " dagger daisy"
     " desert diamond dragon drum eagle ember engine falcon feather fiddle forest fountain galaxy ginger glacier granite"
-    " guitar hammer harbour hazel helmet honey ivory jasmine jungle kettle kitten ladder lagoon lantern lemon lily lizard"
-    " lobster magnet mango maple marble meadow melon mirror monkey muffin mustard needle nickel nutmeg ocean olive onion"
+    " guitar hammer harbour hazel helmet honey ivory jasmine jungle kettle kitten ladder lagoon lantern lemon"
+    " lily lizard"
+    " lobster magnet mango maple marble meadow melon mirror monkey muffin mustard needle nickel nutmeg ocean"
+    " olive onion"
     " orchid otter oyster paddle panther paper parrot pastry peach pebble pepper piano pillow pine pirate plum pocket"
     " poppy potato pumpkin puzzle quartz rabbit radish raven ribbon rocket saddle saffron sailor salmon sandal satin"
     " shadow shovel silver spider spoon storm sugar summit sunset tangerine temple thistle thunder tiger timber tomato"
     " tornado tractor trumpet tulip tunnel turtle valley vanilla velvet violet violin walnut whale willow window winter"
     " wizard yogurt zebra zipper"
-).split()
-_ADJECTIVES = (
-    "amber ancient bitter blue brave bright broken bronze calm crimson curious dark dusty early empty fancy frozen gentle"
+)
+_ADJECTIVES = _list(
+    "amber ancient bitter blue brave bright broken bronze calm crimson curious dark dusty early empty fancy"
+    " frozen gentle"
     " giant golden green grey hidden hollow humble icy jolly lazy little lonely loud lucky mellow misty noble odd pale"
-    " patient plain proud purple quick quiet rapid red round rusty salty sharp shiny silent simple sleepy slim smooth solid"
+    " patient plain proud purple quick quiet rapid red round rusty salty sharp shiny silent simple sleepy"
+    " slim smooth solid"
     " spicy steep striped swift tall tiny warm wild wise young"
-).split()
+)
 
 # {owner} is "Anna's" or "my", {of} is "the colour of Anna" or "my colour".
 _TOLD = (
@@ -93,7 +109,10 @@ _CHAT = (
     ("Tell me {owner} {attribute}.", "{Owner} {attribute} is"),
     ("What is {owner} {attribute}?", "{Owner} {attribute} is"),
 )
-_CHAT_HELD_OUT = (("Could you tell me what {of} is?", "{Of} is"), ("I forgot {owner} {attribute}.", "{Owner} {attribute} is"))
+_CHAT_HELD_OUT = (
+    ("Could you tell me what {of} is?", "{Of} is"),
+    ("I forgot {owner} {attribute}.", "{Owner} {attribute} is"),
+)
 _REPLIES = ("OK.", "Got it.", "Thank you, I will remember that.", "Noted.", "I see.")
 
 

@@ -71,7 +71,7 @@ class FactsConfig:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if value < (0 if "gap" in name else 1):
-                raise DataError(f"facts {name} is {value}; use a larger number")
+                raise DataError(f"facts {name} is {value}", "use a larger number")
 
 
 class FactSource:
@@ -85,7 +85,7 @@ class FactSource:
         text = b"\n\n".join(document.data for document in documents)
         self._filler: NDArray[np.unsignedinteger] = tokenizer.encode(text)
         if len(self._filler) < 2:
-            raise DataError("there is no text to put between facts and questions; give files with text in them")
+            raise DataError("there is no text to put between facts and questions", "give files with text in them")
         self._seed = _HELD_OUT if held_out else _TRAINING
 
     @property

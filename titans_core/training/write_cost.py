@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from titans_core.dual import Gates
-from titans_core.memory import NeuralMemory
+from titans_core.memory import AssociativeMemory
 
 FREE = 1e-4  # share of the largest step size around which a write costs nothing more
 
@@ -38,7 +38,7 @@ class WriteMeter:
     """Adds up what the memories of a model write while it is watched."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._memories = [module for module in model.modules() if isinstance(module, NeuralMemory)]
+        self._memories = [module for module in model.modules() if isinstance(module, AssociativeMemory)]
         self._costs: list[Tensor] = []
 
     @contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from titans_core.layers import Linear, RMSNorm
-from titans_core.memory import NeuralMemory
+from titans_core.memory import AssociativeMemory
 from titans_core.model import TitansModel
 from titans_core.state import StateSpec
 from titans_export.errors import ExportError
@@ -184,7 +184,7 @@ def _kept(model: TitansModel) -> set[str]:
     for path, module in model.named_modules():
         if isinstance(module, RMSNorm):
             kept |= {f"{path}.{name}" for name, _ in module.named_parameters()}
-        if isinstance(module, NeuralMemory):
+        if isinstance(module, AssociativeMemory):
             own = [name for name, _ in module.named_parameters()]
             kept |= {f"{path}.{name}" for name in own if name.startswith(("gate_bias.", "initial"))}
     return kept

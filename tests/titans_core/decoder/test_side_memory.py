@@ -1,0 +1,144 @@
+"""A memory beside a decoder: every split of a stream gives one answer, and that of a literal token-by-token writing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from titans_core.blocks import extension
+from titans_core.config import MemoryConfig
+from titans_core.decoder.side_memory import SideConfig, SideMemory, whitening
+from titans_core.errors import ConfigError
+from titans_core.layers import rms_normalise
+from titans_core.state import State
+
+DIM, CHUNK, TOKENS = 12, 4, 16
+MEMORY = MemoryConfig(
+    heads=2, depth=1, momentum=False, forget=False, max_step_size=0.5, initial_step_size=0.3, surprise_bound=None,
+    conv_kernel=4,
+)  # fmt: skip
+CONFIG = SideConfig(read=(0, 2), dim=16, memory=MEMORY)
+
+
+def memory() -> SideMemory:
+    torch.manual_seed(0)
+    side = SideMemory(CONFIG, DIM, CHUNK).double()
+    with torch.no_grad():
+        for parameter in side.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return side
+
+
+def fresh(side: SideMemory, batch: int) -> State:
+    state = {}
+    for spec in side.state_specs():
+        if isinstance(spec.initial, str):
+            start: Tensor = side.get_parameter(spec.initial)
+        else:
+            start = torch.full(spec.shape, float(spec.initial), dtype=torch.double)
+        state[spec.name] = start.unsqueeze(1 if spec.kind == "rows" else 0).expand(spec.batched(batch))
+    return state
+
+
+def stream() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(3, TOKENS, 2 * DIM).double(), torch.randn(3, TOKENS, DIM).double()
+
+
+def literal(side: SideMemory, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """One stream, one token after the other, from the formulas in the module's docstring."""
+
+    def unit(z: Tensor) -> Tensor:
+        return z / torch.sqrt(z.square().sum() + 1e-6)
+
+    heads, width, taps = 2, 8, 4
+    written = [side.initial[0][h].clone() for h in range(heads)]
+    past = [torch.zeros(32).double()] * (taps - 1)
+    answers = []
+    for t in range(len(hidden)):
+        layers = [rms_normalise(part) @ side.whiten[i] for i, part in enumerate(torch.split(hidden[t], DIM))]
+        x = torch.cat(layers)
+        gates = x @ side.to_gates.weight
+        u = x @ side.to_key.weight * 2 * torch.sigmoid(gates[0] + side.gate_start[0])
+        past = [*past, u]
+        query, key = (
+            torch.stack([conv.weight[i] * past[len(past) - taps + i] for i in range(taps)]).sum(0)
+            for conv in (side.query_conv, side.key_conv)
+        )
+        query, key = (rms_normalise(z) for z in (query, key))
+        query, key = (z[:16] * z[16:] for z in (query, key))
+        v = unit(unit(tokens[t]) @ side.to_value)
+        step = 0.5 * torch.sigmoid(gates[2:] + side.gate_bias["step_size"])
+        if t % CHUNK == 0:
+            base = [w.clone() for w in written]
+        y = []
+        for h in range(heads):
+            part = slice(h * width, (h + 1) * width)
+            k, q = unit(key[part]), unit(query[part])
+            written[h] = written[h] - step[h] * 2 * torch.outer(k, k @ base[h] - v[part])
+            y.append(q @ written[h])
+        whole = torch.cat(y)
+        sure = torch.sigmoid(gates[1] + side.gate_start[1] + side.sure * whole.square().sum())
+        answers.append(side.scale * sure * whole @ side.out.weight)
+    return torch.stack(answers)
+
+
+def test_whole_chunks_equal_the_formulas_written_out_token_by_token() -> None:
+    side, (hidden, tokens) = memory(), stream()
+    got, _, _ = side.run_chunks(side.features(hidden), tokens, fresh(side, 3))
+    for row in range(3):
+        torch.testing.assert_close(got[row], literal(side, hidden[row], tokens[row]), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("lengths", [[1] * TOKENS, [3, 1, 2, 2, 4, 1, 3]])
+def test_any_split_inside_chunks_gives_the_answers_of_whole_chunks(lengths: list[int]) -> None:
+    side, (hidden, tokens) = memory(), stream()
+    whole, after, _ = side.run_chunks(side.features(hidden), tokens, fresh(side, 3))
+    state, position, answers = fresh(side, 3), 0, []
+    rows = {spec.name for spec in side.state_specs() if spec.kind == "rows"}
+    for length in lengths:
+        part, place = slice(position, position + length), position % CHUNK
+        call = extension(torch.full((3,), position), length, CHUNK, None, torch.double)
+        answer, changed, _ = side.run_piece(side.features(hidden[:, part]), tokens[:, part], state, call)
+        for name, value in changed.items():
+            if name in rows:
+                value = torch.cat([state[name][:place], value, state[name][place + length :]])
+            state = state | {name: value}
+        answers.append(answer)
+        position += length
+        if position % CHUNK == 0:
+            state = state | side.commit(state)
+    torch.testing.assert_close(torch.cat(answers, 1), whole, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(state["memory_0"], after["memory_0"], rtol=1e-9, atol=1e-9)
+
+
+def test_a_fresh_memory_finds_the_token_that_followed_the_same_words() -> None:
+    torch.manual_seed(0)
+    vocabulary = torch.randn(50, 64)
+    side = SideMemory(SideConfig(read=(0,), dim=512, memory=replace(MEMORY, heads=1)), 64, CHUNK)
+    side.start_from(vocabulary, vocabulary)
+    ids = torch.tensor([[1, 2, 3, 40, 9, 10, 11, 12, 13, 14, 15, 16, 4, 5, 1, 2, 3, 17, 18, 19]])
+    tokens = vocabulary[ids]
+    state = {
+        spec.name: torch.full(spec.shape, float(spec.initial) if not isinstance(spec.initial, str) else 0.0)[None]
+        for spec in side.state_specs()
+        if spec.kind == "carried"
+    }
+    answers, _, _ = side.run_chunks(side.features(tokens), tokens, state)
+    assert (answers[0, 16] @ vocabulary.T).argmax() == 40
+
+
+def test_whitened_rows_have_second_moments_of_one() -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(500, 6).double() @ torch.randn(6, 6).double()
+    white = rows @ whitening(rows, ridge=1e-9)
+    torch.testing.assert_close(white.T @ white / 500, torch.eye(6).double(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"read": ()}, {"read": (4, 0)}, {"dim": 9, "memory": MEMORY}])
+def test_a_configuration_that_cannot_work_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        SideConfig(**wrong)  # type: ignore[arg-type]
