@@ -1,0 +1,1 @@
+"""One memory per user behind an OpenAI-compatible server: `titans serve`."""

@@ -1,0 +1,43 @@
+"""How messages become the tokens that a stream reads: by the model's own chat template, or as plain lines.
+
+Only what is new of a conversation is rendered; the stream holds the rest. Knows texts and tokens. Does not know
+memories or HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from titans_runtime import Model, Session
+from titans_serve.errors import bad_request
+
+
+@dataclass(frozen=True)
+class Said:
+    """One message: who said it, and its text."""
+
+    role: str
+    content: str
+
+
+class Dialogue:
+    """The conversations of one model."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def opening(self, messages: Sequence[Said], session: Session) -> list[int]:
+        """The tokens of a conversation that the stream has not read, up to where the model answers."""
+        return self._plain(messages)
+
+    def continuing(self, messages: Sequence[Said], session: Session) -> list[int]:
+        """The tokens of messages that follow an answer of the model."""
+        return self._model.encode("\n") + self._plain(messages)
+
+    def _plain(self, messages: Sequence[Said]) -> list[int]:
+        """A line for each message, and the beginning of the answer's."""
+        if not messages:
+            raise bad_request("there is no new message to answer; add one", "messages")
+        lines = [f"{message.role}: {message.content}\n" for message in messages]
+        return self._model.encode("".join(lines) + "assistant:")
