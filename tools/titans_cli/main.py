@@ -33,6 +33,7 @@ COMMANDS = {
     "slim": "Copy what one target needs of a bundle.",
     "run": "Generate text with a bundle.",
     "chat": "Talk to a bundle whose memory outlives the process.",
+    "serve": "Serve a bundle over HTTP, with a memory for each user.",
     "state": "Look into saved sessions, or compare two.",
     "inspect": "Show what is inside a bundle.",
     "bench": "Measure how fast a bundle runs here.",
@@ -50,13 +51,14 @@ _EXTRAS = {
     "slim": "export",
     "run": "cpu",
     "chat": "cpu",
+    "serve": "serve",
     "state": "cpu",
     "inspect": "cpu",
     "bench": "cpu",
     "eval": "cpu",
     "doctor": "cpu",
 }
-_OPTIONAL_PACKAGES = ("torch", "onnx", "onnxruntime")
+_OPTIONAL_PACKAGES = ("torch", "onnx", "onnxruntime", "prometheus_client", "starlette", "uvicorn")
 
 
 # Exit codes as shells have them; 1 is for a check that failed.

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import anyio
 
 from titans_runtime import SamplingOptions, Session
-from titans_runtime.stopping import StopFilter, Transcript, check_stops
-from titans_runtime.text import Tokenizer
+from titans_runtime.text.stopping import StopFilter, Transcript, check_stops
+from titans_runtime.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

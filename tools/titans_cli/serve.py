@@ -1,0 +1,95 @@
+"""`titans serve`: one memory per user, behind an OpenAI-compatible server.
+
+Knows the options. What is served is `titans_serve`'s knowledge.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from titans_cli.options import bundle_argument, json_option
+from titans_cli.terminal import print_json, say
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  titans serve model.titans
+  titans serve model.titans --port 9000 --store sqlite:memories.db
+  titans serve model.titans --host 0.0.0.0 --keys keys.txt --store memories/
+  curl localhost:8000/v1/completions -d '{"prompt": "def main():", "max_tokens": 32}'"""
+)
+@bundle_argument
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need --keys.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--store", "address", default="sqlite:titans-memories.db", show_default=True,
+    help="Where memories are kept: sqlite:FILE, or a folder.",
+)  # fmt: skip
+@click.option(
+    "--keys", "key_file", type=click.Path(path_type=Path),
+    help="File with one 'NAME KEY' a line. Each key has memories of its own.",
+)  # fmt: skip
+@click.option("--provider", default="auto", show_default=True, help="Where it runs; titans doctor lists them.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads per graph.  [default: one per core it may use]")
+@click.option("--lanes", type=click.IntRange(1), default=16, show_default=True, help="Streams that one call steps.")
+@click.option("--turns", type=click.IntRange(1), default=64, show_default=True, help="Answers under way at most.")
+@click.option(
+    "--waiting", type=click.IntRange(0), default=256, show_default=True,
+    help="Answers that may wait for a place; more are refused with status 429.",
+)  # fmt: skip
+@click.option("--resident", type=click.IntRange(1), default=256, show_default=True, help="Memories kept open.")
+@json_option
+def serve(
+    bundle: Path,
+    host: str,
+    port: int,
+    address: str,
+    key_file: Path | None,
+    provider: str,
+    threads: int | None,
+    lanes: int,
+    turns: int,
+    waiting: int,
+    resident: int,
+    as_json: bool,
+) -> None:
+    """Serve a bundle over HTTP, as OpenAI's API, with memories that last.
+
+    A request that names a memory ("memory": "alice") is read by that memory, which is stored before the answer ends.
+    Without one, the history that a client sends again is recognised and not read twice. http://HOST:PORT/ is a page to
+    talk on, /openapi.json lists the routes, /metrics is for Prometheus. Requests are logged to stderr as JSON lines,
+    without their texts. SIGINT and SIGTERM finish the answers under way, then stop.
+
+    With --json, stdout is one JSON document that is written when the server listens.
+    """
+    from titans_runtime import load
+    from titans_serve.app import Server
+    from titans_serve.keys import Keys, read_keys
+    from titans_serve.listen import JsonLines, bind, is_loopback, run
+    from titans_serve.service import Service
+    from titans_serve.settings import Settings
+    from titans_serve.stores import open_store
+
+    keys = Keys({}) if key_file is None else read_keys(key_file)
+    if not keys.required and not is_loopback(host):
+        raise click.UsageError(f"--host {host} is reached by other machines; give --keys FILE, or listen on 127.0.0.1")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    settings = Settings(lanes=lanes, turns=turns, waiting=waiting, resident=resident)
+    model = load(bundle, provider, threads)
+    with bind(host, port) as listener:
+        service = Service(model, open_store(address), settings, bundle.name.removesuffix(".titans"))
+        shown = f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{listener.getsockname()[1]}"
+        if as_json:
+            print_json({"url": url, "model": service.name, "store": address, "keys": keys.required})
+        else:
+            say(f"{service.name} listens on {url} (memories in {address}); press Ctrl-C to stop")
+        run(Server(service, keys).app(), listener, service.stop)

@@ -1,0 +1,79 @@
+"""Run an application on a socket until it is told to stop. Knows uvicorn and sockets, and nothing of what is served."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import socket
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import uvicorn
+from starlette.applications import Starlette
+
+from titans_runtime import InputError
+from titans_runtime.errors import os_remedy
+
+_PATIENCE = 30  # seconds that answers under way may take once the server is told to stop
+_CONNECTIONS = 1024
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `InputError` where the address cannot be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=256)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        remedy = os_remedy(error) if isinstance(error, OSError) else "use a port from 0 to 65535"
+        raise InputError(
+            f"cannot listen on {host}:{port} ({reason}); choose another --port or --host, or {remedy}"
+        ) from error
+
+
+def run(app: Starlette, listener: socket.socket, on_stop: Callable[[], None]) -> None:
+    """Serve until SIGINT or SIGTERM; then take nothing new, finish what was begun, and return."""
+
+    class _Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: object) -> None:
+            on_stop()
+            super().handle_exit(sig, frame)  # type: ignore[arg-type]
+
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_graceful_shutdown=_PATIENCE,
+        timeout_keep_alive=15,
+    )
+    _Server(config).run(sockets=[listener])
+
+
+class JsonLines(logging.Formatter):
+    """A log line as one JSON document: time, level, event, and what the event carries."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        entry: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        entry |= getattr(record, "titans", {})
+        if record.exc_info:
+            entry["error"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
