@@ -87,7 +87,7 @@ def chunk_timeline() -> Drawing:
     spans = ((0, 8, "prefill: one whole chunk"), (8, 13, "extend: part of a chunk"), (13, 21, "step: one token a call"))
     for first, last, words in spans:
         drawing.text(left + (first + last) / 2 * cell, top - 12, words, 13, GREY)
-    for boundary, words in (
+    for boundary, note in (
         (8, ("prefill has", "the commit in it")),
         (16, ("commit: the chunk's rows", "become the memory")),
     ):
@@ -95,9 +95,9 @@ def chunk_timeline() -> Drawing:
         drawing.parts.append(
             f'<line x1="{x}" y1="{top - 4}" x2="{x}" y2="{top + 62}" stroke="{INK}" stroke-width="2"/>'
         )
-        drawing.box(x - 90, top + 62, 180, 46, *words)
-    note = "Inside a chunk the memory is only read; each token appends a row. A boundary folds the rows in."
-    drawing.text(left, 240, note, 13, GREY, "start")
+        drawing.box(x - 90, top + 62, 180, 46, *note)
+    closing = "Inside a chunk the memory is only read; each token appends a row. A boundary folds the rows in."
+    drawing.text(left, 240, closing, 13, GREY, "start")
     return drawing
 
 

@@ -162,14 +162,7 @@ class Server:
         """POST /v1/completions."""
         asked = wire.decode(await self._body(request), wire.CompletionRequest)
         wire.refuse_unknown_wishes(asked)
-        prompt = asked.prompt
-        if isinstance(prompt, list) and prompt and isinstance(prompt[0], str):
-            if len(prompt) != 1:
-                raise bad_request("this server takes one prompt a request; send the others by themselves", "prompt")
-            prompt = prompt[0]
-        if not prompt:
-            raise bad_request("the prompt is empty; send some text", "prompt")
-        wanted = Wanted(asked, text=prompt, limit=asked.max_tokens, stop=_stops(asked.stop))  # type: ignore[arg-type]
+        wanted = Wanted(asked, text=_prompt(asked.prompt), limit=asked.max_tokens, stop=_stops(asked.stop))
         usage = asked.stream_options is not None and asked.stream_options.include_usage
         return await self._answer(request, wanted, completion_shape(self.service.name, usage))
 
@@ -469,6 +462,17 @@ def _mark(key: Key, mark: str) -> Key:
 
 def _messages(messages: list[wire.Message]) -> list[Said]:
     return [Said(message.role, wire.text_of(message, place)) for place, message in enumerate(messages)]
+
+
+def _prompt(prompt: str | list[int | str]) -> str | list[int]:
+    """One text, or the ids of one. Raises `RefusalError` (400)."""
+    texts = [prompt] if isinstance(prompt, str) else [part for part in prompt if isinstance(part, str)]
+    ids = [] if isinstance(prompt, str) else [part for part in prompt if isinstance(part, int)]
+    if len(texts) > 1 or (texts and ids):
+        raise bad_request("this server takes one prompt a request; send the others by themselves", "prompt")
+    if not ids and not any(texts):
+        raise bad_request("the prompt is empty; send some text", "prompt")
+    return texts[0] if texts else ids
 
 
 def _stops(stop: wire.Stop) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ class Sampling(msgspec.Struct, kw_only=True):
     top_k: Count | None = None
     min_p: Share | None = None
     repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
-    seed: Annotated[int, msgspec.Meta(ge=-(1 << 63), lt=1 << 63)] | None = None
+    seed: Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)] | None = None
     stream: bool = False
     memory: Name | None = None
     tools: list[Any] | None = None
@@ -74,7 +74,7 @@ class ChatRequest(Sampling, kw_only=True):
 class CompletionRequest(Sampling, kw_only=True):
     """POST /v1/completions."""
 
-    prompt: str | Annotated[list[int], msgspec.Meta(min_length=1)] | list[str]
+    prompt: str | list[int | str]
     max_tokens: Count | None = None
     stop: Stop = None
     n: int = 1
@@ -129,7 +129,8 @@ def decode(body: bytes, kind: type[T]) -> T:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         message, _, place = str(error).partition(" - at `")
         field = place.rstrip("`").removeprefix("$.") or None
-        raise bad_request(f"the request cannot be read: {message}; correct it", field) from error
+        where = "" if field is None else f" at {field}"
+        raise bad_request(f"the request cannot be read{where}: {message}; correct it", field) from error
 
 
 def refuse_unknown_wishes(request: Sampling) -> None:

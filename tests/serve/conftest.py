@@ -1,0 +1,87 @@
+"""A server of the toy model on loopback, and clients of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import openai
+import pytest
+import uvicorn
+
+from tests.runtime.toy import Toy, write_toy
+from titans_runtime import Model, load
+from titans_serve.app import Server
+from titans_serve.keys import Keys
+from titans_serve.listen import bind
+from titans_serve.service import Service
+from titans_serve.settings import Settings
+from titans_serve.stores import open_store
+
+ALICE, BOB = "key-of-alice-0123456789", "key-of-bob-0123456789"
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The byte-level toy."""
+    return load(write_toy(tmp_path_factory.mktemp("served") / "toy.titans", Toy()), threads=1)
+
+
+@dataclass
+class Running:
+    """A server that answers."""
+
+    url: str
+    service: Service
+    _server: uvicorn.Server
+    _thread: threading.Thread
+
+    def client(self, key: str = ALICE) -> openai.OpenAI:
+        """OpenAI's own client, which gives up at the first error."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30)
+
+    def stop(self) -> None:
+        """As SIGTERM does."""
+        self.service.stop()
+        self._server.should_exit = True
+        self._thread.join()
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def start(model: Model, tmp_path: Path) -> Iterator[Start]:
+    """Starts servers; they are stopped after the test."""
+    running: list[Running] = []
+
+    def begin(store: str | None = None, settings: Settings | None = None, keys: Keys | None = None) -> Running:
+        service = Service(model, open_store(store or f"sqlite:{tmp_path / 'memories.db'}"), settings, "toy")
+        app = Server(service, keys or Keys({"alice": ALICE, "bob": BOB})).app()
+        listener = bind("127.0.0.1", 0)
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+        started = threading.Event()
+        startup = server.startup
+
+        async def announced(sockets: object = None) -> None:
+            await startup(sockets)  # type: ignore[arg-type]
+            started.set()
+
+        server.startup = announced  # type: ignore[method-assign]
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        started.wait()
+        running.append(Running(f"http://127.0.0.1:{listener.getsockname()[1]}", service, server, thread))
+        return running[-1]
+
+    yield begin
+    for server in running:
+        server.stop()
+
+
+@pytest.fixture
+def server(start: Start) -> Running:
+    """One server with two keys."""
+    return start()
