@@ -12,8 +12,8 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+from titans_format.names import PLAIN, is_plain
 from titans_runtime import InputError
-from titans_runtime.names import PLAIN, is_plain
 
 SHORTEST = 16  # characters of a key; shorter ones can be guessed
 LARGEST_FILE = 1 << 20  # bytes
@@ -52,29 +52,29 @@ def read_keys(path: Path) -> Keys:
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) or path.stat().st_size > LARGEST_FILE:
-            raise InputError(f"{path} is not a regular file of at most {LARGEST_FILE} bytes; name a key file")
+            raise InputError(f"{path} is not a regular file of at most {LARGEST_FILE} bytes", "name a key file")
         if mode & (stat.S_IRGRP | stat.S_IROTH):
-            raise InputError(f"{path} can be read by other users of this machine; run chmod 600 on it")
+            raise InputError(f"{path} can be read by other users of this machine", "run chmod 600 on it")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); name a text file with one 'NAME KEY' a line") from error
+        raise InputError(f"{path} cannot be read ({error})", "name a text file with one 'NAME KEY' a line") from error
     keys: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split()
         if not words:
             continue
         if len(words) != 2 or not is_plain(words[0]):
-            raise InputError(f"{path}, line {number} is not 'NAME KEY' with {PLAIN} first; correct it")
+            raise InputError(f"{path}, line {number} is not 'NAME KEY' with {PLAIN} first", "correct it")
         name, key = words
         if len(key) < SHORTEST:
             raise InputError(
-                f"{path}, line {number}: the key of {name} is shorter than {SHORTEST} characters; make a longer one"
+                f"{path}, line {number}: the key of {name} is shorter than {SHORTEST} characters", "make a longer one"
             )
         if name in keys or key in keys.values():
-            raise InputError(f"{path}, line {number}: the name or the key is there twice; keep one of them")
+            raise InputError(f"{path}, line {number}: the name or the key is there twice", "keep one of them")
         keys[name] = key
     if not keys:
-        raise InputError(f"{path} holds no key; add a line 'NAME KEY', or leave the option out")
+        raise InputError(f"{path} holds no key", "add a line 'NAME KEY', or leave the option out")
     return Keys(keys)
 
 

@@ -38,7 +38,7 @@ def bind(host: str, port: int) -> socket.socket:
         reason = getattr(error, "strerror", None) or str(error)
         remedy = os_remedy(error) if isinstance(error, OSError) else "use a port from 0 to 65535"
         raise InputError(
-            f"cannot listen on {host}:{port} ({reason}); choose another --port or --host, or {remedy}"
+            f"cannot listen on {host}:{port} ({reason})", f"choose another --port or --host, or {remedy}"
         ) from error
 
 

@@ -171,12 +171,12 @@ class Memories:
             saved = msgspec.msgpack.decode(record.data, type=Saved)
         except msgspec.MsgspecError as error:
             raise StateError(
-                f"the stored {key.kind} {key.name!r} is damaged ({error}); delete it, or restore it from a backup"
+                f"the stored {key.kind} {key.name!r} is damaged ({error})", "delete it, or restore it from a backup"
             ) from error
         try:
             session = await self._blocking(self._sessions.restore_bytes, saved.state, key.name)
         except InputError as error:
-            raise StateError(str(error)) from error
+            raise StateError(error.what, error.remedy, where=error.where) from error
         slot.memory = Memory(session, saved.said, record.version)
         return slot.memory
 

@@ -10,8 +10,8 @@ import secrets
 from dataclasses import dataclass
 from typing import Protocol
 
+from titans_format.names import PLAIN, is_plain
 from titans_runtime import InputError, StateError
-from titans_runtime.names import PLAIN, is_plain
 
 KINDS = ("memory", "mark", "prefix", "response")
 
@@ -35,10 +35,10 @@ class Key:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise InputError(f"a store keeps {', '.join(KINDS)}, not {self.kind!r}; use one of these")
+            raise InputError(f"a store keeps {', '.join(KINDS)}, not {self.kind!r}", "use one of these")
         for what, value in (("namespace", self.namespace), ("name", self.name)):
             if not is_plain(value):
-                raise InputError(f"the {what} {value[:80]!r} is not {PLAIN}; choose another one")
+                raise InputError(f"the {what} {value[:80]!r} is not {PLAIN}", "choose another one")
 
 
 @dataclass(frozen=True)
@@ -109,4 +109,6 @@ def new_version() -> str:
 
 def conflict(key: Key) -> ConflictError:
     """The error of a write that would replace what its writer has not read."""
-    return ConflictError(f"{key.kind} {key.name!r} was changed by somebody else in the meantime; read it and try again")
+    return ConflictError(
+        f"{key.kind} {key.name!r} was changed by somebody else in the meantime", "read it and try again"
+    )

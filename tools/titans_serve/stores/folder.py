@@ -107,7 +107,7 @@ class FolderStore:
             version, expires = str(header["version"]), header["expires"]
             over = expires is not None and float(expires) <= self._now()
         except (ValueError, KeyError, TypeError) as error:
-            raise StateError(f"{file} is not a file of this store; move it elsewhere") from error
+            raise StateError(f"{file} is not a file of this store", "move it elsewhere") from error
         return None if over else (Record(data, version), expires)
 
     @contextlib.contextmanager
@@ -127,7 +127,7 @@ class FolderStore:
             yield
         except OSError as error:
             raise StateError(
-                f"the store {self.path} failed ({error.strerror or error}); name a folder that can be written"
+                f"the store {self.path} failed ({error.strerror or error})", "name a folder that can be written"
             ) from error
 
 

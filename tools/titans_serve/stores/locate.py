@@ -20,8 +20,8 @@ def open_store(address: str) -> Store:
     kind, colon, rest = address.partition(":")
     if kind == "sqlite" and colon:
         if not rest:
-            raise InputError("the store 'sqlite:' names no file; write sqlite:FILE")
+            raise InputError("the store 'sqlite:' names no file", "write sqlite:FILE")
         return SQLiteStore(rest)
     if re.match(r"[a-z]+://", address):
-        raise InputError(f"no store is known for {kind}://; use sqlite:FILE, or the path of a folder")
+        raise InputError(f"no store is known for {kind}://", "use sqlite:FILE, or the path of a folder")
     return FolderStore(address)

@@ -44,7 +44,7 @@ class SQLiteStore:
                     self._connection.execute(f"PRAGMA {pragma}")
                 self._connection.execute(_TABLE)
         except (OSError, sqlite3.Error) as error:
-            raise StateError(f"{self.path} cannot be opened as a store ({error}); name a writable file") from error
+            raise StateError(f"{self.path} cannot be opened as a store ({error})", "name a writable file") from error
 
     def get(self, key: Key) -> Record | None:
         """See `Store`."""
@@ -126,7 +126,7 @@ class SQLiteStore:
             yield
         except sqlite3.Error as error:
             raise StateError(
-                f"the store {self.path} failed ({error}); see whether its disk is full or the file is damaged"
+                f"the store {self.path} failed ({error})", "see whether its disk is full or the file is damaged"
             ) from error
 
 
