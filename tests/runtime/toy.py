@@ -45,12 +45,13 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Toy:
-    """Which toy: `vocab_size` None is the continuous version, which reports no surprise."""
+    """Which toy: `vocab_size` None is the continuous version, which reports no surprise; `letters` answers in a to z."""
 
     vocab_size: int | None = 256
     extend: bool = True
     prefill: bool = True
     bfloat16_head: bool = False
+    letters: bool = False
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -62,6 +63,8 @@ class Toy:
         random = np.random.default_rng(7)
         rows, columns = self.sizes
         head = random.standard_normal((D, columns)).astype(np.float32)
+        if self.letters:
+            head[:, [column for column in range(columns) if not ord("a") <= column <= ord("z")]] = 0
         return {
             "embedding": random.standard_normal((rows, D)).astype(np.float32),
             "head": (head.view(np.uint32) & 0xFFFF0000).view(np.float32) if self.bfloat16_head else head,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +28,8 @@ ALICE, BOB = "key-of-alice-0123456789", "key-of-bob-0123456789"
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """The byte-level toy."""
-    return load(write_toy(tmp_path_factory.mktemp("served") / "toy.titans", Toy()), threads=1)
+    """The byte-level toy, whose answers are letters, so that they are read again as they were written."""
+    return load(write_toy(tmp_path_factory.mktemp("served") / "toy.titans", Toy(letters=True)), threads=1)
 
 
 @dataclass
@@ -41,6 +44,18 @@ class Running:
     def client(self, key: str = ALICE) -> openai.OpenAI:
         """OpenAI's own client, which gives up at the first error."""
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30)
+
+    def ask(
+        self, method: str, path: str, body: object = None, key: str = ALICE, raw: bytes | None = None
+    ) -> tuple[int, bytes]:
+        """One request by hand: the status, and the body of the answer."""
+        data = raw if raw is not None else None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"authorization": f"Bearer {key}"}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
 
     def stop(self) -> None:
         """As SIGTERM does."""

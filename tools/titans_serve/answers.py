@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from titans_serve.service import Answer
+from titans_serve.turns import Piece
 
 _encode = msgspec.json.Encoder().encode
 _DONE = b"data: [DONE]\n\n"
@@ -24,7 +25,7 @@ class Shape:
 
     whole: Callable[[Answer, str], dict[str, object]]
     begin: Callable[[Answer], Iterator[bytes]]
-    piece: Callable[[Answer, str], Iterator[bytes]]
+    piece: Callable[[Answer, Piece], Iterator[bytes]]
     end: Callable[[Answer, str], Iterator[bytes]]
 
 
@@ -40,15 +41,17 @@ def usage(answer: Answer) -> dict[str, object]:
     }
 
 
-def chat_shape(model: str, with_usage: bool) -> Shape:
+def chat_shape(model: str, with_usage: bool, surprise: bool = False) -> Shape:
     """chat.completion and chat.completion.chunk."""
 
     def head(answer: Answer, kind: str) -> dict[str, object]:
         return {"id": f"chatcmpl-{answer.id}", "object": kind, "created": answer.created, "model": model}
 
-    def chunk(answer: Answer, delta: dict[str, object], finish: str | None = None) -> bytes:
+    def chunk(
+        answer: Answer, delta: dict[str, object], finish: str | None = None, extra: dict[str, object] | None = None
+    ) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return _event(head(answer, "chat.completion.chunk") | {"choices": [choice]})
+        return _event(head(answer, "chat.completion.chunk") | {"choices": [choice]} | (extra or {}))
 
     def whole(answer: Answer, text: str) -> dict[str, object]:
         message = {"role": "assistant", "content": text, "refusal": None}
@@ -60,11 +63,13 @@ def chat_shape(model: str, with_usage: bool) -> Shape:
     def begin(answer: Answer) -> Iterator[bytes]:
         yield chunk(answer, {"role": "assistant", "content": ""})
 
-    def piece(answer: Answer, text: str) -> Iterator[bytes]:
-        yield chunk(answer, {"content": text})
+    def piece(answer: Answer, piece: Piece) -> Iterator[bytes]:
+        extra: dict[str, object] = {"surprise": piece.surprise} if surprise else {}
+        yield chunk(answer, {"content": piece.text}, extra=extra)
 
     def end(answer: Answer, text: str) -> Iterator[bytes]:
-        yield chunk(answer, {}, _FINISH[answer.outcome.reason])
+        extra: dict[str, object] = {"prompt_surprise": answer.prompt_surprise()} if surprise else {}
+        yield chunk(answer, {}, _FINISH[answer.outcome.reason], extra)
         if with_usage:
             yield _event(head(answer, "chat.completion.chunk") | {"choices": [], "usage": usage(answer)})
         yield _DONE
@@ -85,8 +90,8 @@ def completion_shape(model: str, with_usage: bool) -> Shape:
     def whole(answer: Answer, text: str) -> dict[str, object]:
         return document(answer, text, _FINISH[answer.outcome.reason]) | {"usage": usage(answer)}
 
-    def piece(answer: Answer, text: str) -> Iterator[bytes]:
-        yield _event(document(answer, text, None))
+    def piece(answer: Answer, piece: Piece) -> Iterator[bytes]:
+        yield _event(document(answer, piece.text, None))
 
     def end(answer: Answer, text: str) -> Iterator[bytes]:
         yield _event(document(answer, "", _FINISH[answer.outcome.reason]))
@@ -143,10 +148,10 @@ def response_shape(model: str, previous: str | None) -> Shape:
         yield event(answer, "response.output_item.added", output_index=0, item=item(answer, None, "in_progress"))
         yield event(answer, "response.content_part.added", **place, part=part)
 
-    def piece(answer: Answer, text: str) -> Iterator[bytes]:
+    def piece(answer: Answer, piece: Piece) -> Iterator[bytes]:
         yield event(
             answer, "response.output_text.delta", item_id=f"msg_{answer.id}", output_index=0, content_index=0,
-            delta=text, logprobs=[],
+            delta=piece.text, logprobs=[],
         )  # fmt: skip
 
     def end(answer: Answer, text: str) -> Iterator[bytes]:

@@ -156,7 +156,7 @@ class Server:
             stop=_stops(asked.stop),
         )
         usage = asked.stream_options is not None and asked.stream_options.include_usage
-        return await self._answer(request, wanted, chat_shape(self.service.name, usage))
+        return await self._answer(request, wanted, chat_shape(self.service.name, usage, asked.surprise))
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
@@ -196,7 +196,7 @@ class Server:
                 return _Events(first, events)
             async with asyncio.TaskGroup() as group:
                 watch = group.create_task(_until_gone(request, answer))
-                text = "".join([piece async for piece in answer.pieces()])
+                text = "".join([piece.text async for piece in answer.pieces()])
                 watch.cancel()
         except BaseExceptionGroup as error:
             await stack.aclose()
@@ -218,7 +218,7 @@ class Server:
                         begun = True
                         for event in shape.begin(answer):
                             yield event
-                    text += piece
+                    text += piece.text
                     for event in shape.piece(answer, piece):
                         yield event
                 if not begun:

@@ -39,5 +39,7 @@ class Dialogue:
         """A line for each message, and the beginning of the answer's."""
         if not messages:
             raise bad_request("there is no new message to answer; add one", "messages")
-        lines = [f"{message.role}: {message.content}\n" for message in messages]
+        # An answer follows its prompt at once, so it is read again without the space that other messages have.
+        spaces = ("" if message.role == "assistant" else " " for message in messages)
+        lines = [f"{message.role}:{space}{message.content}\n" for message, space in zip(messages, spaces, strict=True)]
         return self._model.encode("".join(lines) + "assistant:")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import logging
+import signal
 import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -47,8 +48,10 @@ def run(app: Starlette, listener: socket.socket, on_stop: Callable[[], None]) ->
 
     class _Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: object) -> None:
+            """As uvicorn's, which would also die of the signal once everything is done."""
             on_stop()
-            super().handle_exit(sig, frame)  # type: ignore[arg-type]
+            self.force_exit = self.should_exit and sig == signal.SIGINT
+            self.should_exit = True
 
     config = uvicorn.Config(
         app,

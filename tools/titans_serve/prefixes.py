@@ -54,9 +54,9 @@ class Prefixes:
 
     async def remember(self, namespace: str, said: Sequence[bytes], session: Session) -> None:
         """Keep a stream that has read these messages; `session` goes on to be the caller's."""
-        key = _key(namespace, said)
-        self._keep(key, session.fork())
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._write, key, self._open[key])
+        key, branch = _key(namespace, said), session.fork()
+        self._keep(key, branch)
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._write, key, branch)
 
     def forget(self, namespace: str) -> None:
         """Drop what is open of one API key."""

@@ -25,7 +25,7 @@ from titans_serve.metrics import Metrics
 from titans_serve.prefixes import Prefixes, message_hash
 from titans_serve.settings import Settings
 from titans_serve.stores import Key, Store
-from titans_serve.turns import Outcome, Prompt, Turn
+from titans_serve.turns import Outcome, Piece, Prompt, Turn
 from titans_serve.wire import Sampling
 
 R = TypeVar("R")
@@ -80,7 +80,13 @@ class Answer:
             raise RuntimeError("an answer was read before it was finished")
         return self.turn.outcome
 
-    async def pieces(self) -> AsyncIterator[str]:
+    def prompt_surprise(self) -> list[tuple[str, float]]:
+        """The texts of the tokens that were read, and how surprising each was. Only after the last piece."""
+        stream = self.turn.tokenizer.stream(())
+        texts = [stream.push(token) for token in self.turn.prompt.ids]
+        return list(zip(texts, self.outcome.surprise, strict=True))
+
+    async def pieces(self) -> AsyncIterator[Piece]:
         """The text as it comes. When the iterator ends, what is to be kept has been stored."""
         assert self.service is not None
         deadline = asyncio.timeout(self.service.settings.turn_seconds)

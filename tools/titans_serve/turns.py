@@ -37,6 +37,14 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Some text of an answer, and how surprising the token that completed it was to the memory."""
+
+    text: str
+    surprise: float
+
+
+@dataclass(frozen=True)
 class Outcome:
     """A finished turn.
 
@@ -45,6 +53,7 @@ class Outcome:
     ids: the tokens of the answer, the one that ended it included.
     reason: "eos", "stop" or "length".
     first, seconds: seconds to the first token, and altogether.
+    surprise: of each token of the prompt.
     """
 
     text: str
@@ -54,6 +63,7 @@ class Outcome:
     reason: str
     first: float
     seconds: float
+    surprise: tuple[float, ...] = ()
 
 
 class CancelledTurnError(Exception):
@@ -70,20 +80,20 @@ class Turn:
     session: Session
     tokenizer: Tokenizer
     prompt: Prompt
-    on_read: Callable[[], None] = lambda: None
     outcome: Outcome | None = None
     _stopped: threading.Event = field(default_factory=threading.Event)
+    _surprise: list[float] = field(default_factory=list)
 
     def cancel(self) -> None:
         """Stop at the next token."""
         self._stopped.set()
 
-    async def pieces(self, executor: Executor) -> AsyncGenerator[str]:
+    async def pieces(self, executor: Executor) -> AsyncGenerator[Piece]:
         """The answer, piece by piece. Raises what the session raises."""
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[str | None] = asyncio.Queue()
+        queue: asyncio.Queue[Piece | None] = asyncio.Queue()
 
-        def emit(piece: str | None) -> None:
+        def emit(piece: Piece | None) -> None:
             loop.call_soon_threadsafe(queue.put_nowait, piece)
 
         def work() -> Outcome:
@@ -103,7 +113,7 @@ class Turn:
                 with anyio.CancelScope(shield=True):
                     await asyncio.wait([running])
 
-    def _run(self, emit: Callable[[str], None]) -> Outcome:
+    def _run(self, emit: Callable[[Piece], None]) -> Outcome:
         started = time.perf_counter()
         stops = StopFilter(tuple(self.prompt.stop))
         check_stops(self.tokenizer, stops)
@@ -120,7 +130,7 @@ class Turn:
             ids.append(token)
             if piece := transcript.push(token):
                 text += piece
-                emit(piece)
+                emit(Piece(piece, float(self.session.surprise[-1])))
             if transcript.stopped:
                 reason = "stop"
                 break
@@ -128,13 +138,12 @@ class Turn:
                 raise CancelledTurnError
         if transcript is not None and (piece := transcript.finish()):
             text += piece
-            emit(piece)
+            emit(Piece(piece, float(self.session.surprise[-1])))
         seconds = time.perf_counter() - started
         reason = reason or self.session.ended or "length"
-        return Outcome(text, len(self.prompt.ids), len(ids), tuple(ids), reason, first, seconds)
+        return Outcome(text, len(self.prompt.ids), len(ids), tuple(ids), reason, first, seconds, tuple(self._surprise))
 
-    def _progress(self, done: int, total: int) -> None:
+    def _progress(self, _: int, __: int) -> None:
         if self._stopped.is_set():
             raise CancelledTurnError
-        if done == total:
-            self.on_read()
+        self._surprise += self.session.surprise.tolist()

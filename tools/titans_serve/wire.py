@@ -38,6 +38,7 @@ class Sampling(msgspec.Struct, kw_only=True):
     """What all requests for an answer have in common.
 
     memory: the name of the memory that reads the request and keeps it; without one nothing is kept but for reuse.
+    surprise: say how surprising every piece of a streamed chat was.
     """
 
     model: str = ""
@@ -48,6 +49,7 @@ class Sampling(msgspec.Struct, kw_only=True):
     repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
     seed: Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)] | None = None
     stream: bool = False
+    surprise: bool = False
     memory: Name | None = None
     tools: list[Any] | None = None
 
