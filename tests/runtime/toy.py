@@ -45,7 +45,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Toy:
-    """Which toy: `vocab_size` None is the continuous version, which reports no surprise; `letters` answers in a to z."""
+    """Which toy: `vocab_size` None is continuous and reports no surprise; `letters` answers in a to z."""
 
     vocab_size: int | None = 256
     extend: bool = True
