@@ -58,7 +58,9 @@ def serve(
     resident: int,
     as_json: bool,
 ) -> None:
-    """Serve a bundle over HTTP, as OpenAI's API, with memories that last.
+    """Serve a bundle over HTTP, with a memory for each user.
+
+    The routes are those of OpenAI's API: chat completions, completions, responses, models; and memories.
 
     A request that names a memory ("memory": "alice") is read by that memory, which is stored before the answer ends.
     Without one, the history that a client sends again is recognised and not read twice. http://HOST:PORT/ is a page to
