@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from titans_core.model import TitansModel
 from titans_core.pretrained import Texts
 from titans_export.bundle.texts import AS_FOUND, EndNames
 from titans_export.bundle.writer import NO_TEXTS, Progress, staged, with_verification, write_bundle, write_manifest
 from titans_export.errors import ExportError, VerificationError
 from titans_export.models.precision import at_precision, check_range, precision
 from titans_export.models.source_model import CONTROL, WRITES_OFF, load_source
+from titans_export.models.titans import OurModel
 from titans_export.verification.agreement import compare
 from titans_format.errors import BundleError
 from titans_format.jsonread import parse
@@ -66,7 +66,7 @@ def _scaling(checkpoint: Path, document: str | None) -> SeriesInfo | None:
 
 
 def export_model(
-    model: TitansModel,
+    model: OurModel,
     out: Path,
     *,
     dtype: str = "fp32",

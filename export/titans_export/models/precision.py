@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from titans_core.layers import Linear, RMSNorm
 from titans_core.memory import AssociativeMemory
-from titans_core.model import TitansModel
 from titans_core.state import StateSpec
 from titans_export.errors import ExportError
 from titans_export.models.protocol import Feeds, StepGraph
-from titans_export.models.titans import TitansSteppable
+from titans_export.models.titans import OurModel, TitansSteppable
 from titans_export.passes.quantise import rounded, rounded_rows
 
 
@@ -64,7 +63,7 @@ def precision(name: str) -> Precision:
     return PRECISIONS[name]
 
 
-def at_precision(model: TitansModel, wanted: Precision) -> TitansSteppable:
+def at_precision(model: OurModel, wanted: Precision) -> TitansSteppable:
     """The model as its graphs compute it: weights and activations in the precision's dtype.
 
     The parameters that keep their dtype are shared with `model`.
@@ -76,7 +75,7 @@ def at_precision(model: TitansModel, wanted: Precision) -> TitansSteppable:
     return StoredStates(lowered, wanted.states)
 
 
-def reference(model: TitansModel, wanted: Precision, quantised: Collection[str] = ()) -> TitansSteppable:
+def reference(model: OurModel, wanted: Precision, quantised: Collection[str] = ()) -> TitansSteppable:
     """fp32 arithmetic on the weights as the bundle stores them: what its graphs for CPUs have to compute.
 
     What meets 8-bit weights is rounded as the integer kernels round it.
@@ -101,7 +100,7 @@ def reference(model: TitansModel, wanted: Precision, quantised: Collection[str] 
     return StoredStates(copied, wanted.states)
 
 
-def _round_what_meets(model: TitansModel, quantised: Collection[str]) -> None:
+def _round_what_meets(model: OurModel, quantised: Collection[str]) -> None:
     """Let the products with these parameters take activations of 8 bits."""
     for path, module in model.named_modules():
         if isinstance(module, Linear) and f"{path}.weight" in quantised:
@@ -113,7 +112,7 @@ def _round_what_meets(model: TitansModel, quantised: Collection[str]) -> None:
 class StoredStates(TitansSteppable):
     """A model whose activations are kept in `dtype` between calls, whatever it computes in."""
 
-    def __init__(self, model: TitansModel, dtype: torch.dtype) -> None:
+    def __init__(self, model: OurModel, dtype: torch.dtype) -> None:
         super().__init__(model)
         self._stored, self._compute = dtype, next(model.parameters()).dtype
         self._names = {spec.name for spec in model.state_specs() if spec.dtype == "activation"}
@@ -137,7 +136,7 @@ class StoredStates(TitansSteppable):
         return {name: value.to(dtype) if name in self._names else value for name, value in feeds.items()}
 
 
-def check_range(model: TitansModel, wanted: Precision) -> None:
+def check_range(model: OurModel, wanted: Precision) -> None:
     """Whether every weight of `model` can be stored at that precision.
 
     Raises:
@@ -178,7 +177,7 @@ def _wider(wanted: Precision) -> str:
     return "--dtype bf16 or fp32" if wanted.name == "fp16" else "--dtype fp32"
 
 
-def _kept(model: TitansModel) -> set[str]:
+def _kept(model: OurModel) -> set[str]:
     """Parameters that stay fp32: norms, and of a memory the gates' biases and the initial fast weights."""
     kept = set()
     for path, module in model.named_modules():
@@ -190,7 +189,7 @@ def _kept(model: TitansModel) -> set[str]:
     return kept
 
 
-def _with_parameters(model: TitansModel, change: Callable[[str, Tensor], Tensor]) -> TitansModel:
+def _with_parameters(model: OurModel, change: Callable[[str, Tensor], Tensor]) -> OurModel:
     """A copy of the model with other parameters; those that do not change are shared."""
     memo: dict[int, object] = {}
     for name, parameter in model.named_parameters():

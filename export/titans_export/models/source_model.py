@@ -11,10 +11,12 @@ from pathlib import Path
 
 from titans_core import controls
 from titans_core.config import TitansConfig
+from titans_core.decoder import Decoder
 from titans_core.errors import ConfigError
 from titans_core.model import TitansModel
 from titans_core.training.checkpoint import Checkpoint, load_model
 from titans_export.errors import ExportError
+from titans_export.models.titans import OurModel
 from titans_format.manifest import Manifest
 
 CONTROL = "control"  # the entry of a manifest's provenance
@@ -40,8 +42,10 @@ def load_source(checkpoint: Path, *, writes_off: bool) -> tuple[TitansModel, Che
     return model, loaded
 
 
-def made_from(manifest: Manifest, model: TitansModel) -> bool:
+def made_from(manifest: Manifest, model: OurModel) -> bool:
     """Whether a bundle's model is configured as this one, as far as it says."""
+    if isinstance(model, Decoder):
+        return manifest.model.config == model.config.to_dict()
     try:
         return TitansConfig.from_stored(manifest.model.config) == model.config
     except ConfigError:

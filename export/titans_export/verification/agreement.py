@@ -31,12 +31,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from titans_core.model import TitansModel
+from titans_core.state import State
 from titans_export.errors import ExportError
 from titans_export.models.precision import StoredStates, precision, reference
 from titans_export.models.protocol import initial_state
 from titans_export.models.source_model import made_from, source_of
-from titans_export.models.titans import TitansSteppable
+from titans_export.models.titans import OurModel, TitansSteppable
 from titans_export.passes.quantise import values_name
 from titans_export.verification.torch_stream import TorchStream
 from titans_format.manifest import ContinuousInputs
@@ -189,7 +189,7 @@ def verify_bundle(
 
 
 def compare(
-    bundle: Path, model: TitansModel, *, tokens: int, seed: int = 0, progress: Progress | None = None
+    bundle: Path, model: OurModel, *, tokens: int, seed: int = 0, progress: Progress | None = None
 ) -> VerificationReport:
     """`verify_bundle` with the model in hand."""
     opened = open_bundle(bundle)
@@ -230,7 +230,7 @@ def compare(
 
 
 @contextmanager
-def threads_for(model: TitansModel) -> Iterator[None]:
+def threads_for(model: OurModel) -> Iterator[None]:
     """One torch thread for a small model, whose operators are over before a second thread has woken up."""
     before = torch.get_num_threads()
     if model.num_parameters() < SMALL_MODEL:
@@ -260,7 +260,7 @@ def _drive(
     random = np.random.default_rng(seed)
     eager = TorchStream(model, batch=1)
     exact = None if twin is None else TorchStream(twin, batch=1)
-    whole = None if twin is not None else _training_form(model.module, torch.from_numpy(stream)).numpy()
+    whole = None if twin is not None else _TrainingForm(model.module, torch.from_numpy(stream))
     position = 0
     while position < tokens:
         length = min(int(random.integers(1, LONGEST_PIECE_IN_CHUNKS * manifest.chunk + 1)), tokens - position)
@@ -273,7 +273,8 @@ def _drive(
         outputs = max(_difference(got, want) for got in results)
         report.max_abs_error = max(report.max_abs_error, outputs)
         if whole is not None:
-            form = max(_difference(got, whole[:, now]) for got in results)
+            expected = whole.up_to(position + length)
+            form = max(_difference(got, expected) for got in results)
             report.training_form_error = max(report.training_form_error or 0.0, form)
             outputs = max(outputs, form)
         position += length
@@ -341,13 +342,27 @@ def _difference(a: Array, b: Array) -> float:
     return largest if np.isfinite(largest) else float("inf")
 
 
-def _training_form(model: TitansModel, stream: Tensor) -> Tensor:
-    """Outputs of the training form over the whole stream, right-padded to whole chunks, some chunks at a time."""
-    chunk, tokens = model.config.chunk, stream.shape[1]
-    padding = -tokens % chunk
-    padded = torch.cat([stream, stream[:, :1].expand(-1, padding, *stream.shape[2:])], dim=1)
-    outputs, state = [], None
-    for piece in torch.split(padded, 16 * chunk, dim=1):
-        out, state = model(piece, state)
-        outputs.append(out)
-    return torch.cat(outputs, dim=1)[:, :tokens]
+class _TrainingForm:
+    """Outputs of the training form along a stream, computed some whole chunks at a time."""
+
+    def __init__(self, model: OurModel, stream: Tensor) -> None:
+        self._model, self._stream = model, stream
+        self._state: State | None = None
+        self._ready = torch.empty(0)  # [1, n, V], computed and not yet handed out
+        self._done = self._given = 0
+
+    @torch.no_grad()
+    def up_to(self, end: int) -> Array:
+        """Outputs `[1, n, V]` of the tokens since the last call, up to place `end` of the stream."""
+        chunk = self._model.config.chunk
+        while self._done < end:
+            piece = self._stream[:, self._done : self._done + 16 * chunk]
+            padding = piece[:, :1].expand(-1, -piece.shape[1] % chunk, *piece.shape[2:])  # only the last piece has any
+            out, self._state = self._model(torch.cat([piece, padding], dim=1), self._state)
+            self._done += piece.shape[1]
+            known = out[:, : piece.shape[1]]
+            self._ready = torch.cat([self._ready, known], dim=1) if self._ready.numel() else known
+        wanted = end - self._given
+        given, self._ready, self._given = self._ready[:, :wanted], self._ready[:, wanted:], end
+        outputs: Array = given.numpy()
+        return outputs

@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from titans_core.model import TitansModel
 from titans_export.errors import ExportError
 from titans_export.models.precision import at_precision, precision
 from titans_export.models.source_model import source_of
-from titans_export.models.titans import TitansSteppable
+from titans_export.models.titans import OurModel, TitansSteppable
 from titans_export.verification.agreement import threads_for
 from titans_export.verification.torch_stream import TorchStream
 from titans_format.manifest import ContinuousInputs
@@ -194,7 +193,7 @@ def measure_drift(
     return drift(opened, model, _stream(opened, tokens, data, seed), progress)
 
 
-def drift(bundle: Bundle, model: TitansModel, stream: Array, progress: Progress | None = None) -> DriftReport:
+def drift(bundle: Bundle, model: OurModel, stream: Array, progress: Progress | None = None) -> DriftReport:
     """`measure_drift` with everything in hand; `stream` is `[1, T]` ids or `[1, T, F]` vectors."""
     manifest, tokens = bundle.manifest, stream.shape[1]
     wanted = precision(manifest.dtype)

@@ -26,14 +26,19 @@ class TorchStream:
             self.by_kind.setdefault(graph.kind, graph)
         self.state = initial_state(model, batch)
         self.position, self.batch = 0, batch
+        # Where a call has to end: at a chunk, at a commit, and where a table of rows is full.
+        rows = {spec.shape[0] for spec in model.state_specs() if spec.kind == "rows"}
+        self._periods = {model.chunk, *rows, *(due.period for due in model.schedule)}
 
     @torch.no_grad()
     def feed(self, inputs: Tensor) -> Tensor:
         """Outputs `[B, T, V]` of the next T tokens `[B, T]` (or vectors `[B, T, F]`)."""
         outputs, chunk = [], self.model.chunk
         while inputs.shape[1]:
-            length = min(chunk - self.position % chunk, inputs.shape[1])
-            graph = self.by_kind.get("prefill") if length == chunk else self.by_kind.get("extend")
+            whole = self.position % chunk == 0 and inputs.shape[1] >= chunk
+            graph = self.by_kind.get("prefill") if whole else self.by_kind.get("extend")
+            left = min(period - self.position % period for period in self._periods)
+            length = chunk if whole else min(left, inputs.shape[1])
             if graph is None:
                 length, graph = 1, self._step()
             piece, inputs = inputs[:, :length], inputs[:, length:]
