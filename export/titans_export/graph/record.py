@@ -27,9 +27,6 @@ from titans_export.errors import TraceError
 
 BATCHES = (2, 3)
 FOLD_LIMIT = 65_536  # elements; a larger result of parameters alone stays a node, so no big weight is stored twice
-# Not worth computing, as no recorded value matters, only its shape: half-precision products of a 170 M model took
-# PyTorch three minutes.
-PRODUCTS = {"matmul", "bmm"}
 SHAPE_ONLY = {"torch.zeros_like", "torch.ones_like", "torch.full_like", "torch.empty_like"}
 IN_PLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__iand__", "__ior__"}
 
@@ -141,10 +138,8 @@ class _Recorder(TorchFunctionMode):
         name = resolve_name(func) or getattr(func, "__name__", repr(func))
         used = [item for item in _flat((args, kwargs)) if isinstance(item, Tensor)]
         live = name not in SHAPE_ONLY and any(id(item) in self.live for item in used)
-        if live and name.rsplit(".", 1)[-1].strip("_") in PRODUCTS:
-            result = _zeros(func, args)
-        else:
-            result = func(*args, **kwargs)
+        asks = name.endswith(".__get__")  # a shape, a device, a transpose: nothing is computed
+        result = _hollow(func, args, kwargs, used) if live and not asks else func(*args, **kwargs)
         results = [item for item in _flat(result) if isinstance(item, Tensor)]
         self.keep += [*results, *used]
         method = name.rsplit(".", 1)[-1]
@@ -168,10 +163,34 @@ def _reshaped(results: list[Tensor], used: list[Tensor]) -> bool:
     return view.numel() == whole.numel() and view.data_ptr() == whole.data_ptr() and view.is_contiguous()
 
 
-def _zeros(func: Any, args: tuple[Any, ...]) -> Tensor:
-    """A result of the right shape and dtype."""
-    result = func(*[item.to("meta") if isinstance(item, Tensor) else item for item in args])
-    return torch.zeros(result.shape, dtype=result.dtype)
+def _hollow(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], used: list[Tensor]) -> Any:
+    """A call's result with the right shapes and dtypes, and zeros in one number's room.
+
+    No value that depends on an input matters to a recording. Computed, those of a 170 M model took minutes and the
+    intermediate results of a decoder's prefill eight gigabytes.
+    """
+    shadows = {id(item): item.to("meta") for item in used}
+    sources = {id(shadows[id(item)]): item for item in used}
+
+    def shadow(value: Any) -> Any:
+        return shadows[id(value)] if isinstance(value, Tensor) else value
+
+    def hollow(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return sources.get(id(value), torch.zeros((), dtype=value.dtype).expand(value.shape))
+
+    return _mapped(hollow, func(*_mapped(shadow, args), **_mapped(shadow, kwargs)))
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """`value` with everything inside its tuples, lists and dictionaries changed."""
+    if isinstance(value, (tuple, list)):
+        items = [_mapped(change, item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, dict):
+        return {key: _mapped(change, item) for key, item in value.items()}
+    return change(value)
 
 
 def _record(function: Function, module: nn.Module, feeds: Feeds) -> _Run:
