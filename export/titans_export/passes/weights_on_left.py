@@ -47,7 +47,7 @@ def weights_on_left(
     if sum(value.nbytes for value in weights.values()) < LARGE_BUNDLE:
         return dict(weights)
     large = {name for name, value in weights.items() if value.dim() == 2 and value.numel() >= LARGE_MATRIX}
-    turned = {name for name in large if all(_only_right(model.graph, name) for model in (*models, *fused))}
+    turned = large.difference(*(_read_otherwise(model.graph, large) for model in (*models, *fused)))
     for model in models:
         _turn(model.graph, turned)
     for model in fused:
@@ -63,14 +63,15 @@ def transposed_name(weight: str) -> str:
     return f"{weight}.T"
 
 
-def _only_right(graph: onnx.GraphProto, weight: str) -> bool:
-    """Whether all that a graph does with a weight is to multiply rows of known rank with it."""
-    known = _shapes(graph)
-    return all(
-        node.op_type == "MatMul" and node.input[1] == weight and node.input[0] in known
-        for node in graph.node
-        if weight in node.input
-    )
+def _read_otherwise(graph: onnx.GraphProto, weights: set[str]) -> set[str]:
+    """Which of the weights a graph reads in another way than by multiplying rows of known rank with them."""
+    known, found = _shapes(graph), set[str]()
+    for node in graph.node:
+        read = weights.intersection(node.input)
+        if node.op_type == "MatMul" and node.input[0] in known:
+            read -= {node.input[1]} - {node.input[0]}
+        found |= read
+    return found
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, list[int | None]]:
@@ -111,7 +112,8 @@ def _turn(graph: onnx.GraphProto, turned: set[str], fused: bool = False) -> None
         else:
             kept.append(tensor)
     kept += [helper.make_tensor(name, TensorProto.INT64, [len(key)], key) for key, name in integers.items()]
-    info = [value for value in graph.value_info if value.name in {name for node in nodes for name in node.output}]
+    made = {name for node in nodes for name in node.output}
+    info = [value for value in graph.value_info if value.name in made]
     for field, items in ((graph.node, nodes), (graph.initializer, kept), (graph.value_info, info)):
         del field[:]
         field.extend(items)
