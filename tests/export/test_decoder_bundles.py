@@ -1,4 +1,4 @@
-"""Bundles of pretrained decoders: the runtime computes what transformers computes, and drives them as any other model."""
+"""Bundles of pretrained decoders: the runtime computes what transformers computes."""
 
 from __future__ import annotations
 
