@@ -201,6 +201,18 @@ class SideMemory(AssociativeMemory):
         answers, new, surprise = self.extend(inputs, state, call.one_hot, call.length)
         return self.answer(answers, x), changed | new | {"conv_state": past}, surprise.mean(1)
 
+    def initial_state(self, batch: int) -> State:
+        """The carried entries of `batch` streams that have read nothing."""
+        state: State = {}
+        for spec in self.state_specs():
+            if spec.kind == "carried":
+                if isinstance(spec.initial, str):
+                    start: Tensor = self.get_parameter(spec.initial)
+                else:
+                    start = self.scale.new_full(spec.shape, spec.initial)
+                state[spec.name] = start.expand(spec.batched(batch))
+        return state
+
     # ---------------------------------------------------------------- before training
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,16 +20,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from titans_core.config import TitansConfig
-from titans_core.controls import writes_off, writes_something
 from titans_core.errors import CheckpointError, ConfigError
-from titans_core.model import TitansModel
 from titans_core.state import State
 from titans_core.training.checkpoint import (
-    Checkpoint,
     Progress,
     has_checkpoint,
     load_checkpoint,
@@ -37,8 +34,9 @@ from titans_core.training.checkpoint import (
     prepare_directory,
     save_checkpoint,
 )
+from titans_core.training.learner import Learner, TitansLearner
 from titans_core.training.log import LogFiles, Observer, StepRecord
-from titans_core.training.objective import Objective, Slice
+from titans_core.training.objective import Slice
 from titans_core.training.optimizer import (
     build_optimizer,
     optimizer_tensors,
@@ -46,7 +44,6 @@ from titans_core.training.optimizer import (
     set_learning_rate,
 )
 from titans_core.training.schedule import default_warmup, learning_rate
-from titans_core.training.speed import prepare
 from titans_core.training.threads import own_threads, quicker
 from titans_core.training.workers import Workers, join_workers
 from titans_format.errors import TitansError
@@ -160,8 +157,31 @@ def train(
         CheckpointError: `out` is not usable.
         TrainingError: the loss is no longer finite.
     """
+
+    def learner(device: torch.device) -> Learner:
+        torch.manual_seed(options.seed)
+        tensors = None if start is None else start.tensors
+        texts = {"tokenizer_json": tokenizer_json, "series_json": series_json}
+        return TitansLearner(
+            config, device, tensors=tensors, compiled=options.compile, recompute=options.recompute, **texts
+        )
+
+    return train_learner(learner, task, options, out, start=start, resume=resume, observers=observers)
+
+
+def train_learner(
+    build: Callable[[torch.device], Learner],
+    task: Task,
+    options: TrainOptions,
+    out: Path,
+    *,
+    start: Start | None = None,
+    resume: bool = False,
+    observers: Sequence[Observer] = (),
+) -> TrainResult:
+    """Train what `build` returns for a device, as `train` does; `start` says where its weights came from."""
     with _denormals_as_zero(), own_threads(), join_workers(options.device) as workers:
-        run = _Run(config, task, options, out, workers, tokenizer_json, series_json, start)
+        run = _Run(build(workers.device), task, options, out, workers, start)
         run.start(resume)
         return run.finish(observers)
 
@@ -180,30 +200,16 @@ def _denormals_as_zero() -> Iterator[None]:
 
 class _Run:
     def __init__(
-        self,
-        config: TitansConfig,
-        task: Task,
-        options: TrainOptions,
-        out: Path,
-        workers: Workers,
-        tokenizer_json: str | None,
-        series_json: str | None,
-        start: Start | None,
+        self, learner: Learner, task: Task, options: TrainOptions, out: Path, workers: Workers, start: Start | None
     ) -> None:
         pieces = workers.count * options.accumulate
         if options.batch % pieces:
             raise ConfigError(
                 f"a batch of {options.batch} rows does not divide into {pieces} equal pieces", "change one"
             )
-        self.config, self.task, self.options, self.out, self.workers = config, task, options, out, workers
-        self.tokenizer_json, self.series_json = tokenizer_json, series_json
-        torch.manual_seed(options.seed)
-        self.model = TitansModel(config).to(workers.device)
+        self.learner, self.task, self.options, self.out, self.workers = learner, task, options, out, workers
         self.origin = start
-        if start is not None:
-            self.model.load_state_dict(start.tensors)
-        prepare(self.model, compiled=options.compile, recompute=options.recompute)
-        self.objective = Objective(self.model)
+        self.model, self.objective = learner.model, learner.objective
         self.optimizer = build_optimizer(self.model, weight_decay=options.weight_decay)
         self.warmup = default_warmup(options.steps) if options.warmup is None else options.warmup
         self.bf16 = _use_bf16(options.precision, workers.device)
@@ -247,7 +253,7 @@ class _Run:
             if log:
                 log.close()
         seconds = time.monotonic() - began
-        parameters = self.model.num_parameters()
+        parameters = self.learner.num_parameters
         return TrainResult(self.workers.rank, self.step, self.loss, self.metrics, parameters, self.tokens, seconds)
 
     def _set_threads(self) -> None:
@@ -269,7 +275,7 @@ class _Run:
 
     # -- one step --------------------------------------------------------------------------------------------------
 
-    def _train_step(self, forward: Objective | DistributedDataParallel) -> tuple[float, float]:
+    def _train_step(self, forward: nn.Module) -> tuple[float, float]:
         """Advance by one optimizer step; returns the norm of the gradient and the rate used."""
         options, workers = self.options, self.workers
         batch = self.task.batch(self.step, workers.rows(options.batch))
@@ -297,7 +303,7 @@ class _Run:
         self.step, self.tokens = self.step + 1, self.tokens + tokens
         return norm, rate
 
-    def _forward(self, forward: Objective | DistributedDataParallel, piece: Slice, i: int) -> Tensor:
+    def _forward(self, forward: nn.Module, piece: Slice, i: int) -> Tensor:
         with torch.autocast(self.workers.device.type, torch.bfloat16, enabled=self.bf16):
             loss, _, state = forward(piece.inputs, piece.targets, piece.mask, piece.reset, self.states[i])
         if self.task.carries:
@@ -307,10 +313,10 @@ class _Run:
     def _check_finite(self, norm: float) -> None:
         if math.isfinite(self.loss) and math.isfinite(norm):
             return
-        bound = "" if self.config.memory.surprise_bound is not None else ", a surprise_bound of 1.0 for the memory"
         raise TrainingError(
             f"step {self.step + 1}: the loss is {self.loss:g} and the gradient norm {norm:g}",
-            f"try a lower --lr (it is {self.options.learning_rate:g}), a longer --warmup (it is {self.warmup}){bound}",
+            f"try a lower --lr (it is {self.options.learning_rate:g}), a longer --warmup (it is {self.warmup})"
+            f"{self.learner.advice}",
         )
 
     # -- evaluation ------------------------------------------------------------------------------------------------
@@ -322,8 +328,8 @@ class _Run:
         self.metrics = self.task.metrics(self._totals(self.objective, keep=True))
         if final and self.task.carries:
             self._compare("memory_reset", self._totals(self.objective, keep=False))
-            if writes_something(self.config):
-                self._compare("writes_off", self._totals(self._writes_off(), keep=True))
+            if (control := self.learner.writes_off()) is not None:
+                self._compare("writes_off", self._totals(control, keep=True))
         for observer in watching:
             observer.on_evaluation(self.step, self.metrics)
 
@@ -332,16 +338,8 @@ class _Run:
         name, value = next(iter(self.task.metrics(totals).items()))
         self.metrics[f"{name}_{control}"] = value
 
-    def _writes_off(self) -> Objective:
-        """The model as it is now, with its writes switched off."""
-        config, tensors = writes_off(self.config, self.model.state_dict())
-        with torch.random.fork_rng(devices=[]):  # what a fresh model draws is not this run's
-            model = TitansModel(config).to(self.workers.device)
-        model.load_state_dict(tensors)
-        return Objective(model)
-
     @torch.no_grad()
-    def _totals(self, objective: Objective, *, keep: bool) -> Totals:
+    def _totals(self, objective: nn.Module, *, keep: bool) -> Totals:
         """The held-out data with the memory kept, or reset at every slice."""
         loss, correct, count = 0.0, 0, 0
         state: State | None = None
@@ -356,7 +354,7 @@ class _Run:
 
     # -- processes and files ---------------------------------------------------------------------------------------
 
-    def _distributed(self) -> Objective | DistributedDataParallel:
+    def _distributed(self) -> nn.Module:
         if self.workers.count == 1:
             return self.objective
         devices = [self.workers.device] if self.workers.device.type == "cuda" else None
@@ -375,18 +373,16 @@ class _Run:
         tensors = {f"optimizer/{k}": v.cpu() for k, v in optimizer_tensors(self.model, self.optimizer).items()}
         tensors |= {f"stream/{name}": value.cpu() for name, value in streams.items()}
         tensors["random/cpu"] = torch.get_rng_state()
-        checkpoint = Checkpoint(self.config, weights, self.tokenizer_json, self._provenance(), self.series_json)
+        checkpoint = self.learner.checkpoint(weights, self._provenance())
         save_checkpoint(self.out, checkpoint, Progress(self.step, tensors, self._settings()))
 
     def _restore(self) -> None:
         checkpoint, progress = load_checkpoint(self.out), load_progress(self.out)
-        if checkpoint.config != self.config:
-            raise ConfigError(f"{self.out} holds a model of another configuration", "give the same one, or a new --out")
         settings = self._settings()
         for name in [*settings, *(_FROM for _ in progress.settings.keys() & {_FROM} - settings.keys())]:
             if settings.get(name) != progress.settings.get(name):
                 raise self._changed(name, progress.settings.get(name), settings.get(name))
-        self.model.load_state_dict(checkpoint.tensors)
+        self.learner.restore(checkpoint)
         restore_optimizer(self.model, self.optimizer, _below("optimizer/", progress.tensors))
         torch.set_rng_state(progress.tensors["random/cpu"])
         self.step = progress.step
@@ -417,7 +413,7 @@ class _Run:
             "step": self.step,
             "tokens": self.tokens,
             "loss": self.loss,
-            "parameters": self.model.num_parameters(),
+            "parameters": self.learner.num_parameters,
             "threads": self.threads,
             **self._settings(),
             **(self.origin.provenance if self.origin else {}),

@@ -42,15 +42,19 @@ class Slice:
         return [Slice(*column) for column in columns]
 
 
-class Objective(nn.Module):
-    """`model` with the loss it is trained on.
+class Trainable(nn.Module):
+    """A model with a loss, called as `Objective.forward`.
 
     Attributes:
         write_cost: what each counted prediction is charged, in units of the loss, where every memory takes its largest
             step at every token; charged where gradients are recorded.
     """
 
-    write_cost = 0.0
+    write_cost: float = 0.0
+
+
+class Objective(Trainable):
+    """`model` with the loss it is trained on."""
 
     def __init__(self, model: TitansModel) -> None:
         super().__init__()
