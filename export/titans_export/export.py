@@ -12,8 +12,8 @@ from titans_export.models.precision import at_precision, check_range, precision
 from titans_export.models.source_model import CONTROL, WRITES_OFF, load_source
 from titans_export.models.titans import OurModel
 from titans_export.verification.agreement import compare
+from titans_format.document import parse
 from titans_format.errors import BundleError
-from titans_format.jsonread import parse
 from titans_format.manifest import Manifest
 from titans_format.series import SeriesInfo, read_scaling
 
@@ -60,7 +60,7 @@ def _scaling(checkpoint: Path, document: str | None) -> SeriesInfo | None:
     if document is None:
         return None
     try:
-        return read_scaling(parse(document, f"{checkpoint} series.json"))
+        return read_scaling(parse(document, f"{checkpoint} series.json"), f"{checkpoint} series.json")
     except BundleError as error:
         raise ExportError(f"{checkpoint} is damaged ({error})", "train it again") from error
 

@@ -11,19 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from titans_format.document import EXPORT_AGAIN, MANIFEST_FILE
 from titans_format.errors import BundleError
-from titans_format.manifest import (
-    BATCH,
-    LAST,
-    MANIFEST_FILE,
-    METADATA,
-    GraphKind,
-    GraphSpec,
-    Manifest,
-    StateSpec,
-    TensorSpec,
-    TokenInputs,
-)
+from titans_format.fields import Fields, TokenInputs
+from titans_format.series import misfit
+from titans_format.specs import BATCH, LAST, METADATA, GraphKind, GraphSpec, StateSpec, TensorSpec
 
 # More is damage or an attack. The largest that we export: 8 graphs, 300 state tensors, 0.1 GiB of them.
 MOST_GRAPHS, MOST_STATES = 256, 16_384
@@ -32,12 +24,13 @@ MOST_BYTES = 2**36  # of a stream's state, or of the outputs of a call
 _TAKEN = frozenset({METADATA, LAST})
 
 
-def check_contract(manifest: Manifest) -> None:
+def check_contract(manifest: Fields) -> None:
     """Check that names are unique, sizes bounded, graphs fit the state table, and the schedule can be followed.
 
     Raises:
         BundleError: naming the graph, state or entry that does not fit.
     """
+    _check_shapes(manifest)
     _check_sizes(manifest)
     _unique("state name", (state.name for state in manifest.states))
     _unique("state tensor", (name for state in manifest.states for name in (state.input, state.output)))
@@ -56,22 +49,23 @@ def check_contract(manifest: Manifest) -> None:
         _check_graph(manifest, graph, allowed[key])
     _check_schedule(manifest)
     _check_initial(manifest)
+    _check_series(manifest)
     _check_tokenizer(manifest)
     _check_ends(manifest)
 
 
-def head_name(manifest: Manifest) -> str:
+def head_name(manifest: Fields) -> str:
     """The output that the model is run for."""
     return "logits" if isinstance(manifest.inputs, TokenInputs) else "predictions"
 
 
-def data_name(manifest: Manifest) -> str:
+def data_name(manifest: Fields) -> str:
     """The input that carries the stream."""
     return "input_ids" if isinstance(manifest.inputs, TokenInputs) else "inputs"
 
 
 def _fail(what: str) -> NoReturn:
-    raise BundleError(what, "export the bundle again", where=MANIFEST_FILE)
+    raise BundleError(what, EXPORT_AGAIN, where=MANIFEST_FILE)
 
 
 def _unique(what: str, names: Iterable[str]) -> None:
@@ -80,7 +74,16 @@ def _unique(what: str, names: Iterable[str]) -> None:
         _fail(f"{what} {repeated[0]!r} appears more than once")
 
 
-def _check_sizes(manifest: Manifest) -> None:
+def _check_shapes(manifest: Fields) -> None:
+    for number, state in enumerate(manifest.states):
+        if [axis for axis, size in enumerate(state.shape) if size == BATCH] != [state.batch_axis]:
+            _fail(
+                f'states[{number}].shape must have "{BATCH}" at axis {state.batch_axis} alone, as {state.kind} has it,'
+                f" found {list(state.shape)}"
+            )
+
+
+def _check_sizes(manifest: Fields) -> None:
     for what, count, most in (
         ("graphs", len(manifest.graphs), MOST_GRAPHS),
         ("state tensors", len(manifest.states), MOST_STATES),
@@ -105,7 +108,7 @@ class _Allowed:
     outputs: list[TensorSpec]
 
 
-def _check_graph(manifest: Manifest, graph: GraphSpec, allowed: _Allowed) -> None:
+def _check_graph(manifest: Fields, graph: GraphSpec, allowed: _Allowed) -> None:
     tokens_ok = {
         "prefill": graph.tokens == manifest.chunk,
         "extend": 1 <= graph.tokens <= manifest.chunk,
@@ -144,7 +147,7 @@ def _check_tensors(graph: GraphSpec, side: str, listed: tuple[TensorSpec, ...], 
             )
 
 
-def _allowed_inputs(manifest: Manifest, graph: GraphSpec) -> list[TensorSpec]:
+def _allowed_inputs(manifest: Fields, graph: GraphSpec) -> list[TensorSpec]:
     allowed = [_state_tensor(state, state.input) for state in manifest.states]
     allowed.append(TensorSpec(name="position", dtype="int64", shape=(BATCH,)))
     if graph.kind == "extend":
@@ -157,7 +160,7 @@ def _allowed_inputs(manifest: Manifest, graph: GraphSpec) -> list[TensorSpec]:
     return allowed
 
 
-def _allowed_outputs(manifest: Manifest, graph: GraphSpec) -> list[TensorSpec]:
+def _allowed_outputs(manifest: Fields, graph: GraphSpec) -> list[TensorSpec]:
     allowed = [_state_tensor(state, state.output) for state in manifest.states if state.kind == "carried"]
     if graph.kind in ("step", "extend"):
         rows = [state for state in manifest.states if state.kind == "rows"]
@@ -174,7 +177,7 @@ def _state_tensor(state: StateSpec, name: str, rows: int | None = None) -> Tenso
     return TensorSpec(name=name, dtype=state.dtype, shape=shape)
 
 
-def _check_schedule(manifest: Manifest) -> None:
+def _check_schedule(manifest: Fields) -> None:
     commits = {graph.name for graph in manifest.graphs if graph.kind == "commit"}
     steps = [graph.name for graph in manifest.graphs if graph.kind == "step"]
     named = {due.graph for due in manifest.schedule}
@@ -193,26 +196,40 @@ def _check_schedule(manifest: Manifest) -> None:
         _fail("an extend graph would jump over tokens that the schedule gives to a step graph of their own")
 
 
-def _check_initial(manifest: Manifest) -> None:
+def _check_initial(manifest: Fields) -> None:
     for state in manifest.states:
+        if (state.initial.kind == "learned") != (state.initial.tensor is not None):
+            _fail(f"state {state.name!r} starts from {state.initial.kind}, and names {state.initial.tensor!r}")
         if state.initial.kind == "learned" and manifest.initial_state is None:
             _fail(f"state {state.name!r} starts from a learned tensor, and initial_state is null")
 
 
-def _check_tokenizer(manifest: Manifest) -> None:
+def _check_tokenizer(manifest: Fields) -> None:
     if manifest.tokenizer is None:
         if manifest.chat_template is not None:
             _fail("a model without a tokenizer has a chat template")
         return
     if not isinstance(manifest.inputs, TokenInputs):
         _fail("a continuous model has a tokenizer")
+    if manifest.tokenizer.kind == "tokenizers" and manifest.tokenizer.data_file is None:
+        _fail("tokenizer has no file, or no sha256 of it")
     if manifest.tokenizer.kind == "byte" and manifest.inputs.vocab_size < 256:
         _fail(f"a byte tokenizer needs a vocabulary of at least 256, and it is {manifest.inputs.vocab_size}")
 
 
-def _check_ends(manifest: Manifest) -> None:
+def _check_ends(manifest: Fields) -> None:
     ids = (*manifest.ends.eos, *manifest.ends.stop)
     if ids and not isinstance(manifest.inputs, TokenInputs):
         _fail("a continuous model has token ids that end a text")
     if isinstance(manifest.inputs, TokenInputs) and ids and max(ids) >= manifest.inputs.vocab_size:
         _fail(f"id {max(ids)} ends a text, and the vocabulary is {manifest.inputs.vocab_size}")
+
+
+def _check_series(manifest: Fields) -> None:
+    if (series := manifest.series) is None:
+        return
+    if problem := misfit(series):
+        _fail(f"series.{problem}")
+    kind, wanted = manifest.inputs, (series.features, series.targets)
+    if isinstance(kind, TokenInputs) or (kind.features, kind.targets) != wanted:
+        _fail(f"inputs must be {wanted[0]} features and {wanted[1]} targets, as the series makes them")

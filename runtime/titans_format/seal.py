@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import cast
 
+from msgspec import Struct
+
+from titans_format.document import EXPORT_AGAIN, Digest, JsonObject, JsonValue, read
 from titans_format.errors import BundleError
-from titans_format.jsonread import JsonObject, Node
 
 FIELD = "sha256"
 
@@ -21,18 +24,25 @@ def seal(fields: JsonObject) -> JsonObject:
     return {**content, FIELD: _digest(content)}
 
 
-def check_seal(root: Node) -> None:
+def check_seal(document: JsonValue, file: str) -> None:
     """Raises `BundleError` unless the object is as it was when it was sealed."""
-    written = root.field(FIELD).sha256()
+    written = read(document, _Sealed, file).sha256
+    fields = cast(JsonObject, document)  # or `_Sealed` would not have fitted
     try:
-        found = _digest({key: value for key, value in root.fields().items() if key != FIELD})
+        found = _digest({key: value for key, value in fields.items() if key != FIELD})
     except ValueError:
-        raise BundleError(f"{root.file} has numbers that are not finite", "export the bundle again") from None
+        raise BundleError(f"{file} has numbers that are not finite", EXPORT_AGAIN) from None
     if written != found:
         raise BundleError(
-            f"{root.file} was changed after it was written: its checksum does not match",
+            f"{file} was changed after it was written: its checksum does not match",
             "copy the bundle again, or export it again",
         )
+
+
+class _Sealed(Struct):
+    """What is known of a sealed object."""
+
+    sha256: Digest
 
 
 def _digest(content: JsonObject) -> str:

@@ -1,21 +1,23 @@
 """What a manifest says of the series that a forecaster was trained on: its columns and their statistics.
 
-Knows the fields and their JSON form. Does not know the arithmetic, which is `titans_runtime.series`.
+Knows the fields. Does not know the arithmetic, which is `titans_runtime.series`, nor whether they fit the model
+(`contract`).
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Annotated
 
-from titans_format.jsonread import JsonObject, Node
+from msgspec import Meta, Struct
 
-Floats: TypeAlias = tuple[float, ...]
+from titans_format.document import ANY_FLOAT, EXPORT_AGAIN, JsonValue, Number, Positive, Text, read
+from titans_format.errors import BundleError
+
+# A number whose reciprocal is finite too.
+Scale = Annotated[float, Meta(ge=1 / ANY_FLOAT * (1 + 2**-50), le=ANY_FLOAT)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class SeriesInfo:
+class SeriesInfo(Struct, frozen=True, kw_only=True):
     """How a series was scaled for training: F channels, forecasts of `horizon` steps.
 
     name: of the recording.
@@ -26,18 +28,14 @@ class SeriesInfo:
     change_scales: in typical changes of one step; they follow.
     """
 
-    name: str
-    columns: tuple[str, ...]
-    mean: Floats
-    deviation: Floats
-    change: tuple[Floats, ...]
-    value_scales: Floats
-    change_scales: Floats
-
-    @property
-    def horizon(self) -> int:
-        """Steps that are forecast."""
-        return len(self.change)
+    name: Text
+    columns: Annotated[tuple[Text, ...], Meta(min_length=1)]
+    horizon: Positive
+    mean: tuple[Number, ...]
+    deviation: tuple[Scale, ...]
+    change: tuple[tuple[Scale, ...], ...]
+    value_scales: tuple[Scale, ...]
+    change_scales: tuple[Scale, ...]
 
     @property
     def features(self) -> int:
@@ -50,50 +48,19 @@ class SeriesInfo:
         return len(self.columns) * self.horizon
 
 
-def scaling_object(scaling: SeriesInfo) -> JsonObject:
-    """The scaling as it is written; `read_scaling` gives back an equal one."""
-    return {
-        "name": scaling.name,
-        "columns": list(scaling.columns),
-        "horizon": scaling.horizon,
-        "mean": list(scaling.mean),
-        "deviation": list(scaling.deviation),
-        "change": [list(row) for row in scaling.change],
-        "value_scales": list(scaling.value_scales),
-        "change_scales": list(scaling.change_scales),
-    }
+def read_scaling(value: JsonValue, file: str) -> SeriesInfo:
+    """The series in a document of its own, such as a checkpoint's. Raises `BundleError`."""
+    series = read(value, SeriesInfo, file)
+    if problem := misfit(series):
+        raise BundleError(problem, EXPORT_AGAIN, where=file)
+    return series
 
 
-def read_scaling(node: Node) -> SeriesInfo:
-    """The scaling in a JSON document from outside. Raises `BundleError` for one that does not hold together."""
-    columns = tuple(item.text() for item in node.field("columns").items())
-    if not columns:
-        node.field("columns").fail("a list of names")
-    change = tuple(_positive(item, len(columns)) for item in node.field("change").items())
-    if not change or len(change) != node.field("horizon").integer(1):
-        node.field("change").fail(f"a list of {node.field('horizon').value} lists")
-    mean = node.field("mean")
-    return SeriesInfo(
-        name=node.field("name").text(),
-        columns=columns,
-        mean=_numbers(mean, len(columns)),
-        deviation=_positive(node.field("deviation"), len(columns)),
-        change=change,
-        value_scales=_positive(node.field("value_scales")),
-        change_scales=_positive(node.field("change_scales")),
-    )
-
-
-def _numbers(node: Node, count: int | None = None) -> Floats:
-    numbers = tuple(item.number() for item in node.items())
-    if count is not None and len(numbers) != count:
-        node.fail(f"a list of {count}, a number per column")
-    return numbers
-
-
-def _positive(node: Node, count: int | None = None) -> Floats:
-    numbers = _numbers(node, count)
-    for item, number in zip(node.items(), numbers, strict=True):
-        if not (number > 0 and math.isfinite(1 / number)):
-            item.fail("a number above 0")
-    return numbers
+def misfit(series: SeriesInfo) -> str:
+    """What does not fit within a series, or "": there are as many numbers as columns, and as many lists as steps."""
+    if len(series.change) != series.horizon:
+        return f"change has {len(series.change)} lists for a horizon of {series.horizon}"
+    lists = {"mean": series.mean, "deviation": series.deviation}
+    lists |= {f"change[{step}]": row for step, row in enumerate(series.change)}
+    wrong = [f"{name} has {len(row)} numbers for {len(series.columns)} columns" for name, row in lists.items()]
+    return next((what for what, row in zip(wrong, lists.values(), strict=True) if len(row) != len(series.columns)), "")

@@ -19,11 +19,12 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from titans_format.document import MANIFEST_FILE, parse
+from titans_format.dtypes import BY_NAME
 from titans_format.errors import BundleError
-from titans_format.jsonread import parse
-from titans_format.manifest import ITEM_BYTES, MANIFEST_FILE, DataFile, GraphSpec, Manifest, StateSpec
-from titans_format.manifest_reader import read_manifest
+from titans_format.manifest import Manifest, read_manifest
 from titans_format.seal import check_seal
+from titans_format.specs import DataFile, GraphSpec, StateSpec
 from titans_runtime import files, memory
 from titans_runtime.arrays import Array
 from titans_runtime.errors import InputError, os_remedy
@@ -103,8 +104,8 @@ class Bundle:
     def check_tokenizer(self) -> None:
         """Raise `BundleError` unless the tokenizer's file, opened when first needed, is the one that was hashed."""
         info = self.manifest.tokenizer
-        if info is not None and info.file is not None:
-            _read(self.path, info.file, MAX_TOKENIZER_BYTES)
+        if info is not None and info.data_file is not None:
+            _read(self.path, info.data_file, MAX_TOKENIZER_BYTES)
 
     def weights_in_place(self) -> bool:
         """Whether the weight file still has its name, so that others may open it by that.
@@ -236,7 +237,7 @@ def read_manifest_of(folder: Path) -> Manifest:
     try:
         root = parse(text, MANIFEST_FILE)
         manifest = read_manifest(root)  # first, because what it says of a damaged file is more to the point
-        check_seal(root)
+        check_seal(root, MANIFEST_FILE)
     except BundleError as error:
         raise BundleError(f"{folder}{os.sep}{error.finding}", error.remedy) from error  # it begins with the file's name
     return manifest
@@ -261,7 +262,7 @@ def check_memory(manifest: Manifest, streams: int = 1) -> None:
 def graph_bytes(graph: GraphSpec) -> int:
     """Bytes of what one call of a graph takes and returns for one stream, besides its state."""
     state = graph.inputs + graph.outputs
-    return sum(_tensor_bytes(tensor.shape, ITEM_BYTES[tensor.dtype]) for tensor in state if len(tensor.shape) > 1)
+    return sum(_tensor_bytes(tensor.shape, BY_NAME[tensor.dtype].bytes) for tensor in state if len(tensor.shape) > 1)
 
 
 def _forms(graph: GraphSpec) -> Iterable[Form]:
@@ -278,9 +279,9 @@ def _limits(manifest: Manifest) -> dict[str, int]:
     if manifest.initial_state is not None:
         limits[manifest.initial_state.file] = manifest.stream_bytes + MAX_HEADER_BYTES
     if manifest.tokenizer is not None and manifest.tokenizer.file is not None:
-        limits[manifest.tokenizer.file.file] = MAX_TOKENIZER_BYTES
+        limits[manifest.tokenizer.file] = MAX_TOKENIZER_BYTES
     if manifest.chat_template is not None:
-        limits[manifest.chat_template.file.file] = MAX_TEMPLATE_BYTES
+        limits[manifest.chat_template.file] = MAX_TEMPLATE_BYTES
     return limits
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import cast
 
-from titans_format.jsonread import JsonObject
-from titans_format.manifest import FORMAT_VERSION, Manifest, TokenInputs
+from titans_format.document import JsonObject
+from titans_format.fields import TokenInputs
+from titans_format.manifest import FORMAT_VERSION, Manifest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from titans_format.errors import BundleError
-from titans_format.manifest import MOST_AXES, TensorSpec
+from titans_format.specs import MOST_AXES, TensorSpec
 from titans_runtime.graph_operators import DIVISIONS, INTEGERS, IR_VERSION, OPERATORS, OPSETS, STANDARD
 from titans_runtime.onnx_reader import ELEMENT_BYTES, ELEMENT_TYPES, Model, Node, Tensor, Value, read_model
 from titans_runtime.protobuf import WireError

@@ -11,7 +11,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from titans_format.errors import BundleError
-from titans_format.manifest import Manifest, TokenInputs
+from titans_format.fields import TokenInputs
+from titans_format.manifest import Manifest
 from titans_runtime import native
 from titans_runtime.arguments import checked_bytes, checked_path, function, shown, whole
 from titans_runtime.bundle import Bundle, check_memory, opening, without_writes

@@ -10,10 +10,10 @@ arithmetic for training; a test holds them equal.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import ArrayLike, NDArray
 
 from titans_format.series import SeriesInfo
@@ -24,14 +24,13 @@ from titans_runtime.errors import InputError
 Values: TypeAlias = NDArray[np.float64]
 
 
-@dataclass(frozen=True, kw_only=True)
-class SeriesScaling(SeriesInfo):
+class SeriesScaling(SeriesInfo, frozen=True, kw_only=True):
     """The arithmetic of a series: its fields are those of `SeriesInfo`."""
 
     @classmethod
     def of(cls, info: SeriesInfo) -> SeriesScaling:
         """The arithmetic for what a manifest says."""
-        return cls(**vars(info))
+        return cls(**structs.asdict(info))
 
     def inputs(self, values: ArrayLike, before: ArrayLike | None = None) -> FloatArray:
         """What to feed a session for measured `values`.

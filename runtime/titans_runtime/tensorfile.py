@@ -13,28 +13,19 @@ import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 
+from titans_format.document import Count, JsonObject, JsonValue, parse, read, refuse
+from titans_format.dtypes import BY_SAFETENSORS
 from titans_format.errors import BundleError
-from titans_format.jsonread import Node, parse
-from titans_format.manifest import METADATA, MOST_AXES
+from titans_format.specs import METADATA, MOST_AXES
 from titans_runtime.arrays import Array
 from titans_runtime.errors import os_remedy
 from titans_runtime.files import open_regular, shown
 
-# safetensors dtype -> numpy storage. NumPy has no bfloat16; its bits travel as uint16.
-_STORAGE = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": np.uint16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
 MAX_HEADER_BYTES = 16 * 2**20  # far above any model's; the largest that we export has 100 KB
 
 
@@ -81,7 +72,7 @@ def read_tensors(data: Array, name: str) -> dict[str, MappedTensor]:
         BundleError: the file is truncated, or its header does not describe it.
     """
     header, start = _header(data, name)
-    found = {key: _tensor(header.field(key), data, start, name) for key in header.fields() if key != METADATA}
+    found = {key: _tensor(key, entry, data, start, name) for key, entry in header.items() if key != METADATA}
     end = start
     for key, tensor in sorted(found.items(), key=lambda item: (item[1].offset, item[1].array.nbytes)):
         if tensor.offset != end:
@@ -94,7 +85,7 @@ def read_tensors(data: Array, name: str) -> dict[str, MappedTensor]:
     return found
 
 
-def _header(data: Array, name: str) -> tuple[Node, int]:
+def _header(data: Array, name: str) -> tuple[JsonObject, int]:
     """The parsed header and the offset at which the tensors' data begins."""
     length = int.from_bytes(data[:8].tobytes(), "little")
     if len(data) < 8 or length > min(len(data) - 8, MAX_HEADER_BYTES):
@@ -103,18 +94,24 @@ def _header(data: Array, name: str) -> tuple[Node, int]:
         text = data[8 : 8 + length].tobytes().decode("utf-8")
     except UnicodeDecodeError:
         raise BundleError(f"{name} has a header that is not UTF-8", "copy the bundle again") from None
-    return parse(text, name), 8 + length
+    return read(parse(text, name), dict[str, Any], name), 8 + length
 
 
-def _tensor(node: Node, data: Array, start: int, name: str) -> MappedTensor:
-    dtype = node.field("dtype").choice(tuple(_STORAGE))
-    shape = tuple(item.integer(0) for item in node.field("shape").items())
-    offsets = [item.integer(0) for item in node.field("data_offsets").items()]
-    item = np.dtype(_STORAGE[dtype])
-    if len(shape) > MOST_AXES:
-        node.field("shape").fail(f"a shape of at most {MOST_AXES} axes")
-    size = math.prod(shape) * item.itemsize
-    if len(offsets) != 2 or offsets[1] - offsets[0] != size or start + offsets[1] > len(data):
-        raise BundleError(f"{node.path} does not lie within the file", "copy the bundle again", where=name)
-    window = data[start + offsets[0] : start + offsets[1]]
-    return MappedTensor(window.view(item).reshape(shape), dtype, start + offsets[0])
+class _Entry(Struct):
+    """One tensor in a header."""
+
+    dtype: str
+    shape: Annotated[tuple[Count, ...], Meta(max_length=MOST_AXES)]
+    data_offsets: tuple[Count, Count]
+
+
+def _tensor(key: str, value: JsonValue, data: Array, start: int, name: str) -> MappedTensor:
+    entry = read(value, _Entry, name, key)
+    kind = BY_SAFETENSORS.get(entry.dtype)
+    if kind is None:
+        refuse(name, f"{key}.dtype", f"one of {', '.join(BY_SAFETENSORS)}", entry.dtype)
+    begin, end = entry.data_offsets
+    if end - begin != math.prod(entry.shape) * kind.bytes or start + end > len(data):
+        raise BundleError(f"{key} does not lie within the file", "copy the bundle again", where=name)
+    window = data[start + begin : start + end]
+    return MappedTensor(window.view(kind.storage).reshape(entry.shape), kind.safetensors, start + begin)

@@ -27,7 +27,8 @@ from titans_core.state import State, StateSpec
 from titans_core.training.speed import prepare
 from titans_export.bundle.writer import staged, write_bundle
 from titans_export.models.protocol import Feeds, StepGraph
-from titans_format.manifest import ContinuousInputs, Due
+from titans_format.fields import ContinuousInputs
+from titans_format.specs import Due
 
 
 def layer_config(dim: int, heads: int, chunk: int) -> TitansConfig:

@@ -20,7 +20,8 @@ from titans_export.bundle.slim import slim
 from titans_export.bundle.texts import check_template, generation_defaults, with_closing
 from titans_export.errors import ExportError
 from titans_export.export import export_model
-from titans_format.manifest import Ends, GenerationDefaults, Manifest
+from titans_format.fields import Ends, GenerationDefaults
+from titans_format.manifest import Manifest
 from titans_runtime import load
 from titans_tasks.tokens import ByteTokenizer, parse_tokenizer
 

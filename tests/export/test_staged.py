@@ -12,7 +12,7 @@ import pytest
 
 from titans_export.bundle.writer import staged
 from titans_export.errors import ExportError
-from titans_format.manifest import MANIFEST_FILE
+from titans_format.document import MANIFEST_FILE
 from titans_runtime import atomic
 
 

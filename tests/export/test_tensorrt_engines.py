@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from msgspec import structs
 from onnx import TensorProto, helper
 
 from tests.export.conftest import build
@@ -22,7 +23,7 @@ from titans_export.tensorrt import options as tensorrt_options
 from titans_export.tensorrt.engines import build_engines
 from titans_export.tensorrt.network import Log, check_io, check_precision, parse
 from titans_export.tensorrt.options import BuildOptions
-from titans_format.manifest import GraphSpec, TensorSpec
+from titans_format.specs import GraphSpec, TensorSpec
 from titans_runtime.bundle import open_bundle
 from titans_runtime.devices.tensorrt import nvidia
 from titans_runtime.devices.tensorrt.top_k_graph import chooser
@@ -126,7 +127,7 @@ def test_another_tensor_than_the_manifests_is_a_failure(change: dict[str, object
     network, _builder = parsed(tmp_path / "g.onnx")  # type: ignore[misc]
     assert [item.name for item in check_io(trt, network, graph)] == ["x", "y"]
     with pytest.raises(ExportError, match=told):
-        check_io(trt, network, replace(graph, outputs=(other,)))
+        check_io(trt, network, structs.replace(graph, outputs=(other,)))
 
 
 def test_a_graph_that_computes_in_another_precision_than_the_manifest_says_is_a_failure(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from titans_core.pretrained import Texts
 from titans_export.bundle.texts import AS_FOUND, EndNames, find_ends, tokenizer_of
 from titans_export.errors import ExportError
 from titans_export.export import export_model
-from titans_format.manifest import ContinuousInputs, Ends, TokenInputs
+from titans_format.fields import ContinuousInputs, Ends, TokenInputs
 from titans_runtime import load
 from titans_tasks.errors import DataError
 from titans_tasks.tokens import ByteTokenizer, parse_tokenizer

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests import tokenizer_kinds
 from tests.runtime.toy import Toy, write_toy
 from tests.tokenizer_kinds import KINDS, SPECIAL
-from titans_format.manifest import Ends
+from titans_format.fields import Ends
 from titans_runtime import BundleError, InputError, Manifest, Model, TextError, load
 from titans_runtime.stream.session import Session
 from titans_runtime.text.stopping import StopFilter, Transcript, check_stops

@@ -23,7 +23,7 @@ from tests.runtime.forge import (
     table,
     write,
 )
-from titans_format.manifest import BATCH, TensorSpec
+from titans_format.specs import BATCH, TensorSpec
 from titans_runtime import BundleError, load, native
 from titans_runtime.bundle import open_bundle
 from titans_runtime.devices import host

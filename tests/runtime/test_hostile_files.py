@@ -117,7 +117,7 @@ def _multiply(document: dict[str, Any]) -> None:
     [
         (lambda d: _grow(d, 2**30), "memory are needed|state 'trace'|input 'trace'|bytes"),
         (_multiply, f"more than {MOST_BYTES:,}"),
-        (lambda d: d["states"][1].update(shape=["batch", *[1] * 5000]), "at most 16 dimensions"),
+        (lambda d: d["states"][1].update(shape=["batch", *[1] * 5000]), "a list of at most 16"),
         (lambda d: d["states"][0].update(name="last_output"), "the name of something else"),
         (lambda d: d["states"][0].update(name="__metadata__"), "the name of something else"),
         (lambda d: d["states"][0].update(name="\ud800"), "UTF-8 cannot express"),

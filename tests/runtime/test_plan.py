@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.runtime.toy import C
-from titans_format.manifest import Due, Manifest
+from titans_format.manifest import Manifest
+from titans_format.specs import Due
 from titans_runtime.bundle import read_manifest_of
 from titans_runtime.stream.plan import FASTEST, STEPS_ONLY, Call, Planner, Policy
 

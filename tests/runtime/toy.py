@@ -21,22 +21,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.parser
+from msgspec import structs
 from numpy.typing import NDArray
 
-from titans_format.manifest import (
-    ContinuousInputs,
-    DataFile,
-    Due,
-    GraphKind,
-    GraphSpec,
-    Initial,
-    Manifest,
-    ModelInfo,
-    StateSpec,
-    TensorSpec,
-    TokenInputs,
-    TokenizerInfo,
-)
+from titans_format.fields import ContinuousInputs, ModelInfo, TokenInputs, TokenizerInfo
+from titans_format.manifest import Manifest
+from titans_format.specs import DataFile, Due, GraphKind, GraphSpec, Initial, StateSpec, TensorSpec
 
 C, D, FEATURES, TARGETS = 8, 6, 3, 2  # chunk, width, and the channels of the continuous version
 TRACE_START = 0.25
@@ -237,7 +227,7 @@ STATES = (
         kind="rows",
         dtype="float32",
         shape=(C, "batch", D),
-        initial=Initial(),
+        initial=Initial(kind="zeros"),
         input="rows",
         output="present_rows",
     ),
@@ -396,10 +386,10 @@ def write_toy(folder: Path, toy: Toy, tokenizer_json: bytes | None = None) -> Pa
         spec = _graph_spec(toy, kind)
         file = _put(folder, spec.file, _onnx(toy, spec, _offsets(content)))
         onnx.checker.check_model(str(folder / spec.file))
-        graphs.append(GraphSpec(**{**vars(spec), "sha256": file.sha256}))
+        graphs.append(GraphSpec(**{**structs.asdict(spec), "sha256": file.sha256}))
     tokenizer = None
     if tokenizer_json is not None:
-        tokenizer = TokenizerInfo(kind="tokenizers", file=_put(folder, "tokenizer.json", tokenizer_json))
+        tokenizer = TokenizerInfo(kind="tokenizers", **structs.asdict(_put(folder, "tokenizer.json", tokenizer_json)))
     elif toy.vocab_size is not None and toy.vocab_size >= 256:
         tokenizer = TokenizerInfo(kind="byte")
     token_inputs = None if toy.vocab_size is None else TokenInputs(vocab_size=toy.vocab_size)

@@ -67,7 +67,7 @@ def test_a_forged_change_that_does_no_harm_works(victim: Victim) -> None:
 
 
 def test_a_missing_check_of_the_manifest_would_be_noticed(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_module, "check_seal", lambda root: None)
+    monkeypatch.setattr(bundle_module, "check_seal", lambda root, file: None)
     with pytest.raises(DefectError, match="accepted"):
         check(victim, "manifest", {"signed": False, "json": renamed(victim)})
 

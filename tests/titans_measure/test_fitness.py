@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from titans_format.manifest import ContinuousInputs, TokenInputs
+from titans_format.fields import ContinuousInputs, TokenInputs
 from titans_measure.quality.errors import EvalError
 from titans_measure.quality.fitness import require_bytes, require_task
 from titans_runtime import Model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import titans_runtime
 from tests.conftest import SMALL, titans
+from titans_format.document import parse
 from titans_format.errors import BundleError
-from titans_format.jsonread import parse
 from titans_format.manifest import Manifest
 from titans_format.seal import seal
 from titans_format.series import read_scaling
@@ -29,7 +29,7 @@ STEPS, HORIZON = 400, 3
 
 
 def scaling_of(of: Forecasting) -> SeriesScaling:
-    return SeriesScaling.of(read_scaling(parse(json.dumps(of.document()), "series.json")))
+    return SeriesScaling.of(read_scaling(parse(json.dumps(of.document()), "series.json"), "series.json"))
 
 
 def walk(channels: int, seed: int) -> Series:
@@ -169,4 +169,4 @@ def test_a_manifest_gives_its_scaling_back(bundle: Path) -> None:
     again = Manifest.from_json(manifest.to_json())
     assert again.series is not None
     assert manifest.series is not None
-    assert asdict(again.series) == asdict(manifest.series)
+    assert again.series == manifest.series

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from msgspec import structs
 
 from studies.speed import kernels as compared
 from tests.export.conftest import build
 from titans_cli.main import cli
 from titans_export.bundle.writer import write_manifest
 from titans_export.export import export_model
-from titans_format.manifest import Cost, Manifest
+from titans_format.manifest import Manifest
+from titans_format.specs import Cost
 from titans_measure.speed.demand import decoding, reading
 from titans_measure.speed.measure import Wish, measure
 from titans_measure.speed.profile import part_of, profile, read_profile
@@ -109,7 +111,8 @@ def test_a_bundle_that_does_not_say_what_it_costs_has_speeds_and_no_shares(bundl
     for path in bundle.iterdir():
         (old / path.name).write_bytes(path.read_bytes())
     manifest = manifest_of(old)
-    write_manifest(old, replace(manifest, graphs=tuple(replace(graph, cost=None) for graph in manifest.graphs)))
+    graphs = tuple(structs.replace(graph, cost=None) for graph in manifest.graphs)
+    write_manifest(old, structs.replace(manifest, graphs=graphs))
     result = CliRunner().invoke(
         cli, ["bench", str(old), "--batch", "1", "--prompt", "8", "--tokens", "2", "--rounds", "1"]
     )

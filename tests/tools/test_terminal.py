@@ -8,11 +8,11 @@ import pty
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from msgspec.structs import replace
 
 import titans_runtime
 from tests.runtime.toy import Toy, write_toy

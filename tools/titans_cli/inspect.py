@@ -6,12 +6,12 @@ Knows how to lay a manifest out, as tables for people or as JSON. Does not run a
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import numpy as np
+from msgspec.structs import asdict
 
 from titans_cli.options import bundle_argument, json_option
 from titans_cli.terminal import PlainTable, print_json, say, show

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from titans_export.bundle.writer import staged, write_manifest
 from titans_export.errors import ExportError

@@ -10,12 +10,12 @@ of the model's generation settings; the special tokens of a `tokenizer.json` by 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from titans_core.pretrained import Texts
 from titans_export.errors import ExportError
 from titans_format.errors import BundleError
-from titans_format.manifest import ContinuousInputs, Ends, GenerationDefaults, TokenInputs
+from titans_format.fields import ContinuousInputs, Ends, GenerationDefaults, TokenInputs
 from titans_runtime.arguments import whole
 from titans_runtime.chat.template import ChatTemplate
 from titans_runtime.chat.turns import closing_text
@@ -105,7 +105,7 @@ def generation_defaults(settings: Mapping[str, float | int | bool]) -> Generatio
         given["temperature"] = 0.0
     if not given.get("top_k", 1):
         del given["top_k"]
-    names = {field.name for field in fields(GenerationDefaults)}
+    names = set(GenerationDefaults.__struct_fields__)
     limit = given.pop("max_new_tokens", None)
     try:
         options = SamplingOptions(**{name: value for name, value in given.items() if name in names})  # type: ignore[arg-type]

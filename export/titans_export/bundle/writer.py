@@ -11,12 +11,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 import onnx
 import torch
+from msgspec import structs
+from msgspec.structs import replace
 from torch import Tensor
 
 from titans_core.pretrained import Texts
@@ -46,16 +47,11 @@ from titans_export.models.protocol import SteppableModel
 from titans_export.passes.float32_for_cpu import float32_for_cpu, is_half
 from titans_export.passes.quantise import quantise
 from titans_export.passes.weights_on_left import weights_on_left
-from titans_format.manifest import (
-    MANIFEST_FILE,
-    ChatTemplateInfo,
-    DataFile,
-    GraphSpec,
-    Manifest,
-    ModelInfo,
-    TokenizerInfo,
-)
+from titans_format.document import MANIFEST_FILE
+from titans_format.fields import ChatTemplateInfo, ModelInfo, TokenizerInfo
+from titans_format.manifest import Manifest
 from titans_format.series import SeriesInfo
+from titans_format.specs import DataFile, GraphSpec
 from titans_runtime.arguments import is_unicode
 from titans_runtime.atomic import replace_file, replace_folder
 from titans_tasks.tokens import Tokenizer
@@ -239,7 +235,7 @@ def _tokenizer(tokenizer: Tokenizer | None, directory: Path) -> TokenizerInfo | 
         return TokenizerInfo(kind="byte")
     path = directory / TOKENIZER_FILE
     path.write_text(tokenizer.json, encoding="utf-8")
-    return TokenizerInfo(kind="tokenizers", file=data_file(path))
+    return TokenizerInfo(kind="tokenizers", **structs.asdict(data_file(path)))
 
 
 def _chat_template(texts: Texts, directory: Path) -> ChatTemplateInfo | None:
@@ -247,7 +243,7 @@ def _chat_template(texts: Texts, directory: Path) -> ChatTemplateInfo | None:
         return None
     path = directory / TEMPLATE_FILE
     path.write_text(texts.chat_template, encoding="utf-8", newline="")
-    return ChatTemplateInfo(file=data_file(path), tokens=dict(texts.special))
+    return ChatTemplateInfo(**structs.asdict(data_file(path)), tokens=dict(texts.special))
 
 
 def data_file(path: Path) -> DataFile:
@@ -272,4 +268,4 @@ def versions() -> dict[str, str]:
 
 def with_verification(manifest: Manifest, report: dict[str, object]) -> Manifest:
     """The manifest with a verification report in it."""
-    return replace(manifest, verification=report)  # type: ignore[arg-type]
+    return replace(manifest, verification=report)

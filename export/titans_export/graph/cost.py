@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from titans_export.errors import ExportError
-from titans_format.manifest import Cost
+from titans_format.specs import Cost
 
 Shapes = Mapping[str, tuple[int, ...]]
 

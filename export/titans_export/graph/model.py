@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx
 import torch
+from msgspec import to_builtins
 from onnx import TensorProto, helper
 from torch import Tensor
 
@@ -20,19 +21,10 @@ from titans_export.graph.fused_ops import DOMAIN, VERSION, fused
 from titans_export.graph.lower import lower
 from titans_export.graph.record import record
 from titans_export.models.protocol import DATA_INPUTS, Feeds, StepGraph, SteppableModel, initial_state
-from titans_format.manifest import (
-    BATCH,
-    FORMAT_VERSION,
-    ContinuousInputs,
-    DType,
-    GraphSpec,
-    Initial,
-    Shape,
-    StateSpec,
-    TensorSpec,
-    TokenInputs,
-    due_object,
-)
+from titans_format.dtypes import DType
+from titans_format.fields import ContinuousInputs, TokenInputs
+from titans_format.manifest import FORMAT_VERSION
+from titans_format.specs import BATCH, GraphSpec, Initial, Shape, StateSpec, TensorSpec
 
 OPSET = 20  # the first with Gelu; TensorRT 10 and ONNX Runtime 1.24 take it
 IR_VERSION = 10
@@ -93,7 +85,7 @@ def _state(spec: CoreStateSpec, start: Tensor) -> StateSpec:
     if isinstance(spec.initial, str):
         initial = Initial(kind="learned", tensor=spec.name)
     elif spec.initial == 0.0:
-        initial = Initial()
+        initial = Initial(kind="zeros")
     else:
         initial = Initial(kind="constant", value=spec.initial)
     return StateSpec(
@@ -204,7 +196,7 @@ def _metadata(model: SteppableModel, graph: StepGraph) -> dict[str, str]:
         "titans.chunk": str(model.chunk),
         "titans.inputs": json.dumps(inputs),
         "titans.states": json.dumps(table),
-        "titans.schedule": json.dumps([due_object(due) for due in model.schedule]),
+        "titans.schedule": json.dumps([to_builtins(due) for due in model.schedule]),
     }
 
 

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from titans_core.state import StateSpec
-from titans_format.manifest import ContinuousInputs, Due, GraphKind, TokenInputs
+from titans_format.fields import ContinuousInputs, TokenInputs
+from titans_format.specs import Due, GraphKind
 
 Feeds = dict[str, Tensor]
 

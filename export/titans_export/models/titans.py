@@ -11,7 +11,8 @@ from titans_core.decoder import Decoder, DecoderConfig
 from titans_core.model import Outputs, TitansModel
 from titans_core.state import StateSpec
 from titans_export.models.protocol import Feeds, StepGraph
-from titans_format.manifest import ContinuousInputs, Due, TokenInputs
+from titans_format.fields import ContinuousInputs, TokenInputs
+from titans_format.specs import Due
 
 OurModel = TitansModel | Decoder
 

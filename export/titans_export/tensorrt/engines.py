@@ -27,7 +27,8 @@ from titans_export.tensorrt.options import (
     load_timing_cache,
     timings,
 )
-from titans_format.manifest import GraphSpec, Manifest
+from titans_format.manifest import Manifest
+from titans_format.specs import GraphSpec
 from titans_runtime.atomic import replace_file
 from titans_runtime.bundle import open_bundle
 from titans_runtime.devices.tensorrt import modules as tensorrt_modules

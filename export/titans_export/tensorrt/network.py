@@ -14,7 +14,7 @@ from typing import Any
 
 from titans_export.errors import ExportError
 from titans_export.passes.sums_as_products import sums_as_products
-from titans_format.manifest import GraphSpec, TensorSpec
+from titans_format.specs import GraphSpec, TensorSpec
 
 _TYPES = {
     "FLOAT": "float32",

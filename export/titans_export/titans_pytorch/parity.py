@@ -21,7 +21,7 @@ from titans_export.errors import VerificationError
 from titans_export.titans_pytorch import installed as library
 from titans_export.titans_pytorch.steppable import TitansPytorchModel
 from titans_export.verification.torch_stream import TorchStream
-from titans_format.manifest import ContinuousInputs, TokenInputs
+from titans_format.fields import ContinuousInputs, TokenInputs
 from titans_runtime.arrays import Array
 from titans_runtime.bundle import open_bundle
 from titans_runtime.devices.select import select

@@ -19,7 +19,8 @@ from titans_export.titans_pytorch.memory_only import MOST_CHUNKS, MemoryStream
 from titans_export.titans_pytorch.options import MemoryOptions, read_options
 from titans_export.titans_pytorch.parameters import Reader
 from titans_export.titans_pytorch.transformer import Transformer
-from titans_format.manifest import ContinuousInputs, Due, TokenInputs
+from titans_format.fields import ContinuousInputs, TokenInputs
+from titans_format.specs import Due
 
 STEP, CLOSE, LONGTERM, LONGTERM_CLOSE, SEGMENT_END = "step", "step_close", "longterm", "longterm_close", "segment_end"
 

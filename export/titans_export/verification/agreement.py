@@ -39,7 +39,7 @@ from titans_export.models.source_model import made_from, source_of
 from titans_export.models.titans import OurModel, TitansSteppable
 from titans_export.passes.quantise import values_name
 from titans_export.verification.torch_stream import TorchStream
-from titans_format.manifest import ContinuousInputs
+from titans_format.fields import ContinuousInputs
 from titans_runtime.arrays import Array
 from titans_runtime.bundle import open_bundle, read_manifest_of
 from titans_runtime.devices.select import select

@@ -26,7 +26,7 @@ from titans_export.models.source_model import source_of
 from titans_export.models.titans import OurModel, TitansSteppable
 from titans_export.verification.agreement import threads_for
 from titans_export.verification.torch_stream import TorchStream
-from titans_format.manifest import ContinuousInputs
+from titans_format.fields import ContinuousInputs
 from titans_runtime.arrays import Array
 from titans_runtime.bundle import Bundle, open_bundle
 from titans_runtime.devices.select import select

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from titans_export.models.protocol import StepGraph, SteppableModel, initial_state
-from titans_format.manifest import GraphKind
+from titans_format.specs import GraphKind
 
 
 class TorchStream:

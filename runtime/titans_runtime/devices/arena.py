@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from titans_format.manifest import StateSpec, TensorSpec
+from titans_format.specs import StateSpec, TensorSpec
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.native import kernels
 from titans_runtime.state.blocks import Lease, Pool, Shapes, Table, TablePool

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from titans_format.manifest import GraphSpec
+from titans_format.specs import GraphSpec
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.devices.arena import RowsSlot, Slot
 from titans_runtime.devices.cpu_state import HostState

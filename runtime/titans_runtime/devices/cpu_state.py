@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 import numpy as np
 
 from titans_format.contract import data_name, head_name
-from titans_format.manifest import GraphSpec, Manifest
+from titans_format.manifest import Manifest
+from titans_format.specs import GraphSpec
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.bundle import Bundle, check_memory
 from titans_runtime.devices.arena import Group, RowsGroup, RowsSlot, Slot, scratch

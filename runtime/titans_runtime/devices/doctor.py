@@ -10,7 +10,7 @@ import importlib.metadata
 from dataclasses import asdict, dataclass
 from typing import cast
 
-from titans_format.jsonread import JsonObject
+from titans_format.document import JsonObject
 from titans_runtime.devices.select import PROVIDERS, prove
 from titans_runtime.errors import ProviderError, ProviderStatus
 

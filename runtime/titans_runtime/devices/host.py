@@ -25,7 +25,7 @@ import numpy as np
 
 from titans_format.errors import BundleError
 from titans_format.install import install
-from titans_format.manifest import GraphSpec
+from titans_format.specs import GraphSpec
 from titans_runtime import forks
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.bundle import Bundle, Form, file_of

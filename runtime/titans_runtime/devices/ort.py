@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
-from titans_format.manifest import GraphSpec
+from titans_format.specs import GraphSpec
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.bundle import Bundle
 from titans_runtime.devices.host import create_session, first_line, wrap_weights

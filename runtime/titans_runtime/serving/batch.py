@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import FrameType, TracebackType
 
-from titans_format.manifest import Manifest, TokenInputs
+from titans_format.fields import TokenInputs
+from titans_format.manifest import Manifest
 from titans_runtime.arguments import checked_bytes, checked_path, flag, instance, sequence, whole
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.errors import InputError, NonFiniteError, out_of_memory

@@ -22,7 +22,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from titans_format.errors import TitansError
-from titans_format.manifest import GraphSpec, Manifest
+from titans_format.manifest import Manifest
+from titans_format.specs import GraphSpec
 from titans_runtime.errors import ExecutionError
 from titans_runtime.serving.completion import Flag, Question
 from titans_runtime.serving.lane_table import Seat, Seated, Seats

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from titans_format.manifest import Manifest, StateSpec
+from titans_format.manifest import Manifest
+from titans_format.specs import StateSpec
 from titans_runtime.errors import InputError
 
 _SPARES = 2  # blocks kept for reuse per pool; what a driven stream alternates with

@@ -20,7 +20,7 @@ from typing import cast
 import numpy as np
 
 from titans_format.contract import data_name, head_name
-from titans_format.manifest import GraphSpec, Initial, Shape, StateSpec
+from titans_format.specs import GraphSpec, Initial, Shape, StateSpec
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.bundle import Bundle, check_memory
 from titans_runtime.devices.arena import scratch
@@ -98,7 +98,13 @@ class DeviceLayout:
     def outputs(self, name: str, shape: Shape) -> Pool[DeviceBlock]:
         """Blocks for one graph's outputs, which are leased as a state's tensors are."""
         spec = StateSpec(
-            name=name, kind="carried", dtype="float32", shape=shape, initial=Initial(), input=name, output=name
+            name=name,
+            kind="carried",
+            dtype="float32",
+            shape=shape,
+            initial=Initial(kind="zeros"),
+            input=name,
+            output=name,
         )
         return Pool([spec], self.batch, self._make, self._forget)
 

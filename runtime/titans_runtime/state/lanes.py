@@ -12,7 +12,7 @@ from typing import cast
 
 import numpy as np
 
-from titans_format.manifest import GraphSpec
+from titans_format.specs import GraphSpec
 from titans_runtime.arrays import Array
 from titans_runtime.errors import NonFiniteError
 from titans_runtime.state.blocks import Lease, Pool

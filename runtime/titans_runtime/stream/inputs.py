@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from titans_format.manifest import ContinuousInputs, TokenInputs
+from titans_format.fields import ContinuousInputs, TokenInputs
 from titans_runtime.arguments import shown
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.errors import InputError

@@ -16,9 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from msgspec import Struct
+
+from titans_format.document import Text, parse, read
 from titans_format.errors import BundleError
-from titans_format.jsonread import parse
 from titans_runtime.errors import StateError, os_remedy
+from titans_runtime.stream.state_file import StateFileHead
 
 try:
     import fcntl
@@ -114,13 +117,17 @@ def _lock(target: Path, deadline: float) -> int | None:
     return None
 
 
+class _Head(Struct):
+    sha256: Text
+
+
 def _digest(file: BinaryIO) -> str | None:
     """What a state file's header gives as its digest; None for anything else."""
     length = int.from_bytes(file.read(8), "little")
     if length > _HEADER_BYTES:
         return None
     try:
-        head = parse(file.read(length).decode("utf-8"), "")
-        return parse(head.field("__metadata__").field("titans").text(), "").field("sha256").text()
+        head = read(parse(file.read(length).decode("utf-8"), ""), StateFileHead, "")
+        return read(parse(head.metadata.titans, ""), _Head, "").sha256
     except (BundleError, UnicodeDecodeError):
         return None

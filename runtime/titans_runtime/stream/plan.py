@@ -10,7 +10,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from titans_format.manifest import GraphKind, GraphSpec, Manifest
+from titans_format.manifest import Manifest
+from titans_format.specs import GraphKind, GraphSpec
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from titans_format.errors import TitansError
-from titans_format.manifest import Ends, Manifest, TokenInputs
+from titans_format.fields import Ends, TokenInputs
+from titans_format.manifest import Manifest
 from titans_runtime.arguments import flag, function, instance, label, shown, whole
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.atomic import check_writable, regular_target, write_atomically

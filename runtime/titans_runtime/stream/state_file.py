@@ -18,13 +18,17 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta, Struct, structs
 
+from titans_format.document import Count, Number, Positive, Text, parse, read, refuse
+from titans_format.dtypes import DType
 from titans_format.errors import BundleError
 from titans_format.install import upgrade
-from titans_format.jsonread import Node, parse
-from titans_format.manifest import DTYPES, LAST, MOST_AXES, Manifest, StateSpec
+from titans_format.manifest import Manifest
+from titans_format.specs import LAST, METADATA, MOST_AXES, StateSpec
 from titans_runtime import files, memory
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.errors import StateError, os_remedy
@@ -61,6 +65,44 @@ class Header:
     compressed: bool
     tensors: dict[str, tuple[str, tuple[int, ...]]]
     recent: tuple[int, ...] = ()
+
+
+class _Metadata(Struct):
+    titans: Text
+
+
+class StateFileHead(Struct, rename={"metadata": METADATA}):
+    """A safetensors header, as far as it is not about tensors."""
+
+    metadata: _Metadata
+
+
+class _Kind(Struct):
+    """What tells a state file from others, and whether it is whole."""
+
+    format: Text
+    format_version: Positive
+    sha256: Text
+
+
+class _Surprise(Struct):
+    tokens: Count
+    total: Number
+    squares: Number
+    highest: Number
+
+
+class _Stored(Struct):
+    """The header as it is written; `recent` came later than the rest."""
+
+    identity: Text
+    model: Text
+    position: Count
+    commits: Count
+    compressed: bool
+    tensors: dict[str, tuple[DType, Annotated[tuple[Count, ...], Meta(max_length=MOST_AXES)]]]
+    surprise: _Surprise
+    recent: tuple[Count, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,14 +217,17 @@ def read_header(data: bytes, source: str) -> Header:
         raise StateError(f"{source} is not a whole state file ({len(data)} bytes)", _SAVE_AGAIN)
     head = data[8 : 8 + length]
     try:
-        titans = parse(parse(head.decode("utf-8"), source).field("__metadata__").field("titans").text(), source)
-        if titans.field("format").text() != FORMAT:
+        metadata = read(parse(head.decode("utf-8"), source), StateFileHead, source).metadata
+        titans = parse(metadata.titans, source)
+        kind = read(titans, _Kind, source)
+        if kind.format != FORMAT:
             raise StateError(f"{source} is not a saved session", "give a file that session.save() or --state-out wrote")
-        version = titans.field("format_version").integer(1)
-        if version > FORMAT_VERSION:
-            raise StateError(f"{source} has format version {version}, newer than {FORMAT_VERSION}", upgrade())
-        _check_digest(data, head, titans.field("sha256").text(), source)
-        return _header(titans)
+        if kind.format_version > FORMAT_VERSION:
+            raise StateError(
+                f"{source} has format version {kind.format_version}, newer than {FORMAT_VERSION}", upgrade()
+            )
+        _check_digest(data, head, kind.sha256, source)
+        return _header(read(titans, _Stored, source), source)
     except BundleError as error:
         raise StateError(f"{source} is not a saved session, or is damaged ({error.finding})", _SAVE_AGAIN) from None
     except UnicodeDecodeError:
@@ -222,22 +267,19 @@ def _check_digest(data: bytes, head: bytes, digest: str, source: str) -> None:
         raise StateError(f"{source} is damaged: its checksum does not match", _SAVE_AGAIN)
 
 
-def _header(titans: Node) -> Header:
-    surprise = titans.field("surprise")
+def _header(stored: _Stored, source: str) -> Header:
+    for name, (_, shape) in stored.tensors.items():
+        if math.prod(shape) > _LARGEST:
+            refuse(source, f"tensors.{name}[1]", "a shape of a tensor that fits into memory", list(shape))
     return Header(
-        identity=titans.field("identity").text(),
-        model=titans.field("model").text(),
-        position=titans.field("position").integer(0),
-        commits=titans.field("commits").integer(0),
-        compressed=titans.field("compressed").boolean(),
-        tensors=_table(titans.field("tensors")),
-        recent=_recent(titans.optional("recent")),
-        totals=SurpriseTotals(
-            surprise.field("tokens").integer(0),
-            surprise.field("total").number(),
-            surprise.field("squares").number(),
-            surprise.field("highest").number(),
-        ),
+        identity=stored.identity,
+        model=stored.model,
+        position=stored.position,
+        commits=stored.commits,
+        compressed=stored.compressed,
+        tensors=dict(stored.tensors),
+        recent=stored.recent[-KEPT:],
+        totals=SurpriseTotals(**structs.asdict(stored.surprise)),
     )
 
 
@@ -258,24 +300,6 @@ def _padded(spec: StateSpec, stored: Array) -> Array:
 
 def _shown(tensor: tuple[str, tuple[int, ...]] | None) -> str:
     return "missing" if tensor is None else f"{tensor[0]} {list(tensor[1])}"
-
-
-def _table(node: Node) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Dtype and shape by tensor, such as could be in memory."""
-    table: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for name in node.fields():
-        dtype, shape = node.field(name).pair()
-        if len(shape.items()) > MOST_AXES:
-            shape.fail(f"a shape of at most {MOST_AXES} dimensions")
-        table[name] = dtype.choice(DTYPES), tuple(size.integer(0) for size in shape.items())
-        if math.prod(table[name][1]) > _LARGEST:
-            shape.fail("a shape of a tensor that fits into memory")
-    return table
-
-
-def _recent(node: Node | None) -> tuple[int, ...]:
-    """Ids; a file of before they were kept has none."""
-    return () if node is None else tuple(each.integer(0) for each in node.items())[-KEPT:]
 
 
 def _deflate(array: Array) -> Array:

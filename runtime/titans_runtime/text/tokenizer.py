@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from titans_format.errors import BundleError
-from titans_format.manifest import Manifest, TokenInputs
+from titans_format.fields import TokenInputs
+from titans_format.manifest import Manifest
 from titans_runtime.errors import InputError, TextError
 from titans_runtime.text.text_stream import ByteStream, LibraryStream, TextStream
 from titans_runtime.text.tokenizer_file import check_token, guarded, open_file, open_text
@@ -288,7 +289,7 @@ def open_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer | None:
     if info.file is None:
         return ByteTokenizer()
     size = manifest.inputs.vocab_size if isinstance(manifest.inputs, TokenInputs) else None
-    return LibraryTokenizer(folder / info.file.file, (*manifest.ends.eos, *manifest.ends.stop), size)
+    return LibraryTokenizer(folder / info.file, (*manifest.ends.eos, *manifest.ends.stop), size)
 
 
 def fill_template(tokenizer: Tokenizer, template: str, message: bytes) -> bytes | list[int]:

@@ -9,7 +9,7 @@ Knows bundles' manifests. Does not know how a task is measured.
 
 from __future__ import annotations
 
-from titans_format.manifest import TokenInputs
+from titans_format.fields import TokenInputs
 from titans_measure.quality.errors import EvalError
 from titans_runtime import Model
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from titans_format.manifest import ContinuousInputs
+from titans_format.fields import ContinuousInputs
 from titans_measure.quality.anomalies import FEWEST_STEPS, KINDS, WINDOW, Injected, inject
 from titans_measure.quality.errors import EvalError
 from titans_measure.quality.report import Progress, Subject, unwatched

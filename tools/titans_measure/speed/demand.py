@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from titans_format.manifest import Cost, GraphSpec, Manifest
+from titans_format.manifest import Manifest
+from titans_format.specs import Cost, GraphSpec
 from titans_runtime.stream.plan import Call, Planner
 
 

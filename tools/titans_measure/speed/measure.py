@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import titans_runtime
-from titans_format.manifest import TokenInputs
+from titans_format.fields import TokenInputs
 from titans_measure.speed.demand import Demand, decoding, reading
 from titans_measure.speed.processes import Start, starts
 from titans_measure.speed.roofline import Probes, Roofline

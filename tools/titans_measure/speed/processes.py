@@ -19,7 +19,7 @@ from titans_runtime.errors import ExecutionError
 _FIRST = """
 import json, sys, time
 import titans_runtime
-from titans_format.manifest import TokenInputs
+from titans_format.fields import TokenInputs
 bundle, provider, threads, tokens = sys.argv[1], sys.argv[2], int(sys.argv[3]) or None, int(sys.argv[4])
 imported = time.perf_counter()
 model = titans_runtime.load(bundle, provider=provider, threads=threads)

@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 
 from titans_format.errors import BundleError
-from titans_format.manifest import GraphSpec
+from titans_format.specs import GraphSpec
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.bundle import Bundle
 from titans_runtime.devices.tensorrt.cuda import Captured, Cuda, CudaBuffer, Pinned

@@ -14,10 +14,13 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
+from msgspec import Struct, structs
+
+from titans_format.document import Count, Digest, JsonObject, JsonValue, Positive, Text, parse, read, refuse
 from titans_format.errors import BundleError
-from titans_format.jsonread import Node, parse
-from titans_format.manifest import GraphSpec
+from titans_format.specs import GraphSpec
 from titans_runtime import files
 from titans_runtime.bundle import Bundle
 from titans_runtime.devices.tensorrt.engine_key import is_ours
@@ -195,30 +198,32 @@ def _runs_later(built: str, here: str) -> bool:
     return old <= new and (old[:1] == new[:1] or (old[:1], new[:1]) == ([10], [11]))
 
 
-def _flag(root: Node, name: str) -> bool:
-    found = root.optional(name)
-    return found is not None and found.boolean()
+class _Kind(Struct):
+    format: Text
+    format_version: Positive
 
 
-def _read(root: Node, path: Path) -> EngineFile:
-    if root.field("format").value != FORMAT or root.field("format_version").integer(1) > FORMAT_VERSION:
-        root.field("format").fail(f'"{FORMAT}", version {FORMAT_VERSION} or below')
-    batch = tuple(node.integer(1) for node in root.field("batch").items())
-    if len(batch) != 3:
-        root.field("batch").fail("three numbers of streams")
-    return EngineFile(
-        path=path.with_suffix(".engine"),
-        backend=root.field("backend").text(),
-        tensorrt=root.field("tensorrt").text(),
-        graph=root.field("graph").text(),
-        sha256=root.field("sha256").sha256(),
-        bytes=root.field("bytes").integer(0),
-        onnx_sha256=root.field("onnx_sha256").sha256(),
-        weights_sha256=root.field("weights_sha256").sha256(),
-        batch=(batch[0], batch[1], batch[2]),
-        sm=tuple(node.integer(1) for node in root.field("sm").items()),
-        version_compatible=_flag(root, "version_compatible"),
-        hardware_compatible=_flag(root, "hardware_compatible"),
-        strip_weights=_flag(root, "strip_weights"),
-        ours=is_ours(root.fields()),
-    )
+class _Sidecar(Struct):
+    """An engine's sidecar as it is written; the last three came later than the rest."""
+
+    backend: Text
+    tensorrt: Text
+    graph: Text
+    sha256: Digest
+    bytes: Count
+    onnx_sha256: Digest
+    weights_sha256: Digest
+    batch: tuple[Positive, Positive, Positive]
+    sm: tuple[Positive, ...]
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    strip_weights: bool = False
+
+
+def _read(document: JsonValue, path: Path) -> EngineFile:
+    kind = read(document, _Kind, path.name)
+    if kind.format != FORMAT or kind.format_version > FORMAT_VERSION:
+        refuse(path.name, "format", f'"{FORMAT}", version {FORMAT_VERSION} or below', kind.format)
+    sidecar = read(document, _Sidecar, path.name)
+    ours = is_ours(cast(JsonObject, document))  # or it would not have been a sidecar
+    return EngineFile(path=path.with_suffix(".engine"), ours=ours, **structs.asdict(sidecar))

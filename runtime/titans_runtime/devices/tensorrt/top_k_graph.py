@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from titans_format.manifest import BATCH, GraphSpec, Manifest, TensorSpec, TokenInputs
+from titans_format.fields import TokenInputs
+from titans_format.manifest import Manifest
+from titans_format.specs import BATCH, GraphSpec, TensorSpec
 from titans_runtime.devices.onnx_writer import Node, Value, model
 
 NAME = "choose"
