@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 from click.testing import CliRunner
 
 from titans_cli.main import cli
+from titans_format.manifest import Manifest
+from titans_format.schema import schema
 from titans_runtime import native
 
 # The models are tiny, and the tests run in one process per core. Processes that tests start inherit the setting: sums
@@ -54,6 +58,21 @@ def train(folder: Path, *arguments: str | Path) -> Path:
     common = ("--task", "text", "--data", text, "--steps", "2", "--batch", "2")
     titans("train", *common, *shape, *arguments, "--out", folder / "model")
     return folder / "model"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def manifests_fit_the_schema() -> Iterator[None]:
+    """Whatever bundle a test makes, its manifest fits the published schema."""
+    validator, written = jsonschema.Draft202012Validator(schema()), Manifest.to_json
+
+    def checked(manifest: Manifest) -> str:
+        text = written(manifest)
+        validator.validate(json.loads(text))
+        return text
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Manifest, "to_json", checked)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -26,8 +26,8 @@ def seal(fields: JsonObject) -> JsonObject:
 
 def check_seal(document: JsonValue, file: str) -> None:
     """Raises `BundleError` unless the object is as it was when it was sealed."""
-    written = read(document, _Sealed, file).sha256
-    fields = cast(JsonObject, document)  # or `_Sealed` would not have fitted
+    written = read(document, Sealed, file).sha256
+    fields = cast(JsonObject, document)  # or `Sealed` would not have fitted
     try:
         found = _digest({key: value for key, value in fields.items() if key != FIELD})
     except ValueError:
@@ -39,7 +39,7 @@ def check_seal(document: JsonValue, file: str) -> None:
         )
 
 
-class _Sealed(Struct):
+class Sealed(Struct):
     """What is known of a sealed object."""
 
     sha256: Digest

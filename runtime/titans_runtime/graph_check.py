@@ -14,26 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from titans_format.dtypes import BY_NAME, BY_ONNX, BY_SAFETENSORS
 from titans_format.errors import BundleError
 from titans_format.specs import MOST_AXES, TensorSpec
 from titans_runtime.graph_operators import DIVISIONS, INTEGERS, IR_VERSION, OPERATORS, OPSETS, STANDARD
-from titans_runtime.onnx_reader import ELEMENT_BYTES, ELEMENT_TYPES, Model, Node, Tensor, Value, read_model
+from titans_runtime.onnx_reader import Model, Node, Tensor, Value, read_model
 from titans_runtime.protobuf import WireError
 from titans_runtime.tensorfile import MappedTensor
 
-# safetensors dtype -> element type
-_STORED = {
-    "F64": ELEMENT_TYPES["float64"],
-    "F32": ELEMENT_TYPES["float32"],
-    "F16": ELEMENT_TYPES["float16"],
-    "BF16": ELEMENT_TYPES["bfloat16"],
-    "I64": ELEMENT_TYPES["int64"],
-    "I32": ELEMENT_TYPES["int32"],
-    "I8": ELEMENT_TYPES["int8"],
-    "U8": ELEMENT_TYPES["uint8"],
-    "BOOL": ELEMENT_TYPES["bool"],
-}
-_NAMES = {number: name for name, number in ELEMENT_TYPES.items()}
 _HALF = frozenset({"F16", "BF16"})
 MOST_NODES = 100_000  # the largest bundle that we export has 8,000 in a graph
 
@@ -133,7 +121,7 @@ class _Check:
         """A half-precision weight, which the runtime widens and binds."""
         stored = self.wanted.weights[value.name]
         named = any(spec.name == value.name for spec in self.wanted.inputs)
-        fits = value.dtype == ELEMENT_TYPES["float32"] and value.shape == stored.array.shape
+        fits = value.dtype == BY_NAME["float32"].onnx and value.shape == stored.array.shape
         if not self.wanted.widened or named or stored.dtype not in _HALF or not fits:
             self.fail(f"has an input {value.name!r}, which is the name of a weight of another kind")
 
@@ -150,7 +138,7 @@ class _Check:
 
     def _agree(self, side: str, value: Value, spec: TensorSpec) -> None:
         shape = value.shape
-        same = value.dtype == ELEMENT_TYPES[spec.dtype] and shape is not None and len(shape) == len(spec.shape)
+        same = value.dtype == BY_NAME[spec.dtype].onnx and shape is not None and len(shape) == len(spec.shape)
         if not same or not all(_size_fits(*sizes) for sizes in zip(shape or (), spec.shape, strict=True)):
             found = f"{_type(value.dtype)} {'of unknown shape' if shape is None else list(shape)}"
             self.fail(f"has {side} {value.name!r} as {found}, the manifest says {spec.dtype} {list(spec.shape)}")
@@ -160,7 +148,7 @@ class _Check:
         name = tensor.name
         if not name or name in self.types:
             self.fail(f"has initializer {name!r} twice, or under the name of an input")
-        if tensor.dtype not in ELEMENT_BYTES or len(tensor.dims) > MOST_AXES:
+        if tensor.dtype not in BY_ONNX or len(tensor.dims) > MOST_AXES:
             self.fail(
                 f"has initializer {name!r} of type {tensor.dtype} with {len(tensor.dims)} axes, which no weight is"
             )
@@ -181,10 +169,10 @@ class _Check:
             self.fail(f"takes the data of {name!r} from {external.get('location')!r}, not {self.wanted.weight_file!r}")
         if stored is None:
             self.fail(f"has initializer {name!r}, and {self.wanted.weight_file} has no such tensor")
-        if tensor.dtype != _STORED[stored.dtype] or tuple(tensor.dims) != stored.array.shape:
+        if tensor.dtype != BY_SAFETENSORS[stored.dtype].onnx or tuple(tensor.dims) != stored.array.shape:
             self.fail(
                 f"has initializer {name!r} as {_type(tensor.dtype)} {tensor.dims}, in {self.wanted.weight_file} it is"
-                f" {_type(_STORED[stored.dtype])} {list(stored.array.shape)}"
+                f" {_type(BY_SAFETENSORS[stored.dtype].onnx)} {list(stored.array.shape)}"
             )
         place = {"location": self.wanted.weight_file, "offset": stored.offset, "length": stored.array.nbytes}
         if dict(external) != {key: str(value) for key, value in place.items()}:
@@ -194,9 +182,9 @@ class _Check:
         """Data in the graph itself, as much of it as the shape says."""
         count = math.prod(tensor.dims)
         if tensor.raw is None:
-            fits = tensor.dtype == ELEMENT_TYPES["int64"] and len(tensor.numbers) == count
+            fits = tensor.dtype == BY_NAME["int64"].onnx and len(tensor.numbers) == count
         else:
-            fits = tensor.raw[1] - tensor.raw[0] == count * ELEMENT_BYTES[tensor.dtype]
+            fits = tensor.raw[1] - tensor.raw[0] == count * BY_ONNX[tensor.dtype].bytes
         if not fits:
             self.fail(f"has initializer {tensor.name!r} with another amount of data than its shape says")
 
@@ -215,14 +203,14 @@ class _Check:
         returned = operator.returns
         if returned == "to":
             dtype = node.attributes.get("to", 0)
-            if dtype not in ELEMENT_BYTES:
+            if dtype not in BY_ONNX:
                 self.fail(f"casts to type {dtype}, which no value of ours has")
         elif isinstance(returned, int):
             if len(types) <= returned:
                 self.fail(f"has operator {node.operator!r} with too few inputs")
             dtype = types[returned]
         else:
-            dtype = ELEMENT_TYPES[returned]
+            dtype = BY_NAME[returned].onnx
         for name in node.outputs:
             if name in self.types or not name:
                 self.fail(f"computes {name!r} twice, or without a name")
@@ -245,8 +233,8 @@ class _Check:
     def _integers(self, tensor: Tensor) -> list[int]:
         if tensor.raw is None:
             return tensor.numbers
-        size, (start, end) = ELEMENT_BYTES[tensor.dtype], tensor.raw
-        signed = tensor.dtype != ELEMENT_TYPES["uint8"]
+        size, (start, end) = BY_ONNX[tensor.dtype].bytes, tensor.raw
+        signed = tensor.dtype != BY_NAME["uint8"].onnx
         return [int.from_bytes(self.content[at : at + size], "little", signed=signed) for at in range(start, end, size)]
 
 
@@ -256,4 +244,5 @@ def _size_fits(found: int | str | None, wanted: int | str) -> bool:
 
 
 def _type(number: int | None) -> str:
-    return _NAMES.get(number or 0, f"type {number}")
+    found = BY_ONNX.get(number or 0)
+    return f"type {number}" if found is None else found.name

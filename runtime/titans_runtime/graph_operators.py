@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from titans_runtime.onnx_reader import ELEMENT_TYPES
+from titans_format.dtypes import BY_NAME
 
 # The element type of an operator's outputs: that of an input by its place, one by name, or what attribute `to` says.
 Returns: TypeAlias = "int | Literal['bool', 'int64', 'float32', 'to']"
@@ -73,4 +73,4 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
 
 # Whole numbers are divided by these, and a divisor of 0 or -1 ends the process.
 DIVISIONS = frozenset({(STANDARD, "Div"), (STANDARD, "Mod")})
-INTEGERS = frozenset(ELEMENT_TYPES[name] for name in ("int8", "uint8", "int32", "int64"))
+INTEGERS = frozenset(BY_NAME[name].onnx for name in ("int8", "uint8", "int32", "int64"))

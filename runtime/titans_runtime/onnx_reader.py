@@ -14,20 +14,6 @@ from typing import TypeAlias
 
 from titans_runtime.protobuf import Reader, WireError, signed, varint
 
-# onnx.TensorProto.DataType by the name that manifests use
-ELEMENT_TYPES = {
-    "float32": 1,
-    "uint8": 2,
-    "int8": 3,
-    "int32": 6,
-    "int64": 7,
-    "bool": 9,
-    "float16": 10,
-    "float64": 11,
-    "bfloat16": 16,
-}
-# Bytes of an element of each
-ELEMENT_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 16: 2}
 _FLOAT, _INT, _STRING, _INTS = 1, 2, 3, 7  # onnx.AttributeProto.AttributeType
 _EXTERNAL = 1  # onnx.TensorProto.DataLocation
 

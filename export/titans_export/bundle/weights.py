@@ -13,19 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-ALIGNMENT = 64  # bytes: a cache line, and what vector loads like best
+from titans_export.dtypes import element_type
 
-SAFETENSORS_TYPES: dict[torch.dtype, str] = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+ALIGNMENT = 64  # bytes: a cache line, and what vector loads like best
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
@@ -47,7 +37,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[
         tensor = tensors[name]
         size = tensor.nbytes
         entries[name] = {
-            "dtype": SAFETENSORS_TYPES[tensor.dtype],
+            "dtype": element_type(tensor.dtype).safetensors,
             "shape": list(tensor.shape),
             "data_offsets": [end, end + size],
         }

@@ -261,7 +261,7 @@ def versions() -> dict[str, str]:
     """What made the bundle."""
     return {
         "titans_deploy": metadata.version("titans-deploy"),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a subclass of str
         "onnx": onnx.__version__,
     }
 

@@ -15,22 +15,13 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
+from titans_export.dtypes import element_type
 from titans_export.errors import TraceError
 from titans_export.graph.record import BatchSize, Constant, Ref
 
 BATCH_AXIS = "batch"
 Size = int | BatchSize
 Shape = tuple[Size, ...]
-
-ONNX_TYPES: dict[torch.dtype, int] = {
-    torch.float32: TensorProto.FLOAT,
-    torch.float64: TensorProto.DOUBLE,
-    torch.float16: TensorProto.FLOAT16,
-    torch.bfloat16: TensorProto.BFLOAT16,
-    torch.int64: TensorProto.INT64,
-    torch.int32: TensorProto.INT32,
-    torch.bool: TensorProto.BOOL,
-}
 
 
 def onnx_shape(shape: Sequence[Size]) -> list[int | str | None]:
@@ -88,7 +79,11 @@ class GraphBuilder:
         """The name of a constant tensor; equal constants are stored once."""
         if isinstance(value, Tensor):
             raw = value.detach().contiguous()
-            data, dtype, shape = raw.flatten().view(torch.uint8).numpy().tobytes(), ONNX_TYPES[raw.dtype], raw.shape
+            data, dtype, shape = (
+                raw.flatten().view(torch.uint8).numpy().tobytes(),
+                element_type(raw.dtype).onnx,
+                raw.shape,
+            )
         else:
             data, shape = value.tobytes(), value.shape
             dtype = helper.np_dtype_to_tensor_dtype(value.dtype)
@@ -143,7 +138,7 @@ class GraphBuilder:
         """Say that `ref` is the ONNX value `name`."""
         self.names[ref.index] = name
         if name not in self.info and name not in self.parameters and name not in self.inputs:
-            self.info[name] = helper.make_tensor_value_info(name, ONNX_TYPES[ref.dtype], onnx_shape(ref.shape))
+            self.info[name] = helper.make_tensor_value_info(name, element_type(ref.dtype).onnx, onnx_shape(ref.shape))
 
     def finish(self, name: str, outputs: dict[str, Ref | Constant], parameters: dict[str, Ref]) -> onnx.GraphProto:
         """The finished graph; its initializers are the constants and, still without data, the parameters it uses."""
@@ -169,7 +164,7 @@ class GraphBuilder:
         for key in sorted(self.parameters & used):
             ref = parameters[key]
             graph.initializer.append(
-                TensorProto(name=key, data_type=ONNX_TYPES[ref.dtype], dims=[int(s) for s in _static(ref.shape)])
+                TensorProto(name=key, data_type=element_type(ref.dtype).onnx, dims=[int(s) for s in _static(ref.shape)])
             )
         return graph
 
@@ -197,4 +192,4 @@ def _static(shape: Sequence[Size]) -> list[int]:
 
 def _info(name: str, item: Ref | Constant) -> onnx.ValueInfoProto:
     dtype = item.dtype if isinstance(item, Ref) else item.value.dtype
-    return helper.make_tensor_value_info(name, ONNX_TYPES[dtype], onnx_shape(item.shape))
+    return helper.make_tensor_value_info(name, element_type(dtype).onnx, onnx_shape(item.shape))

@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 import torch
 
+from titans_export.dtypes import element_type
 from titans_export.errors import TraceError
-from titans_export.graph.builder import ONNX_TYPES, GraphBuilder
+from titans_export.graph.builder import GraphBuilder
 from titans_export.graph.fused_ops import DOMAIN
 from titans_export.graph.record import BatchSize, Call, Constant, Recording, Ref
 
@@ -69,7 +70,7 @@ def _operands(builder: GraphBuilder, call: Call, dtype: torch.dtype) -> tuple[st
         if isinstance(item, (Ref, Constant)):
             own = item.dtype if isinstance(item, Ref) else item.value.dtype
             value = builder.value_of(item, broadcasts=True)
-            values.append(value if own == dtype else builder.op("Cast", value, to=ONNX_TYPES[dtype]))
+            values.append(value if own == dtype else builder.op("Cast", value, to=element_type(dtype).onnx))
         elif isinstance(item, BatchSize):
             raise TraceError(f"{call.name} in {call.scope} computes with the batch size", "derive it from an input")
         else:
@@ -411,7 +412,7 @@ def _masked_fill(builder: GraphBuilder, call: Call) -> list[str]:
 def _to(builder: GraphBuilder, call: Call) -> list[str]:
     value, dtype = builder.value_of(call.args[0]), call.results[0].dtype
     own = call.args[0].dtype if isinstance(call.args[0], Ref) else call.args[0].value.dtype
-    return [value if own == dtype else builder.op("Cast", value, to=ONNX_TYPES[dtype])]
+    return [value if own == dtype else builder.op("Cast", value, to=element_type(dtype).onnx)]
 
 
 @_rule("fused_operator")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import onnx
 import torch
@@ -16,31 +16,19 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from titans_core.state import StateSpec as CoreStateSpec
+from titans_export.dtypes import element_type
 from titans_export.errors import ExportError, TraceError
 from titans_export.graph.fused_ops import DOMAIN, VERSION, fused
 from titans_export.graph.lower import lower
 from titans_export.graph.record import record
 from titans_export.models.protocol import DATA_INPUTS, Feeds, StepGraph, SteppableModel, initial_state
-from titans_format.dtypes import DType
+from titans_format.dtypes import BY_ONNX, DType
 from titans_format.fields import ContinuousInputs, TokenInputs
 from titans_format.manifest import FORMAT_VERSION
 from titans_format.specs import BATCH, GraphSpec, Initial, Shape, StateSpec, TensorSpec
 
 OPSET = 20  # the first with Gelu; TensorRT 10 and ONNX Runtime 1.24 take it
 IR_VERSION = 10
-
-DTYPES: dict[torch.dtype, DType] = {
-    torch.float32: "float32",
-    torch.float16: "float16",
-    torch.float64: "float64",
-    torch.int64: "int64",
-}
-_ONNX_DTYPES: dict[int, DType] = {
-    TensorProto.FLOAT: "float32",
-    TensorProto.FLOAT16: "float16",
-    TensorProto.DOUBLE: "float64",
-    TensorProto.INT64: "int64",
-}
 
 
 @dataclass(frozen=True)
@@ -91,7 +79,7 @@ def _state(spec: CoreStateSpec, start: Tensor) -> StateSpec:
     return StateSpec(
         name=spec.name,
         kind=spec.kind,
-        dtype=DTYPES[start.dtype],
+        dtype=cast(DType, element_type(start.dtype).name),
         shape=shape,
         initial=initial,
         input=past(spec.name),
@@ -203,4 +191,4 @@ def _metadata(model: SteppableModel, graph: StepGraph) -> dict[str, str]:
 def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
     shape = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
-    return TensorSpec(name=value.name, dtype=_ONNX_DTYPES[tensor.elem_type], shape=shape)
+    return TensorSpec(name=value.name, dtype=cast(DType, BY_ONNX[tensor.elem_type].name), shape=shape)

@@ -14,18 +14,9 @@ from typing import Any
 
 from titans_export.errors import ExportError
 from titans_export.passes.sums_as_products import sums_as_products
+from titans_format.dtypes import BY_TENSORRT
 from titans_format.specs import GraphSpec, TensorSpec
 
-_TYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT64": "int64",
-    "INT32": "int32",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "BOOL": "bool",
-}
 _SHOWN = 3  # parser errors told; the rest follow from them
 
 
@@ -149,9 +140,9 @@ def profile(builder: Any, network: Any, batch: tuple[int, int, int]) -> Any:
 
 def type_name(module: Any, dtype: Any) -> str:
     """The manifest's name of a TensorRT type."""
-    for name, ours in _TYPES.items():
+    for name, each in BY_TENSORRT.items():
         if dtype == getattr(module.DataType, name, None):
-            return ours
+            return each.name
     return str(dtype)
 
 

@@ -9,17 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-# onnx.TensorProto.DataType
-ELEMENT = {
-    "float32": 1,
-    "uint8": 2,
-    "int8": 3,
-    "int32": 6,
-    "int64": 7,
-    "bool": 9,
-    "float16": 10,
-    "float64": 11,
-}
+from titans_format.dtypes import BY_NAME
+
 _IR_VERSION, _OPSET = 8, 18  # old enough for every ONNX Runtime that the extras allow
 _INT = 2  # onnx.AttributeProto.INT
 
@@ -101,11 +92,11 @@ def _node(node: Node) -> bytes:
 
 def _constant(name: str, numbers: Sequence[int]) -> bytes:
     raw = b"".join(number.to_bytes(8, "little", signed=True) for number in numbers)
-    return _bytes(5, _number(1, len(numbers)) + _number(2, ELEMENT["int64"]) + _text(8, name) + _bytes(9, raw))
+    return _bytes(5, _number(1, len(numbers)) + _number(2, BY_NAME["int64"].onnx) + _text(8, name) + _bytes(9, raw))
 
 
 def _value(value: Value) -> bytes:
     sizes = value.shape or [f"{value.name}_{axis}" for axis in range(value.rank)]
     shape = b"".join(_bytes(1, _text(2, n) if isinstance(n, str) else _number(1, n)) for n in sizes)
-    tensor = _number(1, ELEMENT[value.dtype]) + _bytes(2, shape)
+    tensor = _number(1, BY_NAME[value.dtype].onnx) + _bytes(2, shape)
     return _text(1, value.name) + _bytes(2, _bytes(1, tensor))

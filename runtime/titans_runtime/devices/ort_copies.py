@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from titans_format.dtypes import BY_NAME
 from titans_runtime.arrays import Array
-from titans_runtime.devices.onnx_writer import ELEMENT, Node, Value, model
+from titans_runtime.devices.onnx_writer import Node, Value, model
 from titans_runtime.devices.ort_cuda_graphs import Replay, Replays, Staged
 
 if TYPE_CHECKING:
@@ -300,7 +301,7 @@ def _sums(kind: _Kind) -> bytes:
     nodes: list[Node] = []
     count = len(kind.tensors)
     for i in range(count):
-        nodes.append(Node("Cast", [f"source{i}"], f"float{i}", {"to": ELEMENT["float32"]}))
+        nodes.append(Node("Cast", [f"source{i}"], f"float{i}", {"to": BY_NAME["float32"].onnx}))
         nodes.append(Node("ReduceSum", [f"float{i}"], f"sum{i}", {"keepdims": 0}))
         nodes.append(Node("Unsqueeze", [f"sum{i}", "first"], f"one{i}"))
     joined = []

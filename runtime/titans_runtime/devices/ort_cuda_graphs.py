@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from titans_format.dtypes import BY_ONNXRUNTIME
 from titans_runtime.arrays import Array
 from titans_runtime.stream.observe import record
 
@@ -28,19 +29,6 @@ if TYPE_CHECKING:
 
 _NUMBER = "gpu_graph_id"  # of a run: the capture it is to be, or -1
 _MET = 2  # runs of a binding before the one that is captured
-_DTYPES = {
-    f"tensor({name})": dtype
-    for name, dtype in {
-        "float": "float32",
-        "float16": "float16",
-        "double": "float64",
-        "int64": "int64",
-        "int32": "int32",
-        "int8": "int8",
-        "uint8": "uint8",
-        "bool": "bool",
-    }.items()
-}
 _MOST = 64  # captures of a session: a stream that decodes and reads prompts in turn needs eight or so
 
 
@@ -140,7 +128,7 @@ def _try(replays: Replays, allocate: Callable[[tuple[int, ...], str], ort.OrtVal
         (session.get_outputs(), binding.bind_ortvalue_output),
     ):
         for tensor in tensors:
-            shape, dtype = tuple(n if isinstance(n, int) else 1 for n in tensor.shape), _DTYPES[tensor.type]
+            shape, dtype = tuple(n if isinstance(n, int) else 1 for n in tensor.shape), BY_ONNXRUNTIME[tensor.type].name
             value = allocate(shape, dtype)
             value.update_inplace(np.zeros(shape, dtype))
             bind(tensor.name, value)

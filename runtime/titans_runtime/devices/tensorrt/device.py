@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from titans_format.dtypes import BY_TENSORRT
 from titans_format.errors import BundleError
 from titans_format.specs import GraphSpec
 from titans_runtime.arrays import Array, FloatArray, IdArray
@@ -31,17 +32,6 @@ from titans_runtime.state.device import Buffer, Traffic
 
 # TensorRT allocates on the first runs of a context; what has run this often launches nothing but kernels.
 _RUNS_BEFORE_CAPTURE = 2
-# tensorrt.DataType by name -> NumPy's name
-_DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT64": "int64",
-    "INT32": "int32",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "BOOL": "bool",
-}
 
 
 class CudaMemory:
@@ -340,7 +330,8 @@ def _misfits(module: Any, engine: Any, graph: GraphSpec) -> list[str]:
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
         kind = engine.get_tensor_dtype(name)
-        dtype = _DTYPES.get(getattr(kind, "name", ""), str(kind))
+        each = BY_TENSORRT.get(getattr(kind, "name", ""))
+        dtype = str(kind) if each is None else each.name
         side = "input" if engine.get_tensor_mode(name) == module.TensorIOMode.INPUT else "output"
         place = "device" if engine.get_tensor_location(name) == module.TensorLocation.DEVICE else "host"
         found.add((name, side, dtype, tuple(engine.get_tensor_shape(name)), place))
