@@ -69,7 +69,7 @@ def _show(manifest: Manifest, sizes: dict[str, int], norms: dict[str, float]) ->
     say(", ".join([*takes, f"chunk {manifest.chunk}"]))
     if (template := manifest.chat_template) is not None:
         tokens = [f"{name} {token}" for name, token in template.tokens.items()]
-        say(", ".join([f"chat template of {sizes[template.file.file]:,} bytes", *tokens]))
+        say(", ".join([f"chat template of {sizes[template.file]:,} bytes", *tokens]))
     defaults = [f"{name} {value}" for name, value in asdict(manifest.generation).items() if value is not None]
     if defaults:
         say(f"generates with {', '.join(defaults)}")
