@@ -232,4 +232,4 @@ def _check_series(manifest: Fields) -> None:
         _fail(f"series.{problem}")
     kind, wanted = manifest.inputs, (series.features, series.targets)
     if isinstance(kind, TokenInputs) or (kind.features, kind.targets) != wanted:
-        _fail(f"inputs must be {wanted[0]} features and {wanted[1]} targets, as the series makes them")
+        _fail(f"inputs must be continuous, {wanted[0]} features and {wanted[1]} targets, as the series makes them")

@@ -26,6 +26,7 @@ T = TypeVar("T")
 # Anything counted in a manifest (dimensions, bytes, parameters, tokens) fits; larger is damage, not data.
 MAX_INTEGER = 2**62
 ANY_FLOAT = sys.float_info.max
+TINY = 1e-300
 
 # What fields are made of. Strings are checked with the patterns that the JSON Schema publishes.
 DIGEST_PATTERN = r"^[0-9a-f]{64}$(?!\n)"
@@ -186,11 +187,12 @@ def _words(info: inspect.Type) -> str:
         case inspect.IntType():
             return "a whole number" + _range(info.ge, info.le)
         case inspect.FloatType():
-            return "a finite number" + _range(info.ge, info.le)
+            return "a number above 0" if 0 < (info.ge or 0) < TINY else "a number" + _range(info.ge, info.le)
         case inspect.BoolType():
             return "true or false"
         case inspect.VarTupleType():
-            return "a list" + (f" of at most {info.max_length}" if info.max_length else "")
+            some = " with something in it" if info.min_length else ""
+            return f"a list{some}" + (f" of at most {info.max_length}" if info.max_length else "")
         case inspect.TupleType():
             return f"a list of {len(info.item_types)}"
         case _:

@@ -59,8 +59,9 @@ def read_scaling(value: JsonValue, file: str) -> SeriesInfo:
 def misfit(series: SeriesInfo) -> str:
     """What does not fit within a series, or "": there are as many numbers as columns, and as many lists as steps."""
     if len(series.change) != series.horizon:
-        return f"change has {len(series.change)} lists for a horizon of {series.horizon}"
+        return f"change must be a list of {series.horizon} lists, found {len(series.change)}"
     lists = {"mean": series.mean, "deviation": series.deviation}
     lists |= {f"change[{step}]": row for step, row in enumerate(series.change)}
-    wrong = [f"{name} has {len(row)} numbers for {len(series.columns)} columns" for name, row in lists.items()]
-    return next((what for what, row in zip(wrong, lists.values(), strict=True) if len(row) != len(series.columns)), "")
+    count = len(series.columns)
+    wrong = ((name, len(row)) for name, row in lists.items() if len(row) != count)
+    return next((f"{name} must be a list of {count}, a number per column, found {size}" for name, size in wrong), "")

@@ -209,7 +209,7 @@ def test_an_option_is_taken_or_says_why_not(toy_model: Model, name: str) -> None
 def test_a_scaling_takes_a_series_or_says_why_not(columns: tuple[str, ...]) -> None:
     ones = (1.0,) * len(columns)
     scaling = SeriesScaling(
-        name="s", columns=columns, mean=ones, deviation=ones, change=(ones, ones), value_scales=(1.0,),
+        name="s", columns=columns, horizon=2, mean=ones, deviation=ones, change=(ones, ones), value_scales=(1.0,),
         change_scales=(1.0,),
     )  # fmt: skip
     steps = np.zeros((3, len(columns)))

@@ -144,7 +144,7 @@ def test_models_of_no_series_say_so(tiny_bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"columns": []}, "series.columns must be a list of names"),
+        ({"columns": []}, "series.columns must be a list with something in it"),
         ({"columns": ["a"]}, "series.(mean|deviation|change)"),
         ({"deviation": [1.0, 0.0]}, r"series.deviation\[1\] must be a number above 0"),
         ({"deviation": [1.0, 1e-320]}, r"series.deviation\[1\] must be a number above 0"),
