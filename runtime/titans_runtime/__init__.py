@@ -27,11 +27,13 @@ from titans_runtime.errors import (
 )
 from titans_runtime.model import Model, load
 from titans_runtime.series import SeriesScaling
-from titans_runtime.stream.driver import Driver, Fed
+from titans_runtime.stream.driver import Driver, FeedResult
 from titans_runtime.stream.observe import FeedEvent, SessionStats
 from titans_runtime.stream.session import Session
 from titans_runtime.stream.snapshot import Mark
 from titans_runtime.text.sampling import SamplingOptions
+
+Fed = FeedResult
 
 __all__ = [
     "BundleError",
@@ -40,6 +42,7 @@ __all__ = [
     "ExecutionError",
     "Fed",
     "FeedEvent",
+    "FeedResult",
     "ForkError",
     "InputError",
     "Manifest",

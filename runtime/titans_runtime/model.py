@@ -20,7 +20,8 @@ from titans_runtime.describe import Description, describe
 from titans_runtime.devices.select import select
 from titans_runtime.errors import InputError, TextError
 from titans_runtime.series import SeriesScaling
-from titans_runtime.state.calls import Backend, LoadOptions
+from titans_runtime.state.backend import Backend
+from titans_runtime.state.calls import LoadOptions
 from titans_runtime.stream import state_file
 from titans_runtime.stream.driver import DirectFeeder, Driver
 from titans_runtime.stream.inputs import checked_ids

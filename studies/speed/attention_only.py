@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from titans_core.layers import NORM_EPS, rms_normalise, rotary_table, rotate, split_heads
-from titans_runtime.devices.host import import_onnxruntime
+from titans_runtime.devices.ort_sessions import import_onnxruntime
 
 if TYPE_CHECKING:
     import onnxruntime as ort

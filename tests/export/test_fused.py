@@ -32,7 +32,7 @@ from titans_export.passes import weights_on_left as left
 from titans_export.verification.agreement import compare
 from titans_runtime import native
 from titans_runtime.devices import host
-from titans_runtime.devices.arena import Block
+from titans_runtime.state.host_memory import HostBlock
 
 needs_kernels = pytest.mark.skipif(native.kernels() is None, reason=native.described())
 
@@ -330,10 +330,10 @@ def test_too_few_inputs_and_outputs_are_refused() -> None:
     value=st.sampled_from([np.nan, np.inf, -np.inf, 3e38, -3e38, 0.0, 1e-45]),
 )
 def test_a_block_knows_whether_it_is_finite(size: int, place: int, value: float) -> None:
-    block = Block([("x", (size,), "float32")])
-    block.tensors["x"][...] = 3e38  # finite, though a sum of them is not
+    block = HostBlock([("x", (size,), "float32")])
+    block.arrays["x"][...] = 3e38  # finite, though a sum of them is not
     assert block.finite()
-    block.tensors["x"][place % size] = value
+    block.arrays["x"][place % size] = value
     assert block.finite() == bool(np.isfinite(value))
 
 

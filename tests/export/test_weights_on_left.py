@@ -27,7 +27,7 @@ def anonymous():
 model = titans_runtime.load(sys.argv[1], provider="cpu", threads=1)
 before = anonymous()
 for graph in model.manifest.graphs:
-    model._backend.session(graph)
+    model._backend.device._session(graph)
 print(anonymous() - before)
 """
 

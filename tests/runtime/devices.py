@@ -10,8 +10,9 @@ import pytest
 from titans_runtime import Model, ProviderError, SamplingOptions, Session
 from titans_runtime.bundle import open_bundle
 from titans_runtime.devices import ort_copies, select
-from titans_runtime.devices.ort import OrtDevice, OrtTarget
-from titans_runtime.state.backend import DeviceBackend
+from titans_runtime.devices.ort import OrtDevice, OrtMemory, OrtTarget
+from titans_runtime.devices.tensorrt.device import CudaMemory
+from titans_runtime.state.backend import Backend
 from titans_runtime.state.device import Traffic
 
 
@@ -41,7 +42,7 @@ def on_device(path: Path, target: OrtTarget | None = None) -> Model:
     """A bundle, loaded on such a device."""
     bundle = open_bundle(path)
     device = OrtDevice(onnxruntime, target or host_target(), bundle)
-    return Model(bundle, DeviceBackend("host", bundle, device))
+    return Model(bundle, Backend("host", bundle, device))
 
 
 def skip_without(provider: str) -> None:
@@ -58,10 +59,10 @@ def told(model: Model, session: Session, options: SamplingOptions, tokens: int =
     """Numbers that come back for each token that is generated after a first one."""
     pieces = session.generate_tokens(None if session.position else [1, 2, 3], tokens + 1, options)
     next(pieces)
-    before = traffic(model).told
+    before = traffic(model).outputs
     for _ in range(tokens):
         next(pieces)
-    numbers = (traffic(model).told - before) / tokens
+    numbers = (traffic(model).outputs - before) / tokens
     pieces.close()
     return numbers
 
@@ -69,14 +70,13 @@ def told(model: Model, session: Session, options: SamplingOptions, tokens: int =
 def traffic(model: Model) -> Traffic:
     """What has crossed the bus so far."""
     backend = model._backend
-    assert isinstance(backend, DeviceBackend)
-    return backend.traffic
+    assert isinstance(backend.device, OrtMemory | CudaMemory)
+    return backend.device.traffic
 
 
 def uncaptured(model: Model) -> set[str]:
     """Graphs, and moves of every step, whose runs were never captured although they have been met often."""
     backend = model._backend
-    assert isinstance(backend, DeviceBackend)
     assert isinstance(backend.device, OrtDevice)
     moves = backend.device._moves._sessions
     assert moves

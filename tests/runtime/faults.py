@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pytest
 
 from titans_runtime import ExecutionError
-from titans_runtime.devices.arena import Slot
-from titans_runtime.devices.cpu_state import BoundGraph
 from titans_runtime.serving.batch import Batch
+from titans_runtime.state.blocks import Lease
+from titans_runtime.state.executor import BoundGraph
 
-Fault = Callable[[BoundGraph, Mapping[int, Slot]], None]
+Fault = Callable[[BoundGraph, Mapping[int, Lease]], None]
 
 
-def boom(graph: BoundGraph, written: Mapping[int, Slot]) -> None:
+def boom(graph: BoundGraph, written: Mapping[int, Lease]) -> None:
     """The graph fails."""
     raise ExecutionError("the graph failed", "try again")
 
 
-def interrupt(graph: BoundGraph, written: Mapping[int, Slot]) -> None:
+def interrupt(graph: BoundGraph, written: Mapping[int, Lease]) -> None:
     """Ctrl-C arrives while the graph runs; Python sees it afterwards."""
     raise KeyboardInterrupt
 
 
-def not_finite(graph: BoundGraph, written: Mapping[int, Slot]) -> None:
+def not_finite(graph: BoundGraph, written: Mapping[int, Lease]) -> None:
     """The graph wrote NaN into one number of the state, or of its outputs if it writes no carried state."""
     for slot in written.values():
-        next(iter(slot.tensors.values())).reshape(-1)[0] = np.nan
+        next(iter(slot.block.tensors.values())).array.reshape(-1)[0] = np.nan
         return
-    next(iter(graph._results.tensors.values())).reshape(-1)[0] = np.nan
+    next(iter(graph._results.arrays.values())).reshape(-1)[0] = np.nan
 
 
 class Sabotage:
@@ -40,15 +40,15 @@ class Sabotage:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fail_at: int, fault: Fault) -> None:
         self.left = fail_at
-        execute = BoundGraph.execute
+        run = BoundGraph.run
 
-        def sabotaged(graph: BoundGraph, slots: tuple[Slot, ...], written: Mapping[int, Slot]) -> None:
-            execute(graph, slots, written)
+        def sabotaged(graph: BoundGraph, slots: Sequence[Lease], written: Mapping[int, Lease]) -> None:
+            run(graph, slots, written)
             self.left -= 1
             if self.left == 0:
                 fault(graph, written)
 
-        monkeypatch.setattr(BoundGraph, "execute", sabotaged)
+        monkeypatch.setattr(BoundGraph, "run", sabotaged)
 
 
 @contextlib.contextmanager

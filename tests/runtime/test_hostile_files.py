@@ -300,7 +300,7 @@ def test_a_run_writes_nothing_into_the_users_folders(toy_bundle: Path, tmp_path:
 
 
 def test_who_wants_telemetry_can_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from titans_runtime.devices.host import import_onnxruntime
+    from titans_runtime.devices.ort_sessions import import_onnxruntime
 
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
     import_onnxruntime()
@@ -322,7 +322,7 @@ def test_too_many_open_files_are_said_to_be_that(toy_bundle: Path) -> None:
 
 
 def test_refused_memory_is_said_to_be_that() -> None:
-    from titans_runtime.devices.host import load_remedy
+    from titans_runtime.devices.ort_sessions import load_remedy
 
     for error in (MemoryError(), RuntimeError("std::bad_alloc"), RuntimeError("Failed to allocate memory for 8 bytes")):
         assert load_remedy(error).startswith("free some memory")

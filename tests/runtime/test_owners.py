@@ -15,7 +15,7 @@ from tests.runtime.toy import C
 from titans_runtime import InputError, Model, Session, load
 from titans_runtime.serving.batch import Batch, BatchSession
 from titans_runtime.serving.lane_table import Seated
-from titans_runtime.state.calls import Feed
+from titans_runtime.state.calls import CallInputs
 
 CLOSE = 1e-5
 SECRET, MINE = [83, 69, 67, 82, 69, 84], [65, 65, 65, 65, 65, 65]
@@ -132,7 +132,7 @@ def test_a_state_is_taken_by_no_other_backend_and_no_other_number_of_streams(
     step = toy_model.manifest.graph("step")
     assert step is not None
     with backend.executor(batch) as executor, pytest.raises(InputError, match="another loaded model"):
-        executor.run(step, state, Feed(np.zeros((batch, 1), np.int64), 1))
+        executor.run(step, state, CallInputs(np.zeros((batch, 1), np.int64), 1))
     if other == "loaded again":
         with pytest.raises(InputError, match="another loaded model"):
             backend.read(state)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.runtime.forge import sign
 from titans_runtime import BundleError, load, native
-from titans_runtime.devices import host
+from titans_runtime.devices import ort_sessions
 
 TOKENS = list(b"more than a chunk of thirty-two tokens, so that every graph is needed")
 
@@ -83,7 +83,7 @@ def test_a_replacement_in_the_middle_of_making_a_session_is_noticed(
     shutil.copytree(tiny_bundle, live)
     new = other(tiny_bundle, tmp_path / "other.titans")
     model = load(live, provider="cpu", threads=1)
-    module = host.import_onnxruntime()
+    module = ort_sessions.import_onnxruntime()
     real = module.InferenceSession
     swapped: list[bool] = []
 

@@ -133,12 +133,12 @@ def test_several_streams_are_chosen_for_at_once_and_more_than_the_engine_finds_a
     device.upload(buffer, head)
     for count in (1, 64):
         for row in (3, 1, 2, 1):  # the fourth run is a captured one
-            ids, scores, total = device.best(buffer, row, count)
+            ids, scores, total = device.top_k(buffer, row, count)
             order = np.argsort(-head[:, row], axis=1, kind="stable")[:, :count]
             np.testing.assert_array_equal(ids, order)
             np.testing.assert_array_equal(scores, np.take_along_axis(head[:, row], order, axis=1))
             np.testing.assert_allclose(total, head[:, row].sum(axis=1), rtol=1e-5)
-    assert device.best(buffer, 0, 65) is None
+    assert device.top_k(buffer, 0, 65) is None
     for first, count in ((0, 4), (1, 2), (3, 1)):
         np.testing.assert_array_equal(device.rows(buffer, first, count), head[:, first : first + count])
 

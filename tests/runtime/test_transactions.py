@@ -24,9 +24,9 @@ from titans_runtime import (
     SessionPoisonedError,
     load,
 )
-from titans_runtime.devices.arena import Block
-from titans_runtime.devices.cpu_state import BoundGraph
-from titans_runtime.state.calls import Feed
+from titans_runtime.state.calls import CallInputs
+from titans_runtime.state.executor import BoundGraph
+from titans_runtime.state.host_memory import HostBlock
 
 GREEDY = SamplingOptions(temperature=0)
 TEXT = list(b"a text that is longer than three chunks of eight")
@@ -200,10 +200,10 @@ def test_a_failing_graph_is_an_error_with_a_remedy_and_changes_no_state(toy_mode
     step = toy_model.manifest.graph("step")
     assert step is not None
     with backend.executor(1) as executor:
-        _, state = executor.run(step, backend.initial(1), Feed(np.array([[7]]), 1))
+        _, state = executor.run(step, backend.initial(1), CallInputs(np.array([[7]]), 1))
         before = backend.read(state)
         with pytest.raises(ExecutionError, match=r"'step' failed on the CPU.*titans verify"):
-            executor.run(step, state, Feed(np.array([[10**6]]), 1))  # an id that no session would let through
+            executor.run(step, state, CallInputs(np.array([[10**6]]), 1))  # an id that no session would let through
     for name, value in backend.read(state).items():
         np.testing.assert_array_equal(value, before[name])
 
@@ -223,8 +223,8 @@ def test_a_driven_stream_makes_no_new_blocks_or_bindings_once_it_is_warm(
     for _ in range(8):
         drive()
     made: list[str] = []
-    block, bind = Block.__init__, BoundGraph._bind
-    monkeypatch.setattr(Block, "__init__", lambda self, shapes: made.append("block") or block(self, shapes))
+    block, bind = HostBlock.__init__, BoundGraph._bind
+    monkeypatch.setattr(HostBlock, "__init__", lambda self, shapes: made.append("block") or block(self, shapes))
     monkeypatch.setattr(BoundGraph, "_bind", lambda self, *slots: made.append("binding") or bind(self, *slots))
     drive()
     assert not made
@@ -236,14 +236,14 @@ def test_a_driven_stream_makes_no_new_blocks_or_bindings_once_it_is_warm(
 
 def test_the_memory_of_sessions_that_are_gone_is_given_back(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(toy_bundle, threads=1)
-    alive: weakref.WeakSet[Block] = weakref.WeakSet()
-    block = Block.__init__
+    alive: weakref.WeakSet[HostBlock] = weakref.WeakSet()
+    block = HostBlock.__init__
 
-    def made(self: Block, shapes: Sequence[tuple[str, tuple[int, ...], str]]) -> None:
+    def made(self: HostBlock, shapes: Sequence[tuple[str, tuple[int, ...], str]]) -> None:
         block(self, shapes)
         alive.add(self)
 
-    monkeypatch.setattr(Block, "__init__", made)
+    monkeypatch.setattr(HostBlock, "__init__", made)
     sessions = [model.session() for _ in range(50)]
     for session in sessions:
         session.feed(TEXT[:-3])
@@ -258,8 +258,8 @@ def test_a_thousand_forks_share_what_they_have_in_common(toy_model: Model, monke
     session = toy_model.session()
     session.feed(TEXT)
     made: list[str] = []
-    block = Block.__init__
-    monkeypatch.setattr(Block, "__init__", lambda self, shapes: made.append("block") or block(self, shapes))
+    block = HostBlock.__init__
+    monkeypatch.setattr(HostBlock, "__init__", lambda self, shapes: made.append("block") or block(self, shapes))
     forks = [session.fork() for _ in range(1000)]
     assert not made
     for token, fork in enumerate(forks[:20]):

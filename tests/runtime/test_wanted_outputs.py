@@ -18,7 +18,7 @@ from tests.runtime.toy import C, Toy, write_toy
 from titans_runtime import Model, NonFiniteError, SamplingOptions, SessionPoisonedError, load
 from titans_runtime.devices import ort_copies
 from titans_runtime.devices.ort import OrtMemory
-from titans_runtime.state.calls import Best
+from titans_runtime.state.calls import TopK
 from titans_runtime.text.sampling import Sampler
 
 GREEDY = SamplingOptions(temperature=0)
@@ -49,13 +49,13 @@ def test_a_generated_token_brings_what_the_sampler_chooses_among(
 
 def test_a_prompt_brings_the_last_tokens_logits_alone_unless_all_are_wanted(device_model: Model) -> None:
     for every, numbers in ((False, VOCABULARY), (True, VOCABULARY * len(PROMPT))):
-        before = traffic(device_model).told
+        before = traffic(device_model).outputs
         device_model.session().feed(PROMPT, all_logits=every)
-        assert traffic(device_model).told - before == numbers
+        assert traffic(device_model).outputs - before == numbers
     with device_model.batch(lanes=2) as batch:
-        before = traffic(device_model).told
+        before = traffic(device_model).outputs
         batch.session().feed(PROMPT)
-        assert traffic(device_model).told - before == VOCABULARY
+        assert traffic(device_model).outputs - before == VOCABULARY
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_logits_that_stayed_there_are_fetched_when_somebody_wants_them(device_mo
     session, twin = device_model.session(), device_model.session()
     pieces = session.generate_tokens(PROMPT, 99, GREEDY)
     tokens = [next(pieces) for _ in range(6)]
-    assert isinstance(session._now.last, Best)
+    assert isinstance(session._now.last, TopK)
     twin.feed(PROMPT)
     for token in tokens:
         twin.feed([token])
@@ -92,10 +92,10 @@ def test_a_session_at_rest_holds_no_logits_on_the_device(device_model: Model) ->
     session = device_model.session()
     pieces = session.generate_tokens(PROMPT, 99, GREEDY)
     next(pieces)
-    before = traffic(device_model).told
+    before = traffic(device_model).outputs
     pieces.close()
     assert isinstance(session._now.last, np.ndarray)
-    assert traffic(device_model).told - before == VOCABULARY
+    assert traffic(device_model).outputs - before == VOCABULARY
 
 
 @pytest.mark.parametrize("resident", [None, 2])
@@ -109,7 +109,7 @@ def test_a_batch_brings_for_its_lanes_what_their_samplers_choose_among(
             pool.map(lambda one: list(one[0].generate_tokens([7], 30, one[1])), zip(sessions, wishes, strict=True))
         )
         if resident is None:  # a session that is put on disk takes its logits along
-            assert traffic(device_model).told < 4 * 31 * VOCABULARY / 2
+            assert traffic(device_model).outputs < 4 * 31 * VOCABULARY / 2
         saved = [session.to_bytes() for session in sessions]
     for tokens, data, options in zip(ours, saved, wishes, strict=True):
         alone = toy_model.session()
@@ -125,11 +125,11 @@ def test_lanes_bring_the_best_of_all_and_find_the_one_that_is_not_finite(device_
     lanes = device_model._backend.lanes(3)
     lanes.seat(0, bad._now)
     lanes.seat(2, good._now.state)
-    stepped = lanes.step([0, 2], np.array([7, 7]), best=2)
+    stepped = lanes.step([0, 2], np.array([7, 7]), top_k=2)
     assert list(stepped.failed) == [0]
-    assert stepped.best is not None
+    assert stepped.top_k is not None
     expected = good.feed([7])
-    mine = stepped.best.of(2)
+    mine = stepped.top_k.of(2)
     assert mine.ids.tolist() == [np.argsort(-expected, kind="stable")[:2].tolist()]
     lanes.step([2], np.array([8]))  # other outputs do not touch those that are held
     np.testing.assert_allclose(mine.rest()[0], expected, rtol=1e-5, atol=1e-5)
@@ -170,7 +170,7 @@ def test_rows_and_the_best_are_numpys() -> None:
     buffer = memory.allocate(head.shape, "float32")
     memory.upload(buffer, head)
     np.testing.assert_array_equal(memory.rows(buffer, 1, 3), head[:, 1:4])
-    found = memory.best(buffer, 3, 6)
+    found = memory.top_k(buffer, 3, 6)
     assert found is not None
     ids, scores, total = found
     order = np.argsort(-head[:, 3], axis=1, kind="stable")[:, :6]

@@ -25,7 +25,7 @@ from titans_export.tensorrt.engines import SIDECAR_FORMAT, Engine
 from titans_format.manifest import Manifest
 from titans_runtime.bundle import open_bundle
 from titans_runtime.devices.denormals import with_denormals_as_zero
-from titans_runtime.devices.host import wrap_weights
+from titans_runtime.devices.ort_sessions import wrap_weights
 from titans_runtime.devices.tensorrt.engine_key import signed
 from titans_runtime.devices.tensorrt.top_k_graph import chooser
 

@@ -17,17 +17,16 @@ import numpy as np
 from titans_format.specs import GraphSpec
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.bundle import Bundle
-from titans_runtime.devices.host import create_session, first_line, wrap_weights
 from titans_runtime.devices.onnx_writer import Node, Value, model
 from titans_runtime.devices.ort_copies import Moves, OrtBuffer
 from titans_runtime.devices.ort_cuda_graphs import Replay, Replays, Staged, with_replays
+from titans_runtime.devices.ort_sessions import QUIET, create_session, first_line, wrap_weights
 from titans_runtime.errors import ExecutionError, ProviderError
-from titans_runtime.state.device import Buffer, Traffic
+from titans_runtime.state.blocks import Block, Buffer, Shapes
+from titans_runtime.state.device import Traffic
 
 if TYPE_CHECKING:
     import onnxruntime as ort
-
-_QUIET = 3  # errors only; they come back as exceptions as well
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,20 +65,26 @@ class OrtTarget:
 
 
 class OrtMemory:
-    """A device's memory, and moves in it; what `device.Device` asks for but programs.
+    """A device's memory, and moves in it; what `state.device.Device` asks for but programs.
 
     Raises:
         ProviderError: the provider cannot run anything here.
     """
 
+    scans_steps = False  # a scan is a run of its own
+
     def __init__(self, module: ModuleType, target: OrtTarget) -> None:
-        module.set_default_logger_severity(_QUIET)  # CUDA's provider warns about every table that it writes
+        module.set_default_logger_severity(QUIET)  # CUDA's provider warns about every table that it writes
         self.lock = threading.RLock()
         self.traffic = Traffic()
         self._ort = module
         self._target = target
         self._moves = Moves(self._move_session, self._empty, self._copy, target.in_place, target.spread)
         self._prove()
+
+    def block(self, shapes: Shapes) -> Block:
+        """Tensors of zeros."""
+        return Block({name: self.allocate(shape, dtype) for name, shape, dtype in shapes})
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> OrtBuffer:
         """A tensor of zeros."""
@@ -99,7 +104,13 @@ class OrtMemory:
         self.traffic.downloads += 1
         return array
 
-    def sums(self, buffers: Sequence[Buffer]) -> Array | None:
+    def finite(self, blocks: Sequence[Block]) -> bool:
+        """Whether what the blocks hold adds up to finite numbers."""
+        buffers = [cast(OrtBuffer, buffer) for block in blocks for buffer in block.buffers]
+        floats = [buffer for buffer in buffers if buffer.dtype.startswith("float")]
+        return not floats or bool(np.isfinite(self.sums(floats)).all())
+
+    def sums(self, buffers: Sequence[Buffer]) -> Array:
         """The sum of each tensor, float32 `[n]`, added up on the device."""
         return self._moves.sums(_ort(buffers))
 
@@ -108,13 +119,13 @@ class OrtMemory:
         source = cast(OrtBuffer, head)
         everything = count == source.shape[1]  # as after a step
         rows: FloatArray = np.array(source.value.numpy()) if everything else self._moves.rows(source, first, count)
-        self.traffic.told += rows.size
+        self.traffic.outputs += rows.size
         return rows
 
-    def best(self, head: Buffer, row: int, count: int) -> tuple[IdArray, FloatArray, FloatArray] | None:
+    def top_k(self, head: Buffer, row: int, count: int) -> tuple[IdArray, FloatArray, FloatArray] | None:
         """The largest outputs of one token, chosen on the device."""
-        ids, scores, total = self._moves.best(cast(OrtBuffer, head), row, count)
-        self.traffic.told += ids.size + scores.size + total.size
+        ids, scores, total = self._moves.top_k(cast(OrtBuffer, head), row, count)
+        self.traffic.outputs += ids.size + scores.size + total.size
         return ids, scores, total
 
     def append(
@@ -123,16 +134,18 @@ class OrtMemory:
         """Put rows into their tables."""
         self._moves.append(_ort(source), _ort(target), _ort(rows), start, count)
 
-    def seat(self, wide: Sequence[Buffer], solo: Sequence[Buffer], lane: int, axis: int) -> None:
+    def seat(self, wide: Sequence[Buffer], solo: Sequence[Buffer], lane: int, rows: int | None = None) -> None:
         """Copy one stream's tensors into a lane."""
-        self._moves.seat(_ort(wide), _ort(solo), lane, axis)
+        self._moves.seat(_ort(wide), _ort(solo), lane, 0 if rows is None else 1)
 
-    def pick(self, wide: Sequence[Buffer], solo: Sequence[Buffer], lane: int, axis: int) -> None:
+    def pick(self, wide: Sequence[Buffer], solo: Sequence[Buffer], lane: int, rows: int | None = None) -> None:
         """Copy a lane's tensors out."""
-        self._moves.pick(_ort(wide), _ort(solo), lane, axis)
+        self._moves.pick(_ort(wide), _ort(solo), lane, 0 if rows is None else 1)
 
-    def place(self, tables: Sequence[Buffer], rows: Sequence[Buffer], places: Sequence[int]) -> None:
-        """Put one row per lane into the tables."""
+    def place(
+        self, tables: Sequence[Buffer], rows: Sequence[Buffer], places: Sequence[int], lanes: Sequence[int]
+    ) -> None:
+        """Put a row of every lane into the tables."""
         self._moves.place(_ort(tables), _ort(rows), places)
 
     def keep(self, new: Sequence[Buffer], old: Sequence[Buffer], lanes: Sequence[int]) -> None:
@@ -164,7 +177,7 @@ class OrtMemory:
         if self._target.itself is None:
             return
         options = self._ort.SessionOptions()
-        options.log_severity_level = _QUIET
+        options.log_severity_level = QUIET
         x, y = Value("x", "float32", 1), Value("y", "float32", 1)
         try:
             self._target.itself(options)
@@ -185,7 +198,7 @@ class OrtMemory:
 
     def _options(self, graph: GraphSpec | None, size: int, replayed: bool) -> ort.SessionOptions:
         options = self._ort.SessionOptions()
-        options.log_severity_level = _QUIET
+        options.log_severity_level = QUIET
         if replayed and self._target.replays is not None:
             self._target.replays(options)
         else:
@@ -216,7 +229,7 @@ class OrtMemory:
 
 
 class OrtDevice(OrtMemory):
-    """A device that has one bundle loaded. See `device.Device` for the contract."""
+    """A device that has one bundle loaded. See `state.device.Device` for the contract."""
 
     def __init__(self, module: ModuleType, target: OrtTarget, bundle: Bundle) -> None:
         super().__init__(module, target)
@@ -232,7 +245,7 @@ class OrtDevice(OrtMemory):
         if (graph.name, size) not in self._sessions:
             self._sessions[graph.name, size] = self._load(graph, size)
         session, replays = self._sessions[graph.name, size]
-        return OrtProgram(graph.name, self._target.name, session, replays, self._ort, self._empty)
+        return OrtProgram(graph.name, self._target.name, session, replays, self._ort, self._empty, self.traffic)
 
     def _load(self, graph: GraphSpec, size: int) -> tuple[ort.InferenceSession, Replays | None]:
         fusions = self._target.broken_fusions.get(self._bundle.manifest.dtype, frozenset())
@@ -259,7 +272,9 @@ class OrtProgram:
         replays: Replays | None,
         module: ModuleType,
         allocate: Callable[[tuple[int, ...], str], OrtBuffer],
+        traffic: Traffic,
     ) -> None:
+        self._traffic = traffic
         self._graph, self._provider = graph, provider
         self._session = session
         self._replays = replays
@@ -285,14 +300,16 @@ class OrtProgram:
             for name, array in results.items():
                 binding.bind_ortvalue_output(name, wrap(array))
             carried_along = [(name, wrap(array)) for name, array in data.items()]
-            return OrtBound(self._graph, self._provider, _Rebound(self._session, binding, carried_along))
+            return OrtBound(self._graph, self._provider, self._traffic, _Rebound(self._session, binding, carried_along))
         sent = [self._stage(name, array) for name, array in data.items()]
         told = [self._stage(name, array) for name, array in results.items()]
         for name, one in zip(data, sent, strict=True):
             binding.bind_ortvalue_input(name, one.device)
         for name, one in zip(results, told, strict=True):
             binding.bind_ortvalue_output(name, one.device)
-        return OrtBound(self._graph, self._provider, _Replayed(Replay(self._replays, binding), sent, told))
+        return OrtBound(
+            self._graph, self._provider, self._traffic, _Replayed(Replay(self._replays, binding), sent, told)
+        )
 
     def _stage(self, name: str, array: Array) -> Staged:
         if name not in self._staged:
@@ -340,13 +357,15 @@ class _Replayed:
 class OrtBound:
     """A binding, and what to say if it fails."""
 
-    def __init__(self, graph: str, provider: str, runs: _Runs) -> None:
+    def __init__(self, graph: str, provider: str, traffic: Traffic, runs: _Runs) -> None:
+        self._traffic = traffic
         self._graph, self._provider = graph, provider
         self._runs = runs
 
     def run(self) -> None:
         """Run once."""
         try:
+            self._traffic.calls += 1
             self._runs.run()
         except Exception as error:  # as above
             raise ExecutionError(

@@ -168,11 +168,11 @@ class Moves:
         (rows,) = self._told(_Kind("rows", ()), lambda kind: _rows(), [head], numbers, ["rows"])
         return rows
 
-    def best(self, head: OrtBuffer, row: int, count: int) -> tuple[Array, Array, Array]:
+    def top_k(self, head: OrtBuffer, row: int, count: int) -> tuple[Array, Array, Array]:
         """Of head[:, row]: the places and values of the largest, `[B, count]`, and the sum `[B]`, on the host."""
         numbers = {"begin": np.array([row]), "end": np.array([row + 1]), "k": np.array([count])}
         names = ["places", "largest", "sum"]
-        places, largest, total = self._told(_Kind("best", ()), lambda kind: _best(), [head], numbers, names)
+        places, largest, total = self._told(_Kind("top_k", ()), lambda kind: _top_k(), [head], numbers, names)
         return places[:, 0], largest[:, 0], total[:, 0]
 
     def _told(
@@ -324,7 +324,7 @@ def _rows() -> bytes:
 
 
 @cache
-def _best() -> bytes:
+def _top_k() -> bytes:
     """The model that finds the largest outputs of one token, and adds all of them up."""
     outputs = [Value("places", "int64", 3), Value("largest", "float32", 3), Value("sum", "float32", 2)]
     nodes = [

@@ -1,6 +1,6 @@
 """Execution providers: where graphs run and where state lives.
 
-Each is a module here that offers `state.calls.Backend`. This is the only place that knows them all; it imports the
+Each is a module here that offers `state.device.Device`. This is the only place that knows them all; it imports the
 one that is asked for, and for "auto" those that come before the first that works.
 """
 
@@ -14,7 +14,8 @@ from titans_runtime import native
 from titans_runtime.arguments import is_unicode, shown
 from titans_runtime.bundle import Bundle
 from titans_runtime.errors import ProviderError
-from titans_runtime.state.calls import Backend, LoadOptions
+from titans_runtime.state.backend import Backend
+from titans_runtime.state.calls import LoadOptions
 from titans_runtime.stream.observe import record
 
 # What `provider=` may name besides "auto".
@@ -62,7 +63,7 @@ def prove(name: str) -> str:
         from titans_runtime.devices.tensorrt import modules as tensorrt_modules
 
         return tensorrt_modules.prove(name)
-    from titans_runtime.devices.host import import_onnxruntime
+    from titans_runtime.devices.ort_sessions import import_onnxruntime
 
     module = import_onnxruntime()
     if name == "cpu":
@@ -80,8 +81,8 @@ def software(name: str) -> bool:
     """Whether a provider's device is no device of its own. Raises `ProviderError` as `select` does."""
     if name != "webgpu":
         return False
-    from titans_runtime.devices.host import import_onnxruntime
     from titans_runtime.devices.ort_providers import TARGETS
+    from titans_runtime.devices.ort_sessions import import_onnxruntime
 
     module = import_onnxruntime()
     return TARGETS[name](module, "").software
@@ -98,19 +99,19 @@ def _backend(bundle: Bundle, provider: str, options: LoadOptions) -> Backend:
         )
     if not is_unicode(bundle.path):
         raise BundleError(f"{bundle.path} has a name that is not UTF-8, which no provider can open", "rename it")
-    from titans_runtime.state.backend import DeviceBackend
-
     if provider in _NATIVE:
         from titans_runtime.devices.tensorrt import modules as tensorrt_modules
 
-        return DeviceBackend(provider, bundle, tensorrt_modules.device(provider, bundle))
-    from titans_runtime.devices.host import CpuBackend, import_onnxruntime
+        return Backend(provider, bundle, tensorrt_modules.device(provider, bundle))
 
     if provider == "cpu":
-        return CpuBackend(bundle, options)
+        from titans_runtime.devices.host import HostDevice
+
+        return Backend(provider, bundle, HostDevice(bundle, options))
     from titans_runtime.devices.ort import OrtDevice
     from titans_runtime.devices.ort_providers import TARGETS
+    from titans_runtime.devices.ort_sessions import import_onnxruntime
 
     module = import_onnxruntime()
     target = TARGETS[provider](module, bundle.manifest.weights.sha256)
-    return DeviceBackend(provider, bundle, OrtDevice(module, target, bundle))
+    return Backend(provider, bundle, OrtDevice(module, target, bundle))

@@ -20,9 +20,11 @@ from titans_runtime.errors import InputError, NonFiniteError, out_of_memory
 from titans_runtime.serving.completion import Promise, Tally, Ticket
 from titans_runtime.serving.run import Job, Task
 from titans_runtime.serving.worker import Engine
-from titans_runtime.state.calls import Backend, State
+from titans_runtime.state.backend import Backend
+from titans_runtime.state.calls import StreamState
+from titans_runtime.state.layout import State
 from titans_runtime.stream import state_file
-from titans_runtime.stream.driver import Fed, Feeder
+from titans_runtime.stream.driver import Feeder, FeedResult
 from titans_runtime.stream.inputs import Inputs, checked_inputs
 from titans_runtime.stream.lineage import Lineage
 from titans_runtime.stream.plan import FASTEST, Policy
@@ -190,12 +192,12 @@ class BatchSession(Session):
         every = flag("all_logits", all_logits) or not isinstance(self._manifest.inputs, TokenInputs)
         return self._job(array, every, _as_they_are if every else _of_one, outcome, call)
 
-    def _consume(self, array: Array, every: bool, best: int | None = None) -> FloatArray:
+    def _consume(self, array: Array, every: bool, top_k: int | None = None) -> FloatArray:
         self._engine.refuse_to_wait()
         ticket = Ticket(Tally(1))
         job: Job | None = None
         try:
-            job = self._job(array, every, _as_they_are, ticket, sys._getframe(), best)
+            job = self._job(array, every, _as_they_are, ticket, sys._getframe(), top_k)
             self._engine.submit([job])
             return ticket.wait()
         except MemoryError as error:
@@ -217,7 +219,7 @@ class BatchSession(Session):
         shape: Callable[[FloatArray], FloatArray],
         outcome: Ticket | Promise,
         call: FrameType,
-        best: int | None = None,
+        top_k: int | None = None,
     ) -> Job:
         task = Task(call)
         self._guard.enter(task)
@@ -226,10 +228,10 @@ class BatchSession(Session):
             self._engine.check_owner(self._now.state)
             start = time.perf_counter()
 
-            def finish(fed: Fed, state: State) -> FloatArray:
+            def finish(fed: FeedResult, state: StreamState) -> FloatArray:
                 return shape(self._accept(array, fed, state, time.perf_counter() - start))
 
-            return Job(self, self._now.state, array, every, finish, self._failed, outcome, task, best)
+            return Job(self, self._now.state, array, every, finish, self._failed, outcome, task, top_k)
         except BaseException:
             task.leave()
             raise
@@ -261,16 +263,16 @@ class _EngineFeeder:
 
     def feed(
         self,
-        state: State,
+        state: StreamState,
         inputs: Array,
         all_outputs: bool = False,
         policy: Policy = FASTEST,
-        best: int | None = None,
-    ) -> tuple[Fed, State]:
+        top_k: int | None = None,
+    ) -> tuple[FeedResult, State]:
         """Feed on the caller's thread, outside of the engine."""
-        return self._feeder.feed(self.home(state), inputs, all_outputs, policy, best)
+        return self._feeder.feed(self.home(state), inputs, all_outputs, policy, top_k)
 
-    def home(self, state: State) -> State:
+    def home(self, state: StreamState) -> State:
         """The state as the backend's own value."""
         return self._engine.home(state)
 

@@ -7,9 +7,13 @@ All of it is used on the batch's thread, and by others only once that has ended.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from titans_runtime.errors import InputError
-from titans_runtime.state.calls import Backend, Lanes, State
+from titans_runtime.state.backend import Backend
+from titans_runtime.state.calls import StreamState
+from titans_runtime.state.lanes import Lanes
+from titans_runtime.state.layout import State
 
 
 class Seat:
@@ -29,7 +33,6 @@ class Seated:
 
     seat: Seat
     position: int
-    batch: int = 1
 
 
 class Seats:
@@ -84,9 +87,9 @@ class Seats:
             self._free(seat)
         return self.home(seat)
 
-    def brought_home(self, state: State) -> State:
+    def brought_home(self, state: StreamState) -> State:
         """A state as the backend's own value: of a seated stream, which then leaves its lane, or as it is."""
-        return self.leave(state.seat) if isinstance(state, Seated) else state
+        return self.leave(state.seat) if isinstance(state, Seated) else cast(State, state)
 
     def drop(self, seat: Seat) -> None:
         """Free the lane of a stream that nobody wants back."""

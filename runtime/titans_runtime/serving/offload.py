@@ -17,7 +17,9 @@ from titans_format.manifest import Manifest
 from titans_runtime.atomic import write_atomically
 from titans_runtime.errors import StateError
 from titans_runtime.serving.offload_folder import SpillFolder
-from titans_runtime.state.calls import Backend, State
+from titans_runtime.state.backend import Backend
+from titans_runtime.state.calls import StreamState
+from titans_runtime.state.layout import State
 from titans_runtime.stream import state_file
 from titans_runtime.stream.observe import record
 from titans_runtime.stream.snapshot import Moment
@@ -30,7 +32,6 @@ class Spilled:
     """The state of a stream that waits in a file, which goes when nothing refers to it any more. Immutable."""
 
     def __init__(self, folder: SpillFolder, path: Path, position: int) -> None:
-        self.batch = 1
         self.position = position
         self.path = path
         self._folder = folder  # the folder outlives the batch for as long as one of its files is needed
@@ -51,7 +52,7 @@ class Residency:
         self,
         manifest: Manifest,
         backend: Backend,
-        home: Callable[[State], State],
+        home: Callable[[StreamState], State],
         limit: int | None,
         folder: Path | None,
     ) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.serving.completion import Errand, Promise, Ticket
-from titans_runtime.state.calls import Best, State
-from titans_runtime.stream.driver import Fed
+from titans_runtime.state.calls import StreamState, TopK
+from titans_runtime.stream.driver import FeedResult
 from titans_runtime.stream.guard import Use
 from titans_runtime.stream.observe import record
 from titans_runtime.stream.plan import Call
@@ -24,7 +24,7 @@ from titans_runtime.stream.plan import Call
 if TYPE_CHECKING:
     from titans_runtime.stream.session import Session
 
-Finish = Callable[[Fed, State], FloatArray]
+Finish = Callable[[FeedResult, StreamState], FloatArray]
 _SHORT = 0.001  # seconds between two looks at a job that ends with the call under way
 
 
@@ -94,28 +94,28 @@ class Job:
         failed: told what went wrong, before the session may be used again.
         outcome: how the caller hears of either.
         task: the use of the session.
-        best: of the last token's outputs only so many of the largest need to be seen; None: all.
+        top_k: of the last token's outputs only so many of the largest need to be seen; None: all.
     """
 
     def __init__(
         self,
         session: Session,
-        state: State,
+        state: StreamState,
         inputs: Array,
         every: bool,
         finish: Finish,
         failed: Callable[[BaseException], None],
         outcome: Ticket | Promise,
         task: Task,
-        best: int | None = None,
+        top_k: int | None = None,
     ) -> None:
-        self.session, self.state, self.inputs, self.every, self.best = session, state, inputs, every, best
+        self.session, self.state, self.inputs, self.every, self.top_k = session, state, inputs, every, top_k
         self.outcome, self.task = outcome, task
         self._finish, self._failed = finish, failed
         self.calls: Iterator[Call] | None = None
         self._outputs: list[FloatArray] = []
         self._surprise: list[FloatArray] = []
-        self._chosen: Best | None = None
+        self._chosen: TopK | None = None
 
     @property
     def tokens(self) -> int:
@@ -135,27 +135,27 @@ class Job:
         return False
 
     def collect(
-        self, call: Call, head: FloatArray | None, surprise: FloatArray | None, best: Best | None = None
+        self, call: Call, head: FloatArray | None, surprise: FloatArray | None, top_k: TopK | None = None
     ) -> None:
         """Keep what a call said, outputs `[n, O]` of its last n tokens and surprise `[length, M]`."""
         if call.length == 0:
             return
-        self._chosen = best
+        self._chosen = top_k
         if head is not None and (self.every or self.ends(call)):
             self._outputs.append((head if self.every else head[-1:]).copy())
         self._surprise.append(np.zeros((call.length, 0), np.float32) if surprise is None else surprise.copy())
 
-    def collect_step(self, head: FloatArray | None, surprise: FloatArray | None, best: Best | None) -> None:
+    def collect_step(self, head: FloatArray | None, surprise: FloatArray | None, top_k: TopK | None) -> None:
         """Keep what the step of the only token said, outputs `[1, O]` and surprise `[1, M]`."""
-        self._chosen = best
+        self._chosen = top_k
         if head is not None:
             self._outputs.append(head.copy())
         self._surprise.append(np.zeros((1, 0), np.float32) if surprise is None else surprise.copy())
 
-    def fed(self) -> Fed:
+    def fed(self) -> FeedResult:
         """Everything that was kept."""
         outputs = _joined(self._outputs) if self._outputs else np.zeros((0, 0), np.float32)
-        return Fed(outputs[None], _joined(self._surprise)[None], self._chosen)
+        return FeedResult(outputs[None], _joined(self._surprise)[None], self._chosen)
 
     def abandon(self) -> None:
         """Have it end early, as if it had not been asked for, and wait until it has."""

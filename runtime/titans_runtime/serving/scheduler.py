@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
@@ -29,7 +29,9 @@ from titans_runtime.serving.completion import Flag, Question
 from titans_runtime.serving.lane_table import Seat, Seated, Seats
 from titans_runtime.serving.offload import Residency, Spilled
 from titans_runtime.serving.run import Job, JobAbandonedError, JobFailedError
-from titans_runtime.state.calls import Backend, Feed, Rows, State, Stepped
+from titans_runtime.state.backend import Backend
+from titans_runtime.state.calls import CallInputs, Stepped, StreamState, WantedOutputs
+from titans_runtime.state.layout import State
 from titans_runtime.stream.observe import record
 from titans_runtime.stream.plan import Call, Planner
 
@@ -98,7 +100,7 @@ class Rounds:
         finally:
             self._end()
 
-    def home(self, state: State) -> State:
+    def home(self, state: StreamState) -> State:
         """A state as the backend's own value: had back from disk, or from the lane, which the stream then leaves."""
         if isinstance(state, Spilled):
             return self.residency.load(state)
@@ -234,14 +236,16 @@ class Rounds:
 
     def _call(self, job: Job, call: Call) -> None:
         data = job.inputs[None, call.offset : call.offset + call.length] if call.length else None
-        rows: Rows = "every" if job.every else "last" if job.ends(call) else "none"
+        rows: WantedOutputs = "every" if job.every else "last" if job.ends(call) else "none"
         with self._backend.executor(1) as executor:
-            told, job.state = executor.run(call.graph, job.state, Feed(data, call.length, rows, job.best))
+            told, job.state = executor.run(
+                call.graph, cast(State, job.state), CallInputs(data, call.length, rows, job.top_k)
+            )
             job.collect(
                 call,
                 None if told.head is None else told.head[0],
                 None if told.surprise is None else told.surprise[0],
-                told.best,
+                told.top_k,
             )
 
     # -- decoders ----------------------------------------------------------------------------------------------------
@@ -307,7 +311,7 @@ class Rounds:
         for job in waiting:
             seat = job.state.seat if isinstance(job.state, Seated) else None
             if seat is None or seat.lane is None:
-                state = job.state if seat is None else self.seats.home(seat)
+                state = cast(State, job.state) if seat is None else self.seats.home(seat)
                 seat = self.seats.take(state)
                 if seat is None:
                     self.seats.leave(idle.pop(0))
@@ -330,10 +334,10 @@ class Rounds:
         before, lanes = job.state.position, self.seats.lanes
         alone = False
         try:
-            outputs = told.outputs[lane, None] if told.best is None else None
+            outputs = told.outputs[lane, None] if told.top_k is None else None
             surprise = None if told.surprise is None else told.surprise[lane, None]
-            best = None if told.best is None else told.best.of(lane)
-            job.collect_step(outputs, surprise, best)
+            top_k = None if told.top_k is None else told.top_k.of(lane)
+            job.collect_step(outputs, surprise, top_k)
             for graph in () if done else self._planner.due(before + 1):
                 if not alone:
                     job.state, alone = lanes.copy(lane, before_commit=True), True
@@ -352,5 +356,5 @@ class Rounds:
 
 def _most_wanted(jobs: list[Job]) -> int | None:
     """How many of the largest outputs do for all of these; None if somebody wants all of them."""
-    counts = [job.best for job in jobs if job.best is not None]
+    counts = [job.top_k for job in jobs if job.top_k is not None]
     return max(counts) if len(counts) == len(jobs) else None

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from titans_format.errors import TitansError
 from titans_format.manifest import Manifest
@@ -26,7 +26,9 @@ from titans_runtime.serving.lane_table import Seated
 from titans_runtime.serving.offload import Spilled
 from titans_runtime.serving.run import Job
 from titans_runtime.serving.scheduler import Letter, Rounds
-from titans_runtime.state.calls import Backend, State
+from titans_runtime.state.backend import Backend
+from titans_runtime.state.calls import StreamState
+from titans_runtime.state.layout import State
 
 if TYPE_CHECKING:
     from titans_runtime.stream.session import Session
@@ -72,16 +74,16 @@ class Engine:
                 "use submit(), or hand the work to another thread",
             )
 
-    def home(self, state: State) -> State:
+    def home(self, state: StreamState) -> State:
         """A state as the backend's own value: had back from disk, or from the lane, which the stream then leaves."""
         if isinstance(state, Spilled):
             return self._rounds.residency.load(state)
         if isinstance(state, Seated):
             self.check_owner(state)
             return self._ask(lambda: self._rounds.home(state))
-        return state
+        return cast(State, state)
 
-    def check_owner(self, state: State) -> None:
+    def check_owner(self, state: StreamState) -> None:
         """Raise `InputError` for the state of a stream that sits in another batch."""
         if isinstance(state, Seated) and state.seat.owner is not self._rounds.seats:
             raise InputError(

@@ -1,16 +1,17 @@
 """Blocks of memory that are leased to states and come back when the last state that refers to them is gone.
 
-Knows reuse, lifetime and who may append to a table. Does not know what kind of memory a block is (`arena`, `device`)
+Knows reuse, lifetime and who may append to a table. Does not know what kind of memory a block is (`device`)
 nor what its tensors mean.
 
-CPython tells at once when a lease ends; so a stream that is driven alternates between two or three blocks, at
-addresses that bindings can be cached for.
+CPython ends a lease at once when nothing refers to it. A driven stream therefore alternates between two or three
+blocks, at addresses that bindings can be cached for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Generic, Protocol, TypeVar
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeAlias
 
 from titans_format.manifest import Manifest
 from titans_format.specs import StateSpec
@@ -18,31 +19,46 @@ from titans_runtime.errors import InputError
 
 _SPARES = 2  # blocks kept for reuse per pool; what a driven stream alternates with
 
-Shapes = Sequence[tuple[str, tuple[int, ...], str]]  # name, shape, dtype of every tensor of a block
+Shapes: TypeAlias = Sequence[tuple[str, tuple[int, ...], str]]  # name, shape, dtype of every tensor of a block
+
+_ids = itertools.count()
 
 
-class Identified(Protocol):
-    """What a block has to offer."""
+class Buffer(Protocol):
+    """One tensor in a device's memory, row-major."""
 
     @property
-    def id(self) -> int:
-        """A number of its own, never used again."""
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
         ...
 
 
-B = TypeVar("B", bound=Identified)
+class Block:
+    """Tensors that are allocated together, by state name and in the order of their pool.
+
+    id: a number of its own, never used again.
+    """
+
+    def __init__(self, tensors: Mapping[str, Buffer]) -> None:
+        self.id = next(_ids)
+        self.tensors = tensors
+
+    @property
+    def buffers(self) -> list[Buffer]:
+        """The tensors in their order."""
+        return list(self.tensors.values())
 
 
-class Lease(Generic[B]):
+class Lease:
     """A block in use by one or more states; goes back to its pool when the last of them is gone."""
 
     __slots__ = ("__weakref__", "_pool", "block")
 
-    def __init__(self, pool: Pool[B], block: B) -> None:
+    def __init__(self, pool: Pool, block: Block) -> None:
         self.block = block
         self._pool = pool
 
-    def of(self, pool: Pool[B]) -> bool:
+    def of(self, pool: Pool) -> bool:
         """Whether it is of this pool."""
         return self._pool is pool
 
@@ -52,7 +68,7 @@ class Lease(Generic[B]):
             pool.give_back(self.block)
 
 
-class Table(Lease[B]):
+class Table(Lease):
     """Rows that are only ever appended: states that share a table differ in how many rows they count.
 
     filled: rows that some state counts. A state with fewer must not append here.
@@ -60,7 +76,7 @@ class Table(Lease[B]):
 
     __slots__ = ("_filled",)
 
-    def __init__(self, pool: Pool[B], block: B) -> None:
+    def __init__(self, pool: Pool, block: Block) -> None:
         super().__init__(pool, block)
         self._filled = [0]  # empty while somebody claims rows, and for good if he was stopped: nobody appends then
 
@@ -84,58 +100,66 @@ class Table(Lease[B]):
         return own
 
 
-class Pool(Generic[B]):
-    """State tensors that are written together, and their spare blocks. Safe to use from several threads.
+class Pool:
+    """Tensors that are written together, and their spare blocks. Safe to use from several threads.
 
     Args:
-        specs: the tensors.
-        batch: streams per block.
+        specs: the state tensors; none for a graph's outputs.
+        shapes: what a block is made of, in the order of `specs`.
         make: makes a block for these shapes, with finite numbers in it.
-        on_drop: told the id of a block whose memory is to be given back to the system.
+        on_drop: called with the id of a block whose memory is to be given back to the system.
     """
 
     def __init__(
-        self, specs: Sequence[StateSpec], batch: int, make: Callable[[Shapes], B], on_drop: Callable[[int], None]
+        self,
+        specs: Sequence[StateSpec],
+        shapes: Shapes,
+        make: Callable[[Shapes], Block],
+        on_drop: Callable[[int], None],
     ) -> None:
         self.specs = tuple(specs)
-        self.names = tuple(spec.name for spec in specs)
-        self._shapes: Shapes = [(spec.name, spec.concrete(batch), spec.dtype) for spec in specs]
+        self.names = tuple(name for name, _, _ in shapes)
+        self._shapes = shapes
         self._make = make
         self._on_drop = on_drop
-        self._spares: list[B] = []
+        self._spares: list[Block] = []
 
-    def take(self) -> Lease[B]:
+    def take(self) -> Lease:
         """A block of this state's own; what is in it is finite and otherwise undefined."""
         return Lease(self, self._block())
 
-    def give_back(self, block: B) -> None:
+    def give_back(self, block: Block) -> None:
         """What the end of a lease does."""
         if len(self._spares) < _SPARES:
             self._spares.append(block)
         else:
             self._on_drop(block.id)
 
-    def _block(self) -> B:
+    def _block(self) -> Block:
         try:
             return self._spares.pop()
         except IndexError:
             return self._make(self._shapes)
 
 
-class TablePool(Pool[B]):
+class TablePool(Pool):
     """Tables of equally many rows, which are appended to together."""
 
     def __init__(
-        self, specs: Sequence[StateSpec], batch: int, make: Callable[[Shapes], B], on_drop: Callable[[int], None]
+        self,
+        specs: Sequence[StateSpec],
+        shapes: Shapes,
+        make: Callable[[Shapes], Block],
+        on_drop: Callable[[int], None],
     ) -> None:
-        super().__init__(specs, batch, make, on_drop)
-        self.length = self.specs[0].concrete(batch)[0]
+        super().__init__(specs, shapes, make, on_drop)
+        self.length = shapes[0][1][0]
 
-    def take(self) -> Table[B]:
+    def take(self) -> Table:
         """An empty table."""
         return Table(self, self._block())
 
-    def claim(self, table: Table[B], start: int, count: int) -> bool:
+    def claim(self, table: Table, start: int, count: int) -> bool:
         """Whether rows `start .. start + count - 1` may be written into `table` itself; they count as filled then.
 
         They may not if another state counts rows from `start` on, nor at the beginning of a table.
@@ -143,7 +167,7 @@ class TablePool(Pool[B]):
         return table.claim(start, count)
 
 
-def check_owner(leases: Sequence[Lease[B]], pools: Sequence[Pool[B]]) -> None:
+def check_owner(leases: Sequence[Lease], pools: Sequence[Pool]) -> None:
     """Raise `InputError` unless a state, known by its first lease, is of these pools: of this model, loaded here."""
     if leases and not leases[0].of(pools[0]):
         raise InputError(

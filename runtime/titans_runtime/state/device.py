@@ -1,55 +1,38 @@
 """What a device must offer so that streams can live on it: memory, programs, and moves between its own tensors.
 
-Knows the vocabulary between the state machinery (`device_state`, `device_lanes`) and a device (`ort_device`,
-`cuda_device`). Does not know states or plans.
+Knows the vocabulary between the state machinery (`executor`, `lanes`) and a device (`devices.host`, `devices.ort`,
+`devices.tensorrt.device`). Does not know states or plans.
 
-Nothing here moves a state tensor between host and device except `upload` and `download`, and `Traffic` counts those.
+No state tensor moves between the host and another device except by `upload` and `download`; `Traffic` counts those.
 """
 
 from __future__ import annotations
 
-import itertools
-import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 from titans_format.specs import GraphSpec
 from titans_runtime.arrays import Array, FloatArray, IdArray
-from titans_runtime.state.blocks import Shapes
-
-_ids = itertools.count()
-
-
-class Buffer(Protocol):
-    """One tensor in the device's memory."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape; row-major."""
-        ...
-
-    @property
-    def dtype(self) -> str:
-        """NumPy's name of its type."""
-        ...
+from titans_runtime.state.blocks import Block, Buffer, Shapes
 
 
 @dataclass
 class Traffic:
-    """What has crossed the bus so far.
+    """What has crossed the bus to a device so far.
 
     uploads, downloads: state tensors copied to and from the device.
     cleared: state tensors that were sent zeros when their memory was first taken.
     calls: graphs run. Each takes its tokens and positions along and brings surprise back.
-    told: outputs that were brought back because somebody wanted to see them, in numbers: logits, or ids and scores.
+    outputs: numbers of outputs that were brought back because they were wanted: logits, or ids and scores.
     """
 
     uploads: int = 0
     downloads: int = 0
     cleared: int = 0
     calls: int = 0
-    told: int = 0
+    outputs: int = 0
 
     @property
     def state_copies(self) -> int:
@@ -82,27 +65,31 @@ class Program(Protocol):
         """Give every input and output of the graph its place.
 
         Args:
-            data, results: inputs read from and outputs brought to host memory, which stays where it is.
+            data, results: inputs read from and outputs brought to host memory, which stays where it is; the same arrays
+                in every call.
             inputs, outputs: those that are on the device. No tensor is in both.
         """
         ...
 
 
 class Device(Protocol):
-    """One device. Callers hold `lock` around everything but reading `traffic`."""
+    """One device. Callers hold `lock` around every call."""
 
     @property
-    def lock(self) -> threading.RLock:
-        """Held by whoever uses the device; its queue is one."""
+    def lock(self) -> AbstractContextManager[object]:
+        """Held by whoever uses the device: its queue is one. The host's is free for any number of threads."""
         ...
 
     @property
-    def traffic(self) -> Traffic:
-        """What has crossed the bus so far."""
+    def scans_steps(self) -> bool:
+        """Whether `finite` is cheap enough to look at everything that a step wrote.
+
+        Elsewhere a step's own outputs, which come to the host, show what it wrote.
+        """
         ...
 
-    def allocate(self, shape: tuple[int, ...], dtype: str) -> Buffer:
-        """A tensor of zeros, given back when nothing refers to it any more."""
+    def block(self, shapes: Shapes) -> Block:
+        """Tensors of finite numbers, given back when nothing refers to them any more."""
         ...
 
     def upload(self, buffer: Buffer, array: Array) -> None:
@@ -117,18 +104,24 @@ class Device(Protocol):
         """A graph for so many streams. Raises `BundleError` if it cannot be loaded for them."""
         ...
 
-    def sums(self, buffers: Sequence[Buffer]) -> Array | None:
-        """The sum of each tensor, which shows whether all its numbers are finite; None where only engines compute."""
+    def finite(self, blocks: Sequence[Block]) -> bool | None:
+        """Whether all numbers of these blocks are finite. None where only engines compute.
+
+        False may be a false alarm, such as a sum of large numbers.
+        """
         ...
 
     def rows(self, head: Buffer, first: int, count: int) -> FloatArray:
-        """The outputs of some tokens, head[:, first:first+count] of `[B, T, O]`, in host memory."""
+        """The outputs of some tokens, head[:, first:first+count] of `[B, T, O]`, in host memory.
+
+        It may be a view, valid for as long as the tensor is not written.
+        """
         ...
 
-    def best(self, head: Buffer, row: int, count: int) -> tuple[IdArray, FloatArray, FloatArray] | None:
+    def top_k(self, head: Buffer, row: int, count: int) -> tuple[IdArray, FloatArray, FloatArray] | None:
         """The largest outputs of one token: their places and values `[B, count]`, and the sum of all `[B]`.
 
-        In descending order, equal ones by their place. None where only engines compute.
+        In descending order, equal ones by their place. None where the device does not choose.
         """
         ...
 
@@ -141,26 +134,26 @@ class Device(Protocol):
         """
         ...
 
-    def seat(self, wide: Sequence[Buffer], solo: Sequence[Buffer], lane: int, axis: int) -> None:
-        """wide[lane] = solo[0], lanes along `axis`."""
+    def seat(self, wide: Sequence[Buffer], solo: Sequence[Buffer], lane: int, rows: int | None = None) -> None:
+        """wide[lane] = solo[0], lanes along the first axis.
+
+        With `rows` they are tables, lanes along the second axis, of which at least so many rows are copied.
+        """
         ...
 
-    def pick(self, wide: Sequence[Buffer], solo: Sequence[Buffer], lane: int, axis: int) -> None:
-        """solo[0] = wide[lane], lanes along `axis`."""
+    def pick(self, wide: Sequence[Buffer], solo: Sequence[Buffer], lane: int, rows: int | None = None) -> None:
+        """solo[0] = wide[lane], as in `seat`."""
         ...
 
-    def place(self, tables: Sequence[Buffer], rows: Sequence[Buffer], places: Sequence[int]) -> None:
-        """tables[places[l], l] = rows[0, l] for each lane l."""
+    def place(
+        self, tables: Sequence[Buffer], rows: Sequence[Buffer], places: Sequence[int], lanes: Sequence[int]
+    ) -> None:
+        """tables[places[l], l] = rows[0, l] for these lanes l.
+
+        `places` has one for every lane; the row there of a lane that is not named does not count, and may be written.
+        """
         ...
 
     def keep(self, new: Sequence[Buffer], old: Sequence[Buffer], lanes: Sequence[int]) -> None:
-        """new[l] = old[l] for these lanes l, along the first axis."""
+        """new[l] = old[l] for these lanes l, along the first axis. Allocates nothing in host memory."""
         ...
-
-
-class DeviceBlock:
-    """The tensors of one pool entry, by state name."""
-
-    def __init__(self, device: Device, shapes: Shapes) -> None:
-        self.id = next(_ids)
-        self.tensors = {name: device.allocate(shape, dtype) for name, shape, dtype in shapes}

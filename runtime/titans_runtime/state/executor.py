@@ -1,324 +1,239 @@
-"""State on a device as immutable values, and the executor that makes the next one without bringing it to the host.
+"""The executor: runs graphs on states of one layout, on any device, and makes the next state out of one.
 
-Knows the tensors of a batch of streams and what a graph reads and writes. Does not know which device it is (`device`)
-or when a graph is due (`plan`). The host twin is `cpu_state`, with the same rules for who may write where.
+Knows what a graph reads and writes, and how its outputs are brought and checked. Does not know which device it is
+(`device`) or when a graph is due (`plan`).
 
-A call reads the blocks of the state it is given and writes carried tensors into spare blocks, so they alternate between
-two. Rows come out into a place of their own and are put into their table by the device. What crosses the bus is tokens
-and positions on the way in, surprise and those outputs that the caller wants to see on the way out: outputs stay in a
-block of their own, and whoever may ask for the last token's later holds it.
+A call reads the blocks of the state it is given and writes carried tensors into spare blocks, so a stream alternates
+between a few; a binding is kept for each combination. Rows come out into a place of their own and are then appended to
+their table. Tokens and positions go to the device; surprise and the wanted outputs come back. Outputs stay in a block
+of their own, so that the last token's can be fetched later by whoever holds the block.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import cast
 
 import numpy as np
 
 from titans_format.contract import data_name, head_name
-from titans_format.specs import GraphSpec, Initial, Shape, StateSpec
+from titans_format.manifest import GraphSpec
 from titans_runtime.arrays import Array, FloatArray
-from titans_runtime.bundle import Bundle, check_memory
-from titans_runtime.devices.arena import scratch
-from titans_runtime.devices.cpu_state import check_tensors
 from titans_runtime.errors import NonFiniteError
-from titans_runtime.state.blocks import Lease, Pool, Table, TablePool, by_length, by_writers, check_owner
-from titans_runtime.state.calls import Best, Feed, Outputs, State
-from titans_runtime.state.device import Bound, Buffer, Device, DeviceBlock, Program
+from titans_runtime.state.blocks import Buffer, Lease, Table, TablePool
+from titans_runtime.state.calls import CallInputs, Outputs, TopK
+from titans_runtime.state.device import Bound, Device
+from titans_runtime.state.host_memory import scratch
+from titans_runtime.state.layout import Layout, State
 
-# Combinations of blocks that a stream meets while it decodes and reads prompts in turn; see `cpu_state`.
+# A stream that decodes and reads prompts in turn meets up to 25 combinations of blocks. A missing binding costs 30 us.
 _BINDINGS = 32
 
 
-@dataclass(frozen=True)
-class DeviceState:
-    """The state of `batch` streams: a block for each group of carried tensors, and one for each length of table."""
+class Executor:
+    """Runs graphs for one caller at a time."""
 
-    batch: int
-    position: int
-    carried: tuple[Lease[DeviceBlock], ...]
-    rows: tuple[Table[DeviceBlock], ...]
-
-
-class DeviceLayout:
-    """Where the state of `batch` streams is, and how it starts.
-
-    Args:
-        bundle: the state table and the initial values.
-        device: whose memory.
-        batch: how many streams.
-    """
-
-    def __init__(self, bundle: Bundle, device: Device, batch: int) -> None:
-        check_memory(bundle.manifest, batch)
-        self.batch = batch
-        self.device = device
-        self.manifest = bundle.manifest
-        self._forgetters: list[Callable[[int], None]] = []
-
-        self._make = partial(DeviceBlock, device)
-        self.carried = tuple(Pool(specs, batch, self._make, self._forget) for specs in by_writers(bundle.manifest))
-        self.rows = tuple(TablePool(specs, batch, self._make, self._forget) for specs in by_length(bundle.manifest))
-        beginning = {
-            spec.name: np.broadcast_to(
-                bundle.initial.get(spec.name, np.zeros((), spec.dtype))
-                if spec.kind == "carried"
-                else np.zeros((), spec.dtype),
-                spec.concrete(batch),
-            )
-            for spec in bundle.manifest.states
-        }
-        self.initial = self._filled(beginning, 0)
-
-    def read(self, state: DeviceState) -> dict[str, Array]:
-        """Copies of all tensors in host memory, in the order of the state table; rows that were not written are 0."""
-        self.check_owner(state)
-        found: dict[str, Array] = {}
-        with self.device.lock:
-            for lease in (*state.carried, *state.rows):
-                found |= {name: self.device.download(buffer) for name, buffer in lease.block.tensors.items()}
-        for pool in self.rows:
-            for name in pool.names:
-                found[name][state.position % pool.length :] = 0
-        return {spec.name: found[spec.name] for spec in self.manifest.states}
-
-    def write(self, tensors: Mapping[str, Array], position: int) -> DeviceState:
-        """A state of its own with copies of these values. Raises `InputError` for what does not fit."""
-        check_tensors(self.manifest, tensors, self.batch)
-        return self._filled(tensors, position)
-
-    def check_owner(self, state: DeviceState) -> None:
-        """Raise `InputError` for the state of another loaded model, or of another number of streams."""
-        check_owner(state.carried or state.rows, self.carried or self.rows)
-
-    def outputs(self, name: str, shape: Shape) -> Pool[DeviceBlock]:
-        """Blocks for one graph's outputs, which are leased as a state's tensors are."""
-        spec = StateSpec(
-            name=name,
-            kind="carried",
-            dtype="float32",
-            shape=shape,
-            initial=Initial(kind="zeros"),
-            input=name,
-            output=name,
-        )
-        return Pool([spec], self.batch, self._make, self._forget)
-
-    def on_drop(self, forget: Callable[[int], None]) -> None:
-        """Call `forget` with the id of a block that is gone, so that nothing else keeps its memory."""
-        self._forgetters.append(forget)
-
-    def _filled(self, tensors: Mapping[str, Array], position: int) -> DeviceState:
-        with self.device.lock:
-            carried = tuple(pool.take() for pool in self.carried)
-            rows = tuple(pool.take() for pool in self.rows)
-            for lease in (*carried, *rows):
-                for name, buffer in lease.block.tensors.items():
-                    self.device.upload(buffer, np.ascontiguousarray(tensors[name]))
-        for pool, table in zip(self.rows, rows, strict=True):
-            table.filled = position % pool.length
-        return DeviceState(self.batch, position, carried, rows)
-
-    def _forget(self, block: int) -> None:
-        for forget in self._forgetters:
-            forget(block)
-
-
-class DeviceExecutor:
-    """Runs graphs on states of one layout, for one caller at a time. See `base.Executor` for the contract."""
-
-    def __init__(self, layout: DeviceLayout) -> None:
+    def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._graphs: dict[str, DeviceGraph] = {}
+        self._graphs: dict[str, BoundGraph] = {}
         layout.on_drop(self._forget)
 
-    def run(self, graph: GraphSpec, state: State, feed: Feed) -> tuple[Outputs, DeviceState]:
-        """Run one graph: what it said, and the state after it."""
-        state = cast(DeviceState, state)
-        layout = self._layout
+    def run(self, graph: GraphSpec, state: State, inputs: CallInputs) -> tuple[Outputs, State]:
+        """Run one graph.
+
+        Returns:
+            What it returned, and the state after it, whose position is `inputs.length` further on.
+
+        Raises:
+            ExecutionError: the graph failed.
+            NonFiniteError: it returned numbers that are not finite; says at which token, and in which state tensor.
+            BundleError: the graph cannot be loaded.
+        """
+        layout, position, length = self._layout, state.position, inputs.length
         layout.check_owner(state)
-        with layout.device.lock:
+        device = layout.device
+        with device.lock:
             bound = self.graph(graph)
             written = {i: layout.carried[i].take() for i in bound.writes}
-            bound.load(feed, state.position)
+            bound.load(inputs, position)
             bound.run((*state.carried, *state.rows), written)
-            told, bad = bound.tell(feed)
-            bound.check_finite(told, bad, written, state.position, feed)
-            after = tuple(written.get(i, lease) for i, lease in enumerate(state.carried))
+            outputs, finite = bound.outputs(inputs)
+            if not (finite and bound.finite(written.values())):
+                bound.raise_not_finite(written, position, length)
             rows = state.rows
             if bound.appends:
                 rows = tuple(
-                    self._append(pool, table, state.position % pool.length, feed.length, bound)
+                    _append(device, pool, table, position % pool.length, length, bound.rows(pool))
                     for pool, table in zip(layout.rows, rows, strict=True)
                 )
-        return told, DeviceState(state.batch, state.position + feed.length, after, rows)
+        carried = tuple(written.get(i, lease) for i, lease in enumerate(state.carried))
+        return outputs, State(state.batch, position + length, carried, rows)
 
-    def graph(self, graph: GraphSpec) -> DeviceGraph:
+    def graph(self, graph: GraphSpec) -> BoundGraph:
         """A graph with this executor's places for what goes in and comes out, set up when first needed."""
         found = self._graphs.get(graph.name)
         if found is None:
-            program = self._layout.device.program(graph, self._layout.batch)
-            found = self._graphs[graph.name] = DeviceGraph(graph, program, self._layout)
+            found = self._graphs[graph.name] = BoundGraph(graph, self._layout)
         return found
-
-    def _append(
-        self, pool: TablePool[DeviceBlock], table: Table[DeviceBlock], start: int, count: int, bound: DeviceGraph
-    ) -> Table[DeviceBlock]:
-        target = table
-        if not pool.claim(table, start, count):
-            target = pool.take()
-            target.filled = start + count
-        # At its beginning a table has no rows to take over.
-        source = table if start else target
-        self._layout.device.append(_all(source, pool), _all(target, pool), bound.rows(pool), start, count)
-        return target
 
     def _forget(self, block: int) -> None:
         for bound in list(self._graphs.values()):
             bound.forget(block)
 
 
-class DeviceGraph:
+class BoundGraph:
     """One graph: fixed places for the data that goes in and comes out, and bindings to the blocks it met lately.
 
     writes: the groups of carried tensors that it writes, by index.
     appends: whether it returns rows.
     """
 
-    def __init__(self, graph: GraphSpec, program: Program, layout: DeviceLayout) -> None:
-        self._graph = graph
-        self._program = program
+    def __init__(self, graph: GraphSpec, layout: Layout) -> None:
+        self.name = graph.name
         self._layout = layout
+        self._device = device = layout.device
         self._manifest = manifest = layout.manifest
-        self._inputs, self._outputs = {t.name for t in graph.inputs}, {t.name for t in graph.outputs}
+        self._program = device.program(graph, layout.batch)
+        self._scans = device.scans_steps or graph.kind in ("prefill", "commit")
+        self._inputs = {t.name for t in graph.inputs}
+        outputs = {t.name for t in graph.outputs}
         self._states = (*layout.carried, *layout.rows)
-        self.writes = tuple(i for i, p in enumerate(layout.carried) if p.specs[0].output in self._outputs)
-        self.appends = any(s.kind == "rows" and s.output in self._outputs for s in manifest.states)
+        self.writes = tuple(i for i, p in enumerate(layout.carried) if p.specs[0].output in outputs)
         self._reads = tuple(
             i for i, pool in enumerate(self._states) if any(spec.input in self._inputs for spec in pool.specs)
         )
+        # Places on the host: data, and results that every caller sees.
         states = {name for spec in manifest.states for name in (spec.input, spec.output)}
         head = [t for t in graph.outputs if t.name == head_name(manifest)]
         self._data = scratch([t for t in graph.inputs if t.name not in states], layout.batch)
+        self._stream = self._data.arrays.get(data_name(manifest))
+        self._position, self._length = self._data.arrays.get("position"), self._data.arrays.get("length")
         self._results = scratch([t for t in graph.outputs if t.name not in states and t not in head], layout.batch)
-        self._heads = [layout.outputs(t.name, t.shape) for t in head]  # one, or none of a commit
-        self._head: Lease[DeviceBlock] | None = None  # of the last run
-        rows = {spec.output: spec for spec in manifest.states if spec.kind == "rows"}
-        self._rows: dict[str, Buffer] = {}
-        for tensor in graph.outputs:
-            if tensor.name in rows:
-                count = cast(int, tensor.shape[0])  # by the manifest's contract the graph's tokens
-                shape = (count, *rows[tensor.name].concrete(layout.batch)[1:])
-                self._rows[tensor.name] = layout.device.allocate(shape, tensor.dtype)
+        self._surprise = self._results.arrays.get("surprise")
+        # Places on the device: the outputs, and the rows before they are in their table.
+        self._heads = layout.outputs(head[0]) if head else None
+        self._head_name = head[0].name if head else ""
+        self._head: Lease | None = None  # of the last run
+        tables = {spec.output: spec for spec in manifest.states if spec.kind == "rows"}
+        fresh = [t for t in graph.outputs if t.name in tables]
+        self.appends = bool(fresh)
+        self._rows = device.block(
+            [
+                # By the manifest's contract the first dimension is the graph's tokens.
+                (t.name, (cast(int, t.shape[0]), *tables[t.name].concrete(layout.batch)[1:]), t.dtype)
+                for t in fresh
+            ]
+        )
+        self._rows_of = {id(pool): [self._rows.tensors[s.output] for s in pool.specs] for pool in layout.rows if fresh}
         self._bindings: OrderedDict[tuple[int, ...], Bound] = OrderedDict()
 
-    def load(self, feed: Feed, position: int | Array) -> None:
+    def load(self, inputs: CallInputs, position: int | Array) -> None:
         """Put the data of one call in place; what is right of `length` is zero padding."""
-        data = self._data.tensors
-        if feed.inputs is not None:
-            stream = data[data_name(self._manifest)]
-            stream[:, : feed.length] = feed.inputs
-            stream[:, feed.length :] = 0
-        if "position" in data:
-            data["position"][...] = position
-        if "length" in data:
-            data["length"].fill(feed.length)
+        if inputs.inputs is not None and self._stream is not None:
+            self._stream[:, : inputs.length] = inputs.inputs
+            self._stream[:, inputs.length :] = 0
+        if self._position is not None:
+            self._position[...] = position
+        if self._length is not None:
+            self._length.fill(inputs.length)
 
-    def run(self, leases: Sequence[Lease[DeviceBlock]], written: Mapping[int, Lease[DeviceBlock]]) -> None:
+    def run(self, leases: Sequence[Lease], written: Mapping[int, Lease]) -> None:
         """Run, reading `leases` (carried, then rows) and writing `written` (by group)."""
         self._head = None  # its block is the next run's, unless somebody holds it
-        self._head = next((pool.take() for pool in self._heads), None)
-        key = (*(leases[i].block.id for i in self._reads), *(written[i].block.id for i in self.writes))
-        key += () if self._head is None else (self._head.block.id,)
+        key = (*[leases[i].block.id for i in self._reads], *[lease.block.id for lease in written.values()])
+        if self._heads is not None:
+            self._head = self._heads.take()
+            key += (self._head.block.id,)
         binding = self._bindings.get(key)
         if binding is None:
-            binding = self._bindings[key] = self._bind(leases, written, self._head)
+            binding = self._bindings[key] = self._bind(leases, written)
             if len(self._bindings) > _BINDINGS:
                 self._bindings.popitem(last=False)
         else:
             self._bindings.move_to_end(key)
         binding.run()
-        self._layout.device.traffic.calls += 1
 
-    def tell(self, feed: Feed) -> tuple[Outputs, Array]:
-        """Bring what the caller of the last run wants to see, and flags `[B]`: whose numbers in it are not finite."""
-        surprise = self._surprise(feed.length)
-        bad: Array = np.zeros(self._layout.batch, np.bool_)
-        if surprise is not None:
-            bad |= ~np.isfinite(surprise).all(axis=(1, 2))
-        if self._head is None or feed.rows == "none":
-            return Outputs(None, surprise), bad
-        device, head = self._layout.device, self._head
-        buffer = head.block.tensors[head_name(self._manifest)]
-        best = None if feed.best is None or feed.rows != "last" else device.best(buffer, feed.length - 1, feed.best)
-        if best is not None:
-            ids, scores, total = best
-            rest = partial(_last, device, head, buffer, feed.length)
-            if not np.isfinite(total).all():  # a choice compares, and may pass over what is no number
-                bad |= ~np.isfinite(rest()).all(axis=1)
-            return Outputs(None, surprise, Best(ids, scores, rest)), bad
-        count = feed.length if feed.rows == "every" else 1
-        rows = device.rows(buffer, feed.length - count, count)
-        return Outputs(rows, surprise), bad | ~np.isfinite(rows).all(axis=(1, 2))
+    def outputs(self, inputs: CallInputs) -> tuple[Outputs, bool]:
+        """Bring what the caller of the last run wants to see, and whether what came is finite."""
+        length = inputs.length
+        surprise = None if self._surprise is None else self._surprise[:, :length]
+        finite = self._results.finite()
+        if self._head is None or inputs.wanted == "none":
+            return Outputs(None, surprise), finite
+        device, buffer = self._device, self._head.block.tensors[self._head_name]
+        if inputs.top_k is not None and inputs.wanted == "last":
+            found = device.top_k(buffer, length - 1, inputs.top_k)
+            if found is not None:
+                places, scores, total = found
+                rest = partial(_last, device, self._head, buffer, length)
+                # A choice compares, and may pass over what is not a number.
+                finite = finite and bool(np.isfinite(total).all() or np.isfinite(rest()).all())
+                return Outputs(None, surprise, TopK(places, scores, rest)), finite
+        count = length if inputs.wanted == "every" else 1
+        rows = device.rows(buffer, length - count, count)
+        # Where the device scans everything, it scans them with the rest.
+        return Outputs(rows, surprise), finite and (device.scans_steps or bool(np.isfinite(rows).all()))
 
-    def check_finite(
-        self, told: Outputs, bad: Array, written: Mapping[int, Lease[DeviceBlock]], position: int, feed: Feed
-    ) -> None:
-        """Raise `NonFiniteError` if what came to the host, padding aside, or a written memory is not finite.
+    def finite(self, written: Iterable[Lease]) -> bool:
+        """Whether the last run's outputs, rows and carried tensors are finite, as far as they need a look.
 
-        What a step writes reaches its own outputs. What a commit writes is read by the next token only, so it is added
-        up on the device, where the device can; so are outputs that stay there. All of it is fetched if something is
-        wrong, to say where it began.
+        What a step writes reaches its own outputs. What a commit writes is only read by the next token, so it is looked
+        at on the device, where the device can.
         """
-        if not bad.any() and (self._graph.kind not in ("prefill", "commit") or self._sums_are_finite(written)):
-            return
-        length = feed.length
-        arrays = [] if told.surprise is None else [told.surprise]
+        if not self._scans:
+            return True
+        blocks = [lease.block for lease in written]
         if self._head is not None:
-            buffer = self._head.block.tensors[head_name(self._manifest)]
-            arrays.append(self._layout.device.rows(buffer, 0, length))
-        tokens = [int(np.flatnonzero(~np.isfinite(a).all(axis=(0, 2)))[0]) for a in arrays if not np.isfinite(a).all()]
-        found: dict[str, Array] = {}
-        for i, lease in written.items():
-            tensors = lease.block.tensors
-            found |= {name: self._layout.device.download(tensors[name]) for name in self._layout.carried[i].names}
-        names = [s.name for s in self._manifest.states if s.name in found and not np.isfinite(found[s.name]).all()]
-        if names or tokens:  # otherwise a sum of large numbers overflowed
+            blocks.append(self._head.block)
+        if self.appends:
+            blocks.append(self._rows)
+        return self._device.finite(blocks) is not False
+
+    def raise_not_finite(self, written: Mapping[int, Lease], position: int, length: int) -> None:
+        """Raise `NonFiniteError` if a number that the last run returned, padding aside, is not finite.
+
+        Fetches everything, to say where it began. Returns after a false alarm: padding, or a sum that overflowed.
+        """
+        tokens = [int(np.flatnonzero(~np.isfinite(a).all(axis=(0, 2)))[0]) for a in self._bad_outputs(length)]
+        bad = [name for name, flags in self.not_finite(written, length).items() if name and flags.any()]
+        if bad or tokens:
             last = length - 1  # of a commit, -1: the token before it
-            raise NonFiniteError(self._graph.name, position + min(tokens, default=last), names[0] if names else None)
+            raise NonFiniteError(self.name, position + min(tokens, default=last), bad[0] if bad else None)
 
-    def _sums_are_finite(self, written: Mapping[int, Lease[DeviceBlock]]) -> bool:
-        """Whether what was written adds up to finite numbers, as far as the device can tell."""
-        leases = [*written.values(), *([] if self._head is None else [self._head])]
-        buffers = [buffer for lease in leases for buffer in lease.block.tensors.values()]
-        floats = [buffer for buffer in buffers if buffer.dtype.startswith("float")]
-        sums = self._layout.device.sums(floats) if floats else None
-        return sums is None or bool(np.isfinite(sums).all())
+    def not_finite(self, written: Mapping[int, Lease], length: int) -> dict[str, Array]:
+        """Which streams have numbers that are not finite: flags `[B]` by state in the table's order, "" for outputs."""
+        found: dict[str, Array] = {}
+        for lease in written.values():
+            found |= {name: self._device.download(buffer) for name, buffer in lease.block.tensors.items()}
+        for spec in self._manifest.states:
+            if spec.kind == "rows" and spec.output in self._rows.tensors:
+                found[spec.name] = self._device.download(self._rows.tensors[spec.output])[:length]
+        flags = {
+            s.name: _streams_not_finite(found[s.name], s.batch_axis) for s in self._manifest.states if s.name in found
+        }
+        for array in self._bad_outputs(length):
+            flags[""] = _streams_not_finite(array, 0) | flags.get("", np.bool_(False))
+        return flags
 
-    def rows(self, pool: TablePool[DeviceBlock]) -> list[Buffer]:
+    def rows(self, pool: TablePool) -> list[Buffer]:
         """The rows that the last run returned, in the order of the pool."""
-        return [self._rows[spec.output] for spec in pool.specs]
+        return self._rows_of[id(pool)]
 
     def forget(self, block: int) -> None:
         """Drop the bindings to a block."""
         for key in [key for key in list(self._bindings) if block in key]:
             self._bindings.pop(key, None)
 
-    def _surprise(self, length: int) -> FloatArray | None:
-        """A window onto the last run's, padding cut off."""
-        array = self._results.tensors.get("surprise")
-        return None if array is None else array[:, :length]
+    def _bad_outputs(self, length: int) -> list[FloatArray]:
+        """The last run's surprise and outputs, padding cut off, if they have numbers that are not finite."""
+        found: list[FloatArray] = [] if self._surprise is None else [self._surprise[:, :length]]
+        if self._head is not None:
+            found.append(self._device.rows(self._head.block.tensors[self._head_name], 0, length))
+        return [array for array in found if not np.isfinite(array).all()]
 
-    def _bind(
-        self,
-        leases: Sequence[Lease[DeviceBlock]],
-        written: Mapping[int, Lease[DeviceBlock]],
-        head: Lease[DeviceBlock] | None,
-    ) -> Bound:
+    def _bind(self, leases: Sequence[Lease], written: Mapping[int, Lease]) -> Bound:
         inputs = {
             spec.input: leases[i].block.tensors[spec.name]
             for i in self._reads
@@ -328,15 +243,32 @@ class DeviceGraph:
         outputs = {
             spec.output: written[i].block.tensors[spec.name] for i in self.writes for spec in self._states[i].specs
         }
-        outputs |= self._rows | ({} if head is None else head.block.tensors)
-        return self._program.bind(self._data.tensors, self._results.tensors, inputs, outputs)
+        outputs |= self._rows.tensors
+        if self._head is not None:
+            outputs |= self._head.block.tensors
+        return self._program.bind(self._data.arrays, self._results.arrays, inputs, outputs)
 
 
-def _last(device: Device, head: Lease[DeviceBlock], buffer: Buffer, length: int) -> FloatArray:
+def _append(device: Device, pool: TablePool, table: Table, start: int, count: int, rows: Sequence[Buffer]) -> Table:
+    """The table with `rows` from `start` on: the same one, unless another state counts rows from there on."""
+    target = table
+    if not pool.claim(table, start, count):
+        target = pool.take()
+        target.filled = start + count
+    source = table if start else target  # at its beginning a table has no rows to take over
+    device.append(source.block.buffers, target.block.buffers, rows, start, count)
+    return target
+
+
+def _last(device: Device, head: Lease, buffer: Buffer, length: int) -> FloatArray:
     """The outputs after a call's last token `[B, outputs]`, from the block that is held for it."""
     with device.lock:
         return device.rows(buffer, length - 1, 1)[:, 0]
 
 
-def _all(lease: Lease[DeviceBlock], pool: Pool[DeviceBlock]) -> list[Buffer]:
-    return [lease.block.tensors[name] for name in pool.names]
+def _streams_not_finite(array: Array, axis: int) -> Array:
+    """Flags `[B]`."""
+    others = tuple(i for i in range(array.ndim) if i != axis)
+    if array.dtype.kind != "f":
+        return np.zeros(array.shape[axis], np.bool_)
+    return np.asarray(~np.isfinite(array).all(axis=others))

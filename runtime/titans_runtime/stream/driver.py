@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -17,24 +17,26 @@ from titans_format.manifest import Manifest
 from titans_runtime.arguments import flag, instance, label, shown
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.errors import ExecutionError, InputError, out_of_memory
-from titans_runtime.state.calls import Backend, Best, Feed, Outputs, Rows, State
+from titans_runtime.state.backend import Backend
+from titans_runtime.state.calls import CallInputs, Outputs, StreamState, TopK, WantedOutputs
+from titans_runtime.state.layout import State
 from titans_runtime.stream.inputs import as_array, checked_streams
 from titans_runtime.stream.plan import FASTEST, Call, Planner, Policy
 
 
 @dataclass(frozen=True)
-class Fed:
+class FeedResult:
     """What a feed of T tokens gave.
 
     outputs: float32 `[B, T, outputs]`, or `[B, 1, outputs]` where only the last token's were asked for, or none where
-        `best` says it.
+        `top_k` says it.
     surprise: float32 `[B, T, M]` for M memory layers.
-    best: the largest outputs after the last token, where only they were asked for and the provider chose them.
+    top_k: the largest outputs after the last token, where only they were asked for and the provider chose them.
     """
 
     outputs: FloatArray
     surprise: FloatArray
-    best: Best | None = None
+    top_k: TopK | None = None
 
 
 class Feeder(Protocol):
@@ -52,12 +54,12 @@ class Feeder(Protocol):
 
     def feed(
         self,
-        state: State,
+        state: StreamState,
         inputs: Array,
         all_outputs: bool = False,
         policy: Policy = FASTEST,
-        best: int | None = None,
-    ) -> tuple[Fed, State]:
+        top_k: int | None = None,
+    ) -> tuple[FeedResult, State]:
         """Consume T >= 1 tokens of every stream; `state` stays as it is.
 
         Args:
@@ -65,14 +67,14 @@ class Feeder(Protocol):
             inputs: int64 ids `[B, T]` or float32 vectors `[B, T, F]`, valid for the model.
             all_outputs: return every token's outputs, not only the last one's.
             policy: which graphs may be used.
-            best: of the last token's outputs only so many of the largest need to be seen.
+            top_k: of the last token's outputs only so many of the largest need to be seen.
 
         Raises:
             ExecutionError: a graph failed; a `NonFiniteError` says where its outputs were not finite.
         """
         ...
 
-    def home(self, state: State) -> State:
+    def home(self, state: StreamState) -> State:
         """The state as the backend's own value, from wherever this feeder keeps it between feeds."""
         ...
 
@@ -87,32 +89,33 @@ class DirectFeeder:
 
     def feed(
         self,
-        state: State,
+        state: StreamState,
         inputs: Array,
         all_outputs: bool = False,
         policy: Policy = FASTEST,
-        best: int | None = None,
-    ) -> tuple[Fed, State]:
+        top_k: int | None = None,
+    ) -> tuple[FeedResult, State]:
         """See `Feeder`."""
         batch, tokens = inputs.shape[:2]
         outputs = np.empty((batch, tokens if all_outputs else 1, self.manifest.inputs.outputs), np.float32)
         surprise = np.empty((batch, tokens, self.manifest.surprise_layers), np.float32)
-        chosen: Best | None = None
+        chosen: TopK | None = None
+        now = self.home(state)
         with self.backend.executor(batch) as executor:
-            for call in self._planner.calls(state.position, tokens, policy):
+            for call in self._planner.calls(now.position, tokens, policy):
                 end = call.offset + call.length
                 data = inputs[:, call.offset : end] if call.length else None
-                rows: Rows = "every" if all_outputs else "last" if end == tokens else "none"
-                told, state = executor.run(
-                    call.graph, state, Feed(data, call.length, rows, best if rows == "last" else None)
+                rows: WantedOutputs = "every" if all_outputs else "last" if end == tokens else "none"
+                told, now = executor.run(
+                    call.graph, now, CallInputs(data, call.length, rows, top_k if rows == "last" else None)
                 )
                 _collect(call, told, outputs, surprise)
-                chosen = told.best or chosen
-        return Fed(outputs if chosen is None else outputs[:, :0], surprise, chosen), state
+                chosen = told.top_k or chosen
+        return FeedResult(outputs if chosen is None else outputs[:, :0], surprise, chosen), now
 
-    def home(self, state: State) -> State:
+    def home(self, state: StreamState) -> State:
         """The state itself."""
-        return state
+        return cast(State, state)
 
 
 def _collect(call: Call, told: Outputs, outputs: FloatArray, surprise: FloatArray) -> None:
@@ -174,7 +177,7 @@ class Driver:
         arrays = {label(name): as_array(value, "a state tensor", "an array") for name, value in state.items()}
         self._now = self._feeder.backend.write({**self.state(), **arrays}, self.batch, self.position)
 
-    def feed(self, inputs: Array, all_outputs: bool = False, policy: Policy = FASTEST) -> Fed:
+    def feed(self, inputs: Array, all_outputs: bool = False, policy: Policy = FASTEST) -> FeedResult:
         """Consume T >= 1 tokens of every stream; as `Feeder.feed`. After an error: as before."""
         array = checked_streams(self.manifest.inputs, inputs, self.batch)
         instance("policy", policy, Policy, "pass a Policy")

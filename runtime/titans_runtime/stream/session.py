@@ -26,17 +26,11 @@ from titans_format.manifest import Manifest
 from titans_runtime.arguments import flag, function, instance, label, shown, whole
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.atomic import check_writable, regular_target, write_atomically
-from titans_runtime.errors import (
-    InputError,
-    NonFiniteError,
-    SessionPoisonedError,
-    StateError,
-    TextError,
-    out_of_memory,
-)
-from titans_runtime.state.calls import Best, State
+from titans_runtime.errors import InputError, NonFiniteError, SessionPoisonedError, StateError, TextError, out_of_memory
+from titans_runtime.state.calls import StreamState, TopK
+from titans_runtime.state.layout import State
 from titans_runtime.stream import state_file
-from titans_runtime.stream.driver import Fed, Feeder
+from titans_runtime.stream.driver import Feeder, FeedResult
 from titans_runtime.stream.guard import Guard
 from titans_runtime.stream.inputs import Inputs, checked_ends, checked_inputs, checked_tokens
 from titans_runtime.stream.lineage import Lineage, locked
@@ -420,7 +414,7 @@ class Session:
             for left in range(limit, 0, -1):
                 token = self._choose(sampler)
                 # before the yield: a reader may stop there
-                self._consume(np.array([token], np.int64), every=False, best=sampler.needs)
+                self._consume(np.array([token], np.int64), every=False, top_k=sampler.needs)
                 ended = ends.get(token, "length" if left == 1 else None)
                 self._ended = ended
                 yield token
@@ -436,7 +430,7 @@ class Session:
         done = 0
         while done < len(prompt):
             piece = prompt[done : done + max(PIECE // chunk, 1) * chunk - self.position % chunk]
-            self._consume(piece, every=False, best=sampler.needs)
+            self._consume(piece, every=False, top_k=sampler.needs)
             done += len(piece)
             if on_progress is not None:
                 on_progress(done, len(prompt))
@@ -449,20 +443,20 @@ class Session:
     def _choose(self, sampler: Sampler) -> int:
         """The next token, from as little as the sampler needs and the provider brought."""
         now = self._now
-        if isinstance(now.last, Best) and sampler.needs is not None and now.last.ids.shape[1] >= sampler.needs:
+        if isinstance(now.last, TopK) and sampler.needs is not None and now.last.ids.shape[1] >= sampler.needs:
             return sampler.choose_among(now.last.ids[0, : sampler.needs], now.last.scores[0, : sampler.needs])
         outputs = now.outputs
         if outputs is None:
             raise InputError("the session was reset while it generated", "start again with a prompt")
         return sampler.choose(outputs)
 
-    def _consume(self, array: Array, every: bool, best: int | None = None) -> FloatArray:
-        """Feed checked inputs; outputs `[T or 1, O]`, or none where only the `best` were brought."""
+    def _consume(self, array: Array, every: bool, top_k: int | None = None) -> FloatArray:
+        """Feed checked inputs; outputs `[T or 1, O]`, or none where only the `top_k` were brought."""
         with self._guard:
             self._check()
             start = time.perf_counter()
             try:
-                fed, state = self._shared.feeder.feed(self._now.state, array[None], every, best=best)
+                fed, state = self._shared.feeder.feed(self._now.state, array[None], every, top_k=top_k)
             except NonFiniteError as error:
                 self._fall_ill(error)
                 raise
@@ -470,11 +464,11 @@ class Session:
                 raise out_of_memory() from error
             return self._accept(array, fed, state, time.perf_counter() - start)
 
-    def _accept(self, array: Array, fed: Fed, state: State, seconds: float) -> FloatArray:
+    def _accept(self, array: Array, fed: FeedResult, state: StreamState, seconds: float) -> FloatArray:
         """Make what a feed of `array` gave this session's own; its outputs."""
         now, surprise = self._now, fed.surprise[0]
         tokens = len(surprise)
-        last = fed.best or fed.outputs[0, -1].copy()  # what is returned belongs to the caller
+        last = fed.top_k or fed.outputs[0, -1].copy()  # what is returned belongs to the caller
         chunk = self._manifest.chunk
         commits = (now.position + tokens) // chunk - now.position // chunk
         totals = now.totals.add(surprise)
@@ -517,7 +511,7 @@ class Session:
         nothing = np.zeros((0, self._manifest.surprise_layers), np.float32)
         return Moment(self._shared.feeder.backend.initial(1), None, nothing)
 
-    def _home(self, state: State) -> State:
+    def _home(self, state: StreamState) -> State:
         return self._shared.feeder.home(state)
 
     def _own_moment(self) -> Moment:

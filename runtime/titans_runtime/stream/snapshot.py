@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from titans_runtime.arrays import FloatArray
-from titans_runtime.state.calls import Backend, Best, State
+from titans_runtime.state.backend import Backend
+from titans_runtime.state.calls import StreamState, TopK
 
 KEPT = 8  # ids: more than the longest character takes, and what stands before it
 
@@ -68,8 +69,8 @@ class Moment:
     poison: why the session refuses to go on from here; None is a sound one.
     """
 
-    state: State
-    last: FloatArray | Best | None
+    state: StreamState
+    last: FloatArray | TopK | None
     surprise: FloatArray
     totals: SurpriseTotals = field(default_factory=SurpriseTotals)
     commits: int = 0
@@ -84,7 +85,7 @@ class Moment:
     @property
     def outputs(self) -> FloatArray | None:
         """All outputs after the last token, fetched from the device if they are still there."""
-        return self.last.rest()[0] if isinstance(self.last, Best) else self.last
+        return self.last.rest()[0] if isinstance(self.last, TopK) else self.last
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from titans_measure.speed.timing import Progress, Work, medians
 from titans_runtime import Model
 from titans_runtime.arrays import Array
 from titans_runtime.devices.cores import usable_cores
-from titans_runtime.devices.host import import_onnxruntime
+from titans_runtime.devices.ort_sessions import import_onnxruntime
 from titans_runtime.stream.driver import Driver
 
 PERCENTILES = (50, 90, 99)

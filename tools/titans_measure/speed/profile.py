@@ -15,9 +15,10 @@ from pathlib import Path
 
 from titans_measure.speed.measure import Wish, streams_input
 from titans_runtime.bundle import open_bundle
-from titans_runtime.devices.host import CpuBackend
+from titans_runtime.devices.host import HostDevice
 from titans_runtime.model import Model
-from titans_runtime.state.calls import LoadOptions, State
+from titans_runtime.state.backend import Backend
+from titans_runtime.state.calls import LoadOptions
 from titans_runtime.stream.driver import DirectFeeder
 
 _KERNEL = "_kernel_time"
@@ -60,14 +61,15 @@ def profile(bundle: Path, wish: Wish) -> tuple[GraphProfile, ...]:
     """
     opened = open_bundle(bundle)
     with tempfile.TemporaryDirectory() as folder:
-        backend = CpuBackend(opened, LoadOptions(threads=wish.threads, profiles=Path(folder)))
+        device = HostDevice(opened, LoadOptions(threads=wish.threads, profiles=Path(folder)))
+        backend = Backend("cpu", opened, device)
         model = Model(opened, backend)
         driver = DirectFeeder(opened.manifest, backend)
-        state: State = backend.initial(1)
+        state = backend.initial(1)
         _, state = driver.feed(state, streams_input(model, 1, wish.prompt))
         for place in range(wish.tokens):
             _, state = driver.feed(state, streams_input(model, 1, wish.tokens)[:, place : place + 1])
-        files = backend.finish_profiles()
+        files = device.finish_profiles()
         return tuple(read_profile(name, path) for name, path in files.items())
 
 

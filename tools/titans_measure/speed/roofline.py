@@ -13,8 +13,8 @@ import numpy as np
 
 from titans_measure.speed.timing import Work
 from titans_runtime.devices.cores import usable_cores
-from titans_runtime.devices.host import import_onnxruntime
 from titans_runtime.devices.onnx_writer import Node, Value, model
+from titans_runtime.devices.ort_sessions import import_onnxruntime
 
 SIZE = 2048  # rows of the matrices, 16 MiB each: beyond a core's caches
 READ_BYTES = 256 * 2**20

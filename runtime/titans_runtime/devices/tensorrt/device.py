@@ -28,19 +28,26 @@ from titans_runtime.devices.tensorrt.engine_files import EngineFile, EngineFiles
 from titans_runtime.devices.tensorrt.top_k import Choice
 from titans_runtime.devices.tensorrt.top_k_graph import chooser
 from titans_runtime.errors import ExecutionError, ProviderError
-from titans_runtime.state.device import Buffer, Traffic
+from titans_runtime.state.blocks import Block, Buffer, Shapes
+from titans_runtime.state.device import Traffic
 
 # TensorRT allocates on the first runs of a context; what has run this often launches nothing but kernels.
 _RUNS_BEFORE_CAPTURE = 2
 
 
 class CudaMemory:
-    """A CUDA device's memory, and moves in it; what `device.Device` asks for but programs."""
+    """A CUDA device's memory, and moves in it; what `state.device.Device` asks for but programs."""
+
+    scans_steps = False
 
     def __init__(self, cuda: Cuda) -> None:
         self.lock = threading.RLock()
         self.traffic = Traffic()
         self._cuda = cuda
+
+    def block(self, shapes: Shapes) -> Block:
+        """Tensors of zeros."""
+        return Block({name: self.allocate(shape, dtype) for name, shape, dtype in shapes})
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> CudaBuffer:
         """A tensor of zeros, which the device writes itself."""
@@ -55,13 +62,14 @@ class CudaMemory:
 
     def download(self, buffer: Buffer) -> Array:
         """A copy in host memory."""
-        source, array = cast(CudaBuffer, buffer), np.empty(buffer.shape, buffer.dtype)
+        source = cast(CudaBuffer, buffer)
+        array = np.empty(source.shape, source.dtype)
         self._cuda.to_host(array.ctypes.data, source.address, source.nbytes)
         self._cuda.wait()
         self.traffic.downloads += 1
         return array
 
-    def sums(self, buffers: Sequence[Buffer]) -> Array | None:
+    def finite(self, blocks: Sequence[Block]) -> bool | None:
         """None: there is no kernel here but the engines'."""
         return None
 
@@ -75,11 +83,11 @@ class CudaMemory:
             start = source.address + (stream * tokens + first) * width * rows.itemsize
             self._cuda.to_host(target.ctypes.data, start, target.nbytes)
         self._cuda.wait()
-        self.traffic.told += rows.size
+        self.traffic.outputs += rows.size
         return rows
 
-    def best(self, head: Buffer, row: int, count: int) -> tuple[IdArray, FloatArray, FloatArray] | None:
-        """None, as `sums`."""
+    def top_k(self, head: Buffer, row: int, count: int) -> tuple[IdArray, FloatArray, FloatArray] | None:
+        """None, as `finite`."""
         return None
 
     def append(
@@ -92,24 +100,26 @@ class CudaMemory:
                 self._cuda.move(table.address, before.address, start * row)
             self._cuda.move(table.address + start * row, fresh.address, count * row)
 
-    def seat(self, wide: Sequence[Buffer], solo: Sequence[Buffer], lane: int, axis: int) -> None:
+    def seat(self, wide: Sequence[Buffer], solo: Sequence[Buffer], lane: int, rows: int | None = None) -> None:
         """Copy one stream's tensors into a lane."""
         for many, one in zip(_cuda(wide), _cuda(solo), strict=True):
-            item, pitch, height = _lane(many, axis)
+            item, pitch, height = _lane(many, 0 if rows is None else 1)
             self._cuda.move_columns(many.address + lane * item, pitch, one.address, item, item, height)
 
-    def pick(self, wide: Sequence[Buffer], solo: Sequence[Buffer], lane: int, axis: int) -> None:
+    def pick(self, wide: Sequence[Buffer], solo: Sequence[Buffer], lane: int, rows: int | None = None) -> None:
         """Copy a lane's tensors out."""
         for many, one in zip(_cuda(wide), _cuda(solo), strict=True):
-            item, pitch, height = _lane(many, axis)
+            item, pitch, height = _lane(many, 0 if rows is None else 1)
             self._cuda.move_columns(one.address, item, many.address + lane * item, pitch, item, height)
 
-    def place(self, tables: Sequence[Buffer], rows: Sequence[Buffer], places: Sequence[int]) -> None:
-        """Put one row per lane into the tables."""
+    def place(
+        self, tables: Sequence[Buffer], rows: Sequence[Buffer], places: Sequence[int], lanes: Sequence[int]
+    ) -> None:
+        """Put one row for each of these lanes into the tables."""
         for table, fresh in zip(_cuda(tables), _cuda(rows), strict=True):
             item, pitch, _ = _lane(table, 1)
-            for lane, where in enumerate(places):
-                self._cuda.move(table.address + where * pitch + lane * item, fresh.address + lane * item, item)
+            for lane in lanes:
+                self._cuda.move(table.address + places[lane] * pitch + lane * item, fresh.address + lane * item, item)
 
     def keep(self, new: Sequence[Buffer], old: Sequence[Buffer], lanes: Sequence[int]) -> None:
         """Copy lanes from one set of tensors to another."""
@@ -120,7 +130,7 @@ class CudaMemory:
 
 
 class TensorRtDevice(CudaMemory):
-    """A device with one bundle's engines. See `device.Device` for the contract.
+    """A device with one bundle's engines. See `state.device.Device` for the contract.
 
     Args:
         module: `tensorrt` or `tensorrt_rtx`.
@@ -158,9 +168,9 @@ class TensorRtDevice(CudaMemory):
                 f"graph {graph.name!r} gets no execution context ({self._log.last or 'TensorRT gave no reason'})",
                 "free some of the device's memory, or use provider='cpu'",
             )
-        return EngineProgram(graph, batch, context, self._cuda, self._log)
+        return EngineProgram(graph, batch, context, self._cuda, self._log, self.traffic)
 
-    def best(self, head: Buffer, row: int, count: int) -> tuple[IdArray, FloatArray, FloatArray] | None:
+    def top_k(self, head: Buffer, row: int, count: int) -> tuple[IdArray, FloatArray, FloatArray] | None:
         """The largest outputs of one token, chosen on the device; None without an engine that finds so many."""
         if self._chooser is None or count > self._chooser.count:
             return None
@@ -170,7 +180,7 @@ class TensorRtDevice(CudaMemory):
                 self._cuda, self._chooser, self.program(self._chooser.spec, streams), streams
             )
         found = self._choices[streams].of(cast(CudaBuffer, head), row, count)
-        self.traffic.told += sum(array.size for array in found)
+        self.traffic.outputs += sum(array.size for array in found)
         return found
 
     def _load(self, graph: GraphSpec) -> tuple[EngineFile, Any]:
@@ -202,8 +212,9 @@ class TensorRtDevice(CudaMemory):
 class EngineProgram:
     """An execution context, with places on both sides of the bus for the data that goes in and comes out."""
 
-    def __init__(self, graph: GraphSpec, batch: int, context: Any, cuda: Cuda, log: Log) -> None:
+    def __init__(self, graph: GraphSpec, batch: int, context: Any, cuda: Cuda, log: Log, traffic: Traffic) -> None:
         self.graph = graph
+        self.traffic = traffic
         self.context = context
         self.cuda = cuda
         self.log = log
@@ -250,6 +261,7 @@ class EngineBound:
     def run(self) -> None:
         """Run once."""
         cuda = self._program.cuda
+        self._program.traffic.calls += 1
         for array, pinned, _ in self._sent:
             pinned.array[...] = array
         if self._captured is None and self._program.captures and self._runs >= _RUNS_BEFORE_CAPTURE:
