@@ -27,8 +27,9 @@ from titans_runtime.errors import (
 )
 from titans_runtime.model import Model, load
 from titans_runtime.series import SeriesScaling
-from titans_runtime.stream.driver import Driver, FeedResult
+from titans_runtime.stream.driver import Driver
 from titans_runtime.stream.observe import FeedEvent, SessionStats
+from titans_runtime.stream.run import FeedResult
 from titans_runtime.stream.session import Session
 from titans_runtime.stream.snapshot import Mark
 from titans_runtime.text.sampling import SamplingOptions

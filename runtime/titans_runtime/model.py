@@ -23,11 +23,12 @@ from titans_runtime.series import SeriesScaling
 from titans_runtime.state.backend import Backend
 from titans_runtime.state.calls import LoadOptions
 from titans_runtime.stream import state_file
-from titans_runtime.stream.driver import DirectFeeder, Driver
+from titans_runtime.stream.driver import Driver
+from titans_runtime.stream.feeder import DirectFeeder, Shared
 from titans_runtime.stream.inputs import checked_ids
 from titans_runtime.stream.lineage import Lineage
 from titans_runtime.stream.observe import Observer
-from titans_runtime.stream.session import Session, Shared, moment_of
+from titans_runtime.stream.session import Session, snapshot_of
 from titans_runtime.text.tokenizer import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
@@ -178,8 +179,8 @@ class Model:
     def _restored(
         self, data: bytes, source: str, name: str | None, path: str | os.PathLike[str] | None = None
     ) -> Session:
-        moment = moment_of(self._shared.feeder, data, source)
-        return Session(self._shared, name, moment, Lineage(data, path))
+        snapshot = snapshot_of(self._shared.feeder, data, source)
+        return Session(self._shared, name, snapshot, Lineage(data, path))
 
     def batch(
         self, lanes: int = 16, resident: int | None = None, folder: str | os.PathLike[str] | None = None
@@ -207,7 +208,7 @@ class Model:
 
     def driver(self, batch: int = 1) -> Driver:
         """`batch` streams in lockstep without a session's checks and comforts, as verification and benchmarks need."""
-        return Driver(self._shared.feeder, whole("batch", batch, 1, "use a number of streams of 1 or above"))
+        return Driver(self.manifest, self._backend, whole("batch", batch, 1, "use a number of streams of 1 or above"))
 
     def without_writes(self) -> Model:
         """The same model whose memories are never written: the control that shows what writing is worth.

@@ -26,7 +26,7 @@ from titans_runtime.bundle import open_bundle
 from titans_runtime.devices.select import select
 from titans_runtime.native import described, kernels
 from titans_runtime.state.calls import LoadOptions
-from titans_runtime.stream.driver import DirectFeeder, Driver
+from titans_runtime.stream.driver import Driver
 
 STREAMS = 16
 
@@ -40,8 +40,8 @@ def measure(bundle: Path, rounds: int, threads: int | None) -> dict[str, dict[st
     tokens = {"chunks": ids.shape[1], "single tokens": chunk, f"{STREAMS} streams": chunk}
     for form in ("portable", "fused"):
         options = LoadOptions(threads=threads, fused=form == "fused")
-        feeder = DirectFeeder(manifest, select(opened, "cpu", options).backend)
-        one, many = Driver(feeder), Driver(feeder, STREAMS)
+        backend = select(opened, "cpu", options).backend
+        one, many = Driver(manifest, backend), Driver(manifest, backend, STREAMS)
         work |= {
             f"chunks, {form}": lambda one=one: one.feed(ids[:1]),  # type: ignore[misc]
             f"single tokens, {form}": lambda one=one: stepped(one, ids[:1, :chunk]),  # type: ignore[misc]

@@ -56,7 +56,7 @@ def test_512_tokens_equal_the_cpus_and_no_state_crosses_the_bus(exported: Export
     assert 0 < worst <= CLOSE
     assert (traffic(there).uploads, traffic(there).downloads) == before
     assert traffic(there).state_copies == settled
-    ours_after, theirs_after = state(there, ours._now.state), state(here, theirs._now.state)
+    ours_after, theirs_after = state(there, ours._stream.now.state), state(here, theirs._stream.now.state)
     for name, value in theirs_after.items():
         assert np.abs(ours_after[name] - value).max(initial=0.0) <= CLOSE, name
 

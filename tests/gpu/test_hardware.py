@@ -60,7 +60,7 @@ def test_512_mixed_tokens_equal_the_cpus_and_no_state_crosses_the_bus(
         outputs, expected = ours.feed(piece, all_logits=True), theirs.feed(piece, all_logits=True)
         assert np.abs(outputs - expected).max() <= CLOSE
     assert (traffic(there).uploads, traffic(there).downloads) == moved
-    after, wanted = there._backend.read(ours._now.state), here._backend.read(theirs._now.state)
+    after, wanted = there._backend.read(ours._stream.now.state), here._backend.read(theirs._stream.now.state)
     for name, value in wanted.items():
         assert np.abs(after[name] - value).max(initial=0.0) <= CLOSE, name
 

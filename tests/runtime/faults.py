@@ -60,7 +60,7 @@ def standing_still(batch: Batch) -> Iterator[None]:
         still.set()
         go_on.wait()
 
-    asker = threading.Thread(target=lambda: batch._engine._ask(wait))
+    asker = threading.Thread(target=lambda: batch._worker._ask(wait))
     asker.start()
     still.wait()
     try:

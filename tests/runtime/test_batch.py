@@ -30,8 +30,9 @@ from titans_runtime import (
     load,
 )
 from titans_runtime.serving.batch import Batch, BatchSession
-from titans_runtime.serving.completion import Ticket
-from titans_runtime.serving.offload import Spilled
+from titans_runtime.serving.completion import Outcome
+from titans_runtime.serving.offload import OnDisk
+from titans_runtime.stream.run import Run
 
 CLOSE = 1e-5
 GREEDY = SamplingOptions(temperature=0)
@@ -45,7 +46,7 @@ def batch(toy_model: Model) -> Iterator[Batch]:
 
 def tensors(session: Session) -> dict[str, np.ndarray]:
     backend = session._shared.feeder.backend
-    return backend.read(session._home(session._now.state))
+    return backend.read(session._shared.feeder.home(session._stream.now.state))
 
 
 def assert_equal_to_solo(session: Session, alone: Session) -> None:
@@ -172,7 +173,7 @@ def test_spilled_sessions_come_back_and_their_files_go(toy_model: Model, tmp_pat
             session.feed([i] * (C + i))
         files = list(tmp_path.rglob("*.state"))
         assert (batch.resident, len(files)) == (2, 4)
-        assert sum(isinstance(session._now.state, Spilled) for session in sessions) == 4
+        assert sum(isinstance(session._stream.now.state, OnDisk) for session in sessions) == 4
         assert sessions[0].stats.position == C  # reading does not bring it back for good
         for i, session in enumerate(sessions):
             alone = toy_model.session()
@@ -197,7 +198,7 @@ def test_the_limit_holds_whatever_brings_a_state_into_memory(toy_model: Model, u
                 session.fork()
             else:
                 session.rewind(there)
-        in_memory = [session for session in sessions if not isinstance(session._now.state, Spilled)]
+        in_memory = [session for session in sessions if not isinstance(session._stream.now.state, OnDisk)]
         assert len(in_memory) <= 2
         assert batch.resident <= 2
 
@@ -380,7 +381,7 @@ def test_a_defect_in_the_middle_of_a_step_ends_every_feed_of_it(
         raise RuntimeError("a defect")
 
     with monkeypatch.context() as patched:
-        patched.setattr(batch._engine._rounds, "_finish_step", defect)
+        patched.setattr(batch._worker._scheduler, "_finish_step", defect)
         with standing_still(batch):
             futures = [session.submit([1]) for session in sessions]
         assert [str(future.exception(60)) for future in futures] == ["a defect"] * 3
@@ -394,11 +395,11 @@ def test_an_interrupt_while_waiting_leaves_the_session_before_or_after_the_feed(
     session = batch.session()
     session.feed([1, 2])
 
-    def interrupted(ticket: Ticket) -> np.ndarray:
+    def interrupted(outcome: Outcome) -> np.ndarray:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Ticket, "wait", interrupted)
+        patched.setattr(Outcome, "wait", interrupted)
         with pytest.raises(KeyboardInterrupt):
             session.feed([3])
     assert session.position in (2, 3)
@@ -415,16 +416,16 @@ def test_an_interrupted_prompt_ends_soon_and_the_session_is_as_it_was(
     session, other = batch.session(), batch.session()
     session.feed([1, 2])
     calls: list[int] = []
-    call = batch._engine._rounds._call
+    advance = Run.advance
 
     def counted(*arguments: Any) -> None:
         calls.append(1)
-        call(*arguments)
+        advance(*arguments)
         if len(calls) == 2:  # the caller is interrupted while its prompt is under way
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             time.sleep(0.2)
 
-    monkeypatch.setattr(batch._engine._rounds, "_call", counted)
+    monkeypatch.setattr(Run, "advance", counted)
     with pytest.raises(KeyboardInterrupt):
         batch.feed([session, other], [[3] * (400 * C), [4] * (400 * C)])
     assert len(calls) < 400
@@ -539,7 +540,7 @@ def test_chunks_that_end_together_end_in_one_call_or_else_one_by_one(
     for one in (*sessions[:ahead], *alone[:ahead]):
         one.feed([9])
     batch.feed(sessions, [[1]] * 4)
-    lanes = batch._engine._rounds.seats.lanes
+    lanes = batch._worker._scheduler.table.lanes
     commit, asked = lanes.commit, []
 
     def counted(graphs: Any, which: Any) -> bool:

@@ -66,7 +66,7 @@ def pieces(seed: int, total: int) -> list[int]:
 
 
 def state(session: Session) -> dict[str, np.ndarray]:
-    return session._shared.feeder.backend.read(session._now.state)
+    return session._shared.feeder.backend.read(session._stream.now.state)
 
 
 def assert_close(session: Session, other: Session) -> None:
@@ -262,7 +262,7 @@ def test_a_lane_that_goes_bad_leaves_its_neighbours_alone(device_model: Model) -
     good.feed(TEXT[:3])
     lanes = device_model._backend.lanes(3)
     lanes.seat(0, bad._now)
-    lanes.seat(2, good._now.state)
+    lanes.seat(2, good._stream.now.state)
     told = lanes.step([0, 2], np.array([7, 7]))
     assert list(told.failed) == [0]
     np.testing.assert_allclose(told.outputs[2], good.feed([7]), rtol=CLOSE, atol=CLOSE)

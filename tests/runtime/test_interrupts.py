@@ -6,6 +6,7 @@ import contextlib
 import gc
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,11 +160,11 @@ def test_an_interrupted_reset_is_done_or_has_not_been_also_of_a_poisoned_session
         def make() -> Session:
             session = model.session() if kind == "model" else batch.session()
             session.feed(BEFORE)
-            session._now = type(session._now)(**{**vars(session._now), "poison": "it met numbers that are not finite"})
+            session._stream.now = replace(session._stream.now, poison="it met numbers that are not finite")
             return session
 
         def check(session: Session, completed: bool) -> None:
-            assert (session.position, session._now.poison is None) in ((0, True), (len(BEFORE), False))
+            assert (session.position, session._stream.now.poison is None) in ((0, True), (len(BEFORE), False))
             assert session.position == 0 or not completed
             session.reset()
             session.feed([1])
@@ -251,7 +252,7 @@ def wait_until_free(session: Session) -> None:
     """Until a feed that nobody waits for has ended: the batch answers questions in the order in which they come."""
     assert isinstance(session, BatchSession)
     for _ in range(1000):
-        session._engine._ask(lambda: None)
+        session._shared.feeder._ask(lambda: None)
         with contextlib.suppress(TitansError):
             session.mark()
             return
@@ -266,7 +267,7 @@ def test_an_interrupted_close_is_finished_by_the_next(model: Model, places: Plac
         session.feed(BEFORE)
         completed = interrupted(batch.close, at, places)
         batch.close()
-        assert not batch._engine._thread.is_alive()
+        assert not batch._worker._thread.is_alive()
         assert session.position == len(BEFORE)
         assert model.restore_bytes(session.to_bytes()).position == len(BEFORE)
         if completed is None:

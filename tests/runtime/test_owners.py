@@ -14,7 +14,7 @@ import pytest
 from tests.runtime.toy import C
 from titans_runtime import InputError, Model, Session, load
 from titans_runtime.serving.batch import Batch, BatchSession
-from titans_runtime.serving.lane_table import Seated
+from titans_runtime.serving.lane_table import InLane
 from titans_runtime.state.calls import CallInputs
 
 CLOSE = 1e-5
@@ -32,7 +32,7 @@ def seated(batch: Batch, tokens: list[int], count: int = 4) -> list[BatchSession
     sessions = [batch.session() for _ in range(count)]
     for token in tokens:
         batch.feed(sessions, [[token]] * count)
-    assert isinstance(sessions[0]._now.state, Seated)
+    assert isinstance(sessions[0]._stream.now.state, InLane)
     return sessions
 
 
@@ -77,12 +77,12 @@ def test_a_seat_is_of_one_batch_wherever_its_state_is_taken_to(toy_model: Model,
     first, second = batches
     mine, theirs = seated(first, MINE), seated(second, SECRET)
     stranger = second.session()
-    stranger._now = mine[0]._now
+    stranger._stream.now = mine[0]._stream.now
     for use in (lambda: stranger.feed([1]), stranger.fork, stranger.mark, stranger.to_bytes, lambda: stranger.stats):
         with pytest.raises(InputError, match="another batch"):
             use()
     with pytest.raises(InputError, match="another batch"):
-        second._engine._rounds.seats.drop(mine[0]._now.state.seat)  # type: ignore[attr-defined]
+        second._worker._scheduler.table.drop(mine[0]._stream.now.state.slot)  # type: ignore[attr-defined]
     assert_stands(toy_model, mine[0], MINE)
     for session in theirs:
         assert_stands(toy_model, session, SECRET)
@@ -115,7 +115,7 @@ def test_a_mark_serves_every_session_of_its_model_and_none_of_another(
             with pytest.raises(InputError, match=r"loaded another time.*restore_bytes"):
                 session.rewind(mark)
             assert_stands(again, session, SECRET)
-    for wrong in (None, "mark", toy_model.session(), mark.moment):
+    for wrong in (None, "mark", toy_model.session(), mark.snapshot):
         with pytest.raises(InputError, match=r"mark\(\)"):
             toy_model.session().rewind(wrong)  # type: ignore[arg-type]
 
@@ -126,7 +126,7 @@ def test_a_state_is_taken_by_no_other_backend_and_no_other_number_of_streams(
 ) -> None:
     session = toy_model.session()
     session.feed(MINE)
-    state = session._now.state
+    state = session._stream.now.state
     backend = load(toy_bundle, threads=1)._backend if other == "loaded again" else toy_model._backend
     batch = 1 if other == "loaded again" else 2
     step = toy_model.manifest.graph("step")

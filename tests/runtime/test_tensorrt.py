@@ -70,7 +70,7 @@ def pieces(seed: int, total: int) -> list[int]:
 
 
 def state(model: Model, session: Session) -> dict[str, np.ndarray]:
-    return model._backend.read(session._now.state)
+    return model._backend.read(session._stream.now.state)
 
 
 @pytest.mark.parametrize("tokens", [True, False])

@@ -70,7 +70,7 @@ def test_logits_that_stayed_there_are_fetched_when_somebody_wants_them(device_mo
     session, twin = device_model.session(), device_model.session()
     pieces = session.generate_tokens(PROMPT, 99, GREEDY)
     tokens = [next(pieces) for _ in range(6)]
-    assert isinstance(session._now.last, TopK)
+    assert isinstance(session._stream.now.last, TopK)
     twin.feed(PROMPT)
     for token in tokens:
         twin.feed([token])
@@ -94,7 +94,7 @@ def test_a_session_at_rest_holds_no_logits_on_the_device(device_model: Model) ->
     next(pieces)
     before = traffic(device_model).outputs
     pieces.close()
-    assert isinstance(session._now.last, np.ndarray)
+    assert isinstance(session._stream.now.last, np.ndarray)
     assert traffic(device_model).outputs - before == VOCABULARY
 
 
@@ -124,7 +124,7 @@ def test_lanes_bring_the_best_of_all_and_find_the_one_that_is_not_finite(device_
     bad.load({"0.trace": np.full((1, 6), np.nan, np.float32)})
     lanes = device_model._backend.lanes(3)
     lanes.seat(0, bad._now)
-    lanes.seat(2, good._now.state)
+    lanes.seat(2, good._stream.now.state)
     stepped = lanes.step([0, 2], np.array([7, 7]), top_k=2)
     assert list(stepped.failed) == [0]
     assert stepped.top_k is not None

@@ -33,20 +33,20 @@ def memory(tiny_bundle: Path, tmp_path: Path) -> Path:
     return path
 
 
-# Runs a command whose n-th call of `Session._consume` is interrupted, as by Ctrl-C while a graph runs.
+# Runs a command whose n-th feed is interrupted, as by Ctrl-C while a graph runs.
 INTERRUPT_AT = """
 import sys
-from titans_runtime.stream.session import Session
-left, consume = int(sys.argv[1]), Session._consume
+from titans_runtime.stream.feeder import DirectFeeder
+left, feed = int(sys.argv[1]), DirectFeeder.feed
 
-def interrupted(self, array, every, best=None):
+def interrupted(*arguments):
     global left
     left -= 1
     if left == 0:
         raise KeyboardInterrupt
-    return consume(self, array, every, best)
+    return feed(*arguments)
 
-Session._consume = interrupted
+DirectFeeder.feed = interrupted
 from titans_cli.main import main
 sys.argv[1:] = sys.argv[2:]
 main()

@@ -26,7 +26,7 @@ from titans_runtime.arrays import Array
 from titans_runtime.bundle import open_bundle
 from titans_runtime.devices.select import select
 from titans_runtime.state.calls import LoadOptions
-from titans_runtime.stream.driver import DirectFeeder, Driver
+from titans_runtime.stream.driver import Driver
 from titans_runtime.stream.plan import FASTEST, STEPS_ONLY
 
 TOLERANCE = 2e-4  # fp32, absolute for outputs; for states relative to max(1, largest value)
@@ -100,7 +100,7 @@ def compare(
             f"{reference} itself computes numbers that are not finite from token {first} on",
             "lower default_step_transform_max_lr and train again, or verify fewer tokens",
         )
-    driver = Driver(DirectFeeder(opened.manifest, select(opened, "cpu", LoadOptions(threads=1)).backend))
+    driver = Driver(opened.manifest, select(opened, "cpu", LoadOptions(threads=1)).backend)
     got, pieces = drive(driver, stream, seed, progress)
     error, own = _distance(got, want), _distance(want, want_exact)
     states, allowed_states = _compare_states(driver, eager, exact)

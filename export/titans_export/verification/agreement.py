@@ -45,7 +45,7 @@ from titans_runtime.bundle import open_bundle, read_manifest_of
 from titans_runtime.devices.select import select
 from titans_runtime.native import kernels
 from titans_runtime.state.calls import LoadOptions
-from titans_runtime.stream.driver import DirectFeeder, Driver
+from titans_runtime.stream.driver import Driver
 from titans_runtime.stream.memories import dead_memories, dead_warning, learned_names
 from titans_runtime.stream.plan import FASTEST, STEPS_ONLY, Policy
 
@@ -211,10 +211,10 @@ def compare(
     forms = {"portable": LoadOptions(threads=1, fused=False)}
     if kernels() is not None and any(graph.fused is not None for graph in manifest.graphs):
         forms["fused"] = LoadOptions(threads=1)
-    feeders = {name: DirectFeeder(manifest, select(opened, "cpu", options).backend) for name, options in forms.items()}
+    backends = {name: select(opened, "cpu", options).backend for name, options in forms.items()}
 
     def drive(twin: TitansSteppable | None) -> VerificationReport:
-        drivers = {name: Driver(feeder) for name, feeder in feeders.items()}
+        drivers = {name: Driver(manifest, backend) for name, backend in backends.items()}
         return _drive(drivers, steppable, stream, seed, twin=twin, progress=progress)
 
     with threads_for(model):

@@ -31,7 +31,7 @@ from titans_runtime.arrays import Array
 from titans_runtime.bundle import Bundle, open_bundle
 from titans_runtime.devices.select import select
 from titans_runtime.state.calls import LoadOptions
-from titans_runtime.stream.driver import DirectFeeder, Driver
+from titans_runtime.stream.driver import Driver
 from titans_runtime.text.tokenizer import open_tokenizer
 from titans_tasks.documents import read_corpus
 
@@ -198,7 +198,7 @@ def drift(bundle: Bundle, model: OurModel, stream: Array, progress: Progress | N
     manifest, tokens = bundle.manifest, stream.shape[1]
     wanted = precision(manifest.dtype)
     report = DriftReport(manifest.dtype, tokens, limits(manifest.dtype))
-    driver = Driver(DirectFeeder(manifest, select(bundle, "cpu", LoadOptions(threads=1)).backend))
+    driver = Driver(manifest, select(bundle, "cpu", LoadOptions(threads=1)).backend)
     sides: dict[str, tuple[Feed, States]] = {
         "bundle": (lambda piece: driver.feed(piece, all_outputs=True).outputs, driver.state)
     }

@@ -48,7 +48,7 @@ class Flag:
         return self.up
 
 
-class Errand:
+class Request:
     """Something that the batch's thread is to do, unless whoever asked withdraws it first."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Errand:
         return self._fate.get(0) == "begun"
 
 
-class Question(Errand, Generic[A]):
+class Question(Request, Generic[A]):
     """A function that is to run on the batch's thread, between two rounds."""
 
     def __init__(self, ask: Callable[[], A]) -> None:
@@ -96,7 +96,7 @@ class Question(Errand, Generic[A]):
         return self._answer[0]
 
 
-class Tally:
+class Countdown:
     """So many outcomes that one caller waits for; the last of them wakes it up."""
 
     def __init__(self, outcomes: int) -> None:
@@ -114,11 +114,11 @@ class Tally:
         self._none.wait()
 
 
-class Ticket:
-    """One feed's outcome, of those counted in `tally`, for a caller who waits."""
+class Outcome:
+    """One feed's outcome, of those counted in `countdown`, for a caller who waits."""
 
-    def __init__(self, tally: Tally) -> None:
-        self._tally = tally
+    def __init__(self, countdown: Countdown) -> None:
+        self._countdown = countdown
         self._result: FloatArray | None = None
         self._error: BaseException | None = None
 
@@ -126,14 +126,14 @@ class Ticket:
         """Whether it is still wanted."""
         return True
 
-    def tell(self, result: FloatArray | None, error: BaseException | None) -> None:
-        """What came of it."""
+    def settle(self, result: FloatArray | None, error: BaseException | None) -> None:
+        """Say what came of it."""
         self._result, self._error = result, error
-        self._tally.close()
+        self._countdown.close()
 
     def wait(self) -> FloatArray:
         """The result, or raise what went wrong; waits for all that are counted with it."""
-        self._tally.wait()
+        self._countdown.wait()
         if self._error is not None:
             raise self._error
         if self._result is None:
@@ -152,19 +152,19 @@ class _Condition(_thread.RLock):  # type: ignore[misc]  # only the stubs say tha
         waiter = _thread.allocate_lock()
         waiter.acquire()
         self._waiting.append(waiter)
-        told = False
+        notified = False
         try:
             self.release()
-            told = waiter.acquire(timeout=-1 if timeout is None else max(timeout, 0))
+            notified = waiter.acquire(timeout=-1 if timeout is None else max(timeout, 0))
         finally:
             try:
                 self._have()
             finally:  # where the interrupt came just there
                 self._have()
-        if not told:
+        if not notified:
             with contextlib.suppress(ValueError):
                 self._waiting.remove(waiter)
-        return told
+        return notified
 
     def _have(self) -> None:
         if not self._is_owned():  # type: ignore[attr-defined]
@@ -176,7 +176,7 @@ class _Condition(_thread.RLock):  # type: ignore[misc]  # only the stubs say tha
             self._waiting.popleft().release()
 
 
-class Promise(Future[FloatArray]):
+class FeedFuture(Future[FloatArray]):
     """One feed's outcome for whoever called `submit`. Only the batch's thread fulfils it, and never waits for it."""
 
     def __init__(self) -> None:
@@ -191,8 +191,8 @@ class Promise(Future[FloatArray]):
         except (RuntimeError, InvalidStateError):
             return False
 
-    def tell(self, result: FloatArray | None, error: BaseException | None) -> None:
-        """What came of it; callbacks run here."""
+    def settle(self, result: FloatArray | None, error: BaseException | None) -> None:
+        """Say what came of it; callbacks run here."""
         self._free()
         with contextlib.suppress(InvalidStateError):  # its holder has set it himself
             if error is not None:

@@ -1,6 +1,6 @@
-"""Who sits in which lane, and how a seated stream's state is had back.
+"""Which stream is in which lane, and how its state is had back.
 
-Knows lanes and the values that sessions hold for a seated or a spilled stream. Does not know jobs or files.
+Knows lanes, and the value that a stream holds while it is in one. Does not know runs or files.
 All of it is used on the batch's thread, and by others only once that has ended.
 """
 
@@ -16,10 +16,10 @@ from titans_runtime.state.lanes import Lanes
 from titans_runtime.state.layout import State
 
 
-class Seat:
-    """One stream's stay in a lane of `owner`. `home` is its state from the moment it left."""
+class LaneSlot:
+    """One stream's stay in a lane of `owner`. `home` is its state once it has left."""
 
-    def __init__(self, owner: Seats, lane: int) -> None:
+    def __init__(self, owner: LaneTable, lane: int) -> None:
         self.owner = owner
         self.lane: int | None = lane
         self.home: State | None = None
@@ -28,15 +28,15 @@ class Seat:
 
 
 @dataclass(frozen=True)
-class Seated:
-    """The state of a stream that sits in a lane: what a session holds meanwhile."""
+class InLane:
+    """The state of a stream that is in a lane: what the stream holds meanwhile."""
 
-    seat: Seat
+    slot: LaneSlot
     position: int
 
 
-class Seats:
-    """Seats for up to `most` streams, in as narrow a set of lanes as will do.
+class LaneTable:
+    """Lanes for up to `most` streams, as few as will do.
 
     Lanes come in widths of 1, 2, 4, ... so that few streams do not pay for many lanes.
     """
@@ -45,7 +45,7 @@ class Seats:
         self._backend = backend
         self._most = most
         self._lanes: Lanes | None = None
-        self._taken: list[Seat | None] = []
+        self._taken: list[LaneSlot | None] = []
 
     @property
     def width(self) -> int:
@@ -54,13 +54,13 @@ class Seats:
 
     @property
     def lanes(self) -> Lanes:
-        """The lanes; there are some once a stream was seated."""
+        """The lanes; there are some once a stream was put in one."""
         if self._lanes is None:
-            raise RuntimeError("no stream was seated yet")
+            raise RuntimeError("no stream is in a lane yet")
         return self._lanes
 
     def resize(self, streams: int) -> None:
-        """Have lanes for `streams` streams; everybody who is seated leaves if the width changes."""
+        """Have lanes for `streams` streams; all streams leave if the width changes."""
         width = 1
         while width < min(streams, self._most):
             width *= 2
@@ -69,71 +69,71 @@ class Seats:
             self._lanes = self._backend.lanes(width)
             self._taken = [None] * width
 
-    def take(self, state: State) -> Seat | None:
-        """A seat for a stream, or None if all lanes are taken."""
+    def take(self, state: State) -> LaneSlot | None:
+        """Put a stream in a lane; None if all are taken."""
         try:
             lane = self._taken.index(None)
         except ValueError:
             return None
         self.lanes.seat(lane, state)
-        seat = self._taken[lane] = Seat(self, lane)
-        return seat
+        slot = self._taken[lane] = LaneSlot(self, lane)
+        return slot
 
-    def leave(self, seat: Seat) -> State:
+    def leave(self, slot: LaneSlot) -> State:
         """Take a stream out of its lane; its state from now on."""
-        self._check_owner(seat)
-        if seat.lane is not None:
-            seat.home = self.lanes.copy(seat.lane)
-            self._free(seat)
-        return self.home(seat)
+        self._check_owner(slot)
+        if slot.lane is not None:
+            slot.home = self.lanes.copy(slot.lane)
+            self._free(slot)
+        return self.home(slot)
 
     def brought_home(self, state: StreamState) -> State:
-        """A state as the backend's own value: of a seated stream, which then leaves its lane, or as it is."""
-        return self.leave(state.seat) if isinstance(state, Seated) else cast(State, state)
+        """A state in blocks: of a stream in a lane, which it then leaves, or as it is."""
+        return self.leave(state.slot) if isinstance(state, InLane) else cast(State, state)
 
-    def drop(self, seat: Seat) -> None:
+    def drop(self, slot: LaneSlot) -> None:
         """Free the lane of a stream that nobody wants back."""
-        self._check_owner(seat)
-        self._free(seat)
+        self._check_owner(slot)
+        self._free(slot)
 
-    def home(self, seat: Seat) -> State:
-        """The state of a stream, seated or not; one that is seated stays so."""
-        self._check_owner(seat)
-        if seat.lane is not None:
-            return self.lanes.copy(seat.lane)
-        if seat.home is None:
-            raise RuntimeError("a seat was dropped while its state was still wanted")
-        return seat.home
+    def home(self, slot: LaneSlot) -> State:
+        """The state of a stream that is or was in a lane; it stays there."""
+        self._check_owner(slot)
+        if slot.lane is not None:
+            return self.lanes.copy(slot.lane)
+        if slot.home is None:
+            raise RuntimeError("a lane was dropped while its state was still wanted")
+        return slot.home
 
-    def _check_owner(self, seat: Seat) -> None:
-        """Raise `InputError` for a seat of another batch, whose lane of that number is another stream's here."""
-        if seat.owner is not self:
+    def _check_owner(self, slot: LaneSlot) -> None:
+        """Raise `InputError` for a slot of another batch; its lane number is another stream's here."""
+        if slot.owner is not self:
             raise InputError(
-                "this stream sits in another batch",
-                "use its session in the batch that made it, or bring it here"
-                " with batch.restore_bytes(session.to_bytes())",
+                "this stream is in a lane of another batch",
+                "use its session in the batch that made it, or bring it here with"
+                " batch.restore_bytes(session.to_bytes())",
             )
 
-    def _free(self, seat: Seat) -> None:
-        lane, seat.lane = seat.lane, None
+    def _free(self, slot: LaneSlot) -> None:
+        lane, slot.lane = slot.lane, None
         if lane is not None:
             self._taken[lane] = None
 
-    def idle(self, before: int) -> list[Seat]:
-        """Seats not used since round `before`, longest first."""
-        found = [seat for seat in self._taken if seat is not None and seat.used < before]
-        return sorted(found, key=lambda seat: seat.used)
+    def idle(self, before: int) -> list[LaneSlot]:
+        """Slots not used since round `before`, longest first."""
+        found = [slot for slot in self._taken if slot is not None and slot.used < before]
+        return sorted(found, key=lambda slot: slot.used)
 
     @property
     def occupied(self) -> int:
         """How many lanes are taken."""
-        return sum(seat is not None for seat in self._taken)
+        return sum(slot is not None for slot in self._taken)
 
     def close(self) -> None:
-        """Everybody leaves."""
-        for seat in list(self._taken):
-            if seat is not None:
-                self.leave(seat)
+        """All streams leave."""
+        for slot in list(self._taken):
+            if slot is not None:
+                self.leave(slot)
         if self._lanes is not None:
             self._lanes.close()
             self._lanes = None

@@ -25,7 +25,7 @@ _LOCK = "in-use"
 _cleaned: set[Path] = set()  # places where this process has looked for such folders: once is enough
 
 
-class SpillFolder:
+class OffloadFolder:
     """A folder of this process's own, which goes when nothing refers to it any more, and with the process.
 
     Args:

@@ -1,11 +1,11 @@
-"""What a batch's thread does: those that decode step side by side, prompts go piece by piece in between.
+"""What a batch's thread does: streams that decode are stepped together, prompts go piece by piece in between.
 
-Knows turns. Does not check what users pass in, does not know sessions beyond their jobs, nor the batch it works for:
-when that is gone, the thread ends.
+Knows turns. Does not check what users pass in, does not know sessions, nor the batch it works for: when that is gone,
+the thread ends.
 
-Each round steps every waiting decoder that has a lane, in one call, and then runs one call of one prompt, in turn;
-so a decoder waits for one chunk of somebody's prompt at most, and a prompt for one step. A decoder without a lane gets
-one as soon as somebody who had a full turn, or sits idle, can give his up.
+Each round steps every waiting decoder that has a lane, in one call, and then makes one call of one prompt, in turn.
+So a decoder waits for one chunk of another stream's prompt at most, and a prompt for one step. A decoder without a lane
+gets one as soon as a stream that had a full turn, or is idle, can leave its own.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 
 from titans_format.errors import TitansError
-from titans_format.manifest import Manifest
-from titans_format.specs import GraphSpec
+from titans_format.manifest import GraphSpec
 from titans_runtime.errors import ExecutionError
 from titans_runtime.serving.completion import Flag, Question
-from titans_runtime.serving.lane_table import Seat, Seated, Seats
-from titans_runtime.serving.offload import Residency, Spilled
-from titans_runtime.serving.run import Job, JobAbandonedError, JobFailedError
+from titans_runtime.serving.lane_table import InLane, LaneSlot, LaneTable
+from titans_runtime.serving.offload import Offloader, OnDisk
+from titans_runtime.serving.queued_run import QueuedRun, RunAbandonedError, RunRefusedError
 from titans_runtime.state.backend import Backend
-from titans_runtime.state.calls import CallInputs, Stepped, StreamState, WantedOutputs
+from titans_runtime.state.calls import Stepped, StreamState
 from titans_runtime.state.layout import State
 from titans_runtime.stream.observe import record
-from titans_runtime.stream.plan import Call, Planner
+from titans_runtime.stream.plan import Planner
 
 _TURN = 32  # steps in a lane before somebody who waits may have it; a change costs a copy of two states
 _CALM = 64  # rounds with few decoders before the lanes become fewer
@@ -43,45 +42,50 @@ _PATIENCE = 0.5
 _RETRY = 0.001  # seconds
 _LEAST_PATIENCE = 0.0005  # seconds: what 16 threads need to take a result and come back
 
-# What comes in: jobs that arrive together, a question, or None, after which nothing new is begun. `SimpleQueue` is C:
+# What comes in: runs that arrive together, a question, or None, after which nothing new is begun. `SimpleQueue` is C:
 # to put something in is one instruction.
-Letter: TypeAlias = "Sequence[Job] | Question[Any] | None"
-Mail: TypeAlias = "SimpleQueue[Letter]"
+Letter: TypeAlias = "Sequence[QueuedRun] | Question[Any] | None"
 
 
-class Rounds:
-    """The jobs of one batch, in turn.
+class Scheduler:
+    """The runs of one batch, in turn.
 
     Args:
-        manifest, backend: the model.
+        planner, backend: the model.
         lanes: decoders that are stepped together at most.
         resident: sessions whose state is in memory at most; None for no limit.
         folder: where the others' states go; None for the system's temporary folder.
-        mail: where jobs and questions come in.
+        mail: where runs and questions come in.
     """
 
     def __init__(
-        self, manifest: Manifest, backend: Backend, lanes: int, resident: int | None, folder: Path | None, mail: Mail
+        self,
+        planner: Planner,
+        backend: Backend,
+        lanes: int,
+        resident: int | None,
+        folder: Path | None,
+        mail: SimpleQueue[Letter],
     ) -> None:
         self._backend = backend
-        self._planner = Planner(manifest)
-        step = manifest.graph("step")  # what lanes run
+        self._planner = planner
+        step = planner.manifest.graph("step")  # what lanes run
         if step is None:
             raise ValueError("a manifest without a step graph, which Manifest.from_json would have refused")
         self._step = step
         self._most = lanes if resident is None else min(lanes, resident)
-        self.seats = Seats(backend, self._most)
-        self.residency = Residency(manifest, backend, self.seats.brought_home, resident, folder)
+        self.table = LaneTable(backend, self._most)
+        self.offloader = Offloader(planner.manifest, backend, self.table.brought_home, resident, folder)
         self.ended = False  # set before the last look at the mail: who puts something in and finds it unset is heard
         self.gone = Flag()  # the thread is as good as gone
         self.at_once = False  # when the end comes, what was begun is not finished
         self._mail = mail
         self._closing = False
-        self._waiting: deque[Job] = deque()
-        self._stuck = False  # jobs wait for room and nothing runs that could make some
-        self._steps: list[Job] = []
-        self._prompts: deque[Job] = deque()
-        self._running: list[Job] = []  # those of the call under way
+        self._waiting: deque[QueuedRun] = deque()
+        self._stuck = False  # runs wait for room and nothing runs that could make some
+        self._steps: list[QueuedRun] = []
+        self._prompts: deque[QueuedRun] = deque()
+        self._running: list[QueuedRun] = []  # those of the call under way
         self._round = 0
         self._busy_round = -_CALM - 1  # the last round in which so many decoders wanted lanes
         self._last_steps, self._last_seconds = 0, 0.0
@@ -93,7 +97,7 @@ class Rounds:
                 try:
                     self._admit()
                     self._one_round()
-                    self.residency.shrink()
+                    self.offloader.shrink()
                 except BaseException as error:  # a defect here must not leave callers waiting for ever
                     record(logging.CRITICAL, "batch.failed", error=repr(error))
                     self._fail_all(error)
@@ -101,10 +105,10 @@ class Rounds:
             self._end()
 
     def home(self, state: StreamState) -> State:
-        """A state as the backend's own value: had back from disk, or from the lane, which the stream then leaves."""
-        if isinstance(state, Spilled):
-            return self.residency.load(state)
-        return self.seats.brought_home(state)
+        """A state in blocks: had back from disk, or from the lane, which the stream then leaves."""
+        if isinstance(state, OnDisk):
+            return self.offloader.load(state)
+        return self.table.brought_home(state)
 
     # -- what comes in -----------------------------------------------------------------------------------------------
 
@@ -143,31 +147,31 @@ class Rounds:
         return self._closing or waiting >= min(self._last_steps, self._most)
 
     def _admit(self) -> None:
-        """Begin the jobs that wait, as far as there is room for their states."""
-        left: deque[Job] = deque()
+        """Begin the runs that wait, as far as there is room for their states."""
+        left: deque[QueuedRun] = deque()
         while self._waiting:
-            job = self._waiting.popleft()
+            queued = self._waiting.popleft()
             try:
-                if not self.residency.make_room(job.session):
-                    left.append(job)
-                elif job.begin():
-                    self.residency.touch(job.session)
-                    if isinstance(job.state, Spilled):
-                        job.state = self.residency.load(job.state)
-                    self._sort_in(job)
+                if not self.offloader.make_room(queued.stream):
+                    left.append(queued)
+                elif queued.begin():
+                    self.offloader.touch(queued.stream)
+                    if isinstance(queued.run.state, OnDisk):
+                        queued.run.state = self.offloader.load(queued.run.state)
+                    self._sort_in(queued)
             except Exception as error:
-                if job.task.begun or job.begin():
-                    job.fail(error)
+                if queued.task.begun or queued.begin():
+                    queued.fail(error)
         self._stuck = bool(left)
         self._waiting = left
 
-    def _sort_in(self, job: Job) -> None:
+    def _sort_in(self, queued: QueuedRun) -> None:
         # A step graph of the schedule's may write big tensors.
-        if job.tokens == 1 and self._planner.single(job.state.position) is self._step:
-            self._steps.append(job)
+        if queued.run.tokens == 1 and self._planner.single(queued.run.state.position) is self._step:
+            self._steps.append(queued)
         else:
-            job.state = self.home(job.state)
-            self._prompts.append(job)
+            queued.run.state = self.home(queued.run.state)
+            self._prompts.append(queued)
 
     def _one_round(self) -> None:
         self._round += 1
@@ -177,9 +181,9 @@ class Rounds:
             self._step_round()
             self._last_seconds = time.perf_counter() - start
         if self._prompts:
-            job = self._prompts.popleft()
-            self._running = [job]
-            self._continue(job)
+            queued = self._prompts.popleft()
+            self._running = [queued]
+            self._continue(queued)
         self._running = []
 
     def _fail_all(self, error: BaseException) -> None:
@@ -188,21 +192,21 @@ class Rounds:
         while self._take(0):
             pass
         waiting, self._waiting = deque((*waiting, *self._waiting)), deque()
-        begun = [*self._running, *(job for job in (*self._steps, *self._prompts) if job not in self._running)]
+        begun = [*self._running, *(queued for queued in (*self._steps, *self._prompts) if queued not in self._running)]
         self._running, self._steps = [], []
         self._prompts.clear()
-        for job in begun:
-            if not job.task.done:
-                job.fail(error)
-        for job in waiting:
-            if job.begin():
-                job.fail(error)
+        for queued in begun:
+            if not queued.task.done:
+                queued.fail(error)
+        for queued in waiting:
+            if queued.begin():
+                queued.fail(error)
 
     def _end(self) -> None:
         closed = TitansError("this batch was closed before the feed began", "the session is as it was")
         try:
             self._fail_all(closed)
-            self.seats.close()
+            self.table.close()
         except BaseException as error:  # a state that cannot be had out of its lane now is asked for again
             record(logging.CRITICAL, "batch.failed", error=repr(error))
         self.ended = True
@@ -211,150 +215,130 @@ class Rounds:
 
     # -- prompts -----------------------------------------------------------------------------------------------------
 
-    def _continue(self, job: Job) -> None:
-        """Run one call of a job on its own, and put it at the end of the queue if there is more."""
-        if job.task.abandoned:
-            job.fail(JobAbandonedError())
+    def _continue(self, queued: QueuedRun) -> None:
+        """Make one call of a run on its own, and put it at the end of the queue if there is more."""
+        if queued.task.abandoned:
+            queued.fail(RunAbandonedError())
             return
-        if job.calls is None:
-            job.calls = self._planner.calls(job.state.position, job.tokens)
-        call = next(job.calls)
-        done = job.ends(call)
         try:
-            self._call(job, call)
-            if done:
-                for commit in job.calls:  # what is due after the last token belongs to it
-                    self._call(job, commit)
+            with self._backend.executor(1) as executor:
+                queued.run.advance(executor)
         except Exception as error:
-            job.fail(error)
+            queued.fail(error)
             return
-        if done:
-            with contextlib.suppress(JobFailedError):  # its state was a value of its own; the session's is untouched
-                job.succeed()
+        if queued.run.done:
+            with contextlib.suppress(RunRefusedError):  # its state was a value of its own; the stream is untouched
+                queued.succeed()
         else:
-            self._prompts.append(job)
-
-    def _call(self, job: Job, call: Call) -> None:
-        data = job.inputs[None, call.offset : call.offset + call.length] if call.length else None
-        rows: WantedOutputs = "every" if job.every else "last" if job.ends(call) else "none"
-        with self._backend.executor(1) as executor:
-            told, job.state = executor.run(
-                call.graph, cast(State, job.state), CallInputs(data, call.length, rows, job.top_k)
-            )
-            job.collect(
-                call,
-                None if told.head is None else told.head[0],
-                None if told.surprise is None else told.surprise[0],
-                told.top_k,
-            )
+            self._prompts.append(queued)
 
     # -- decoders ----------------------------------------------------------------------------------------------------
 
     def _step_round(self) -> None:
         """Step every decoder that has or gets a lane."""
         if len(self._steps) == 1 and self._round - self._busy_round > _CALM:
-            job = self._steps[0]
-            job.state = self.home(job.state)
+            queued = self._steps[0]
+            queued.run.state = self.home(queued.run.state)
             self._prompts.appendleft(self._steps.pop())  # alone: a call of its own is cheaper than lanes
             return
-        if len(self._steps) > max(1, self.seats.width // 2):
+        if len(self._steps) > max(1, self.table.width // 2):
             self._busy_round = self._round
-        if len(self._steps) > self.seats.width or self._round - self._busy_round > _CALM:
-            self.seats.resize(len(self._steps))
+        if len(self._steps) > self.table.width or self._round - self._busy_round > _CALM:
+            self.table.resize(len(self._steps))
             self._busy_round = self._round
         chosen = self._choose()
-        self._running = [job for job, _ in chosen]
-        self._steps = [job for job in self._steps if job not in self._running]
-        lanes = [lane for _, seat in chosen if (lane := seat.lane) is not None]
+        self._running = [queued for queued, _ in chosen]
+        self._steps = [queued for queued in self._steps if queued not in self._running]
+        lanes = [lane for _, slot in chosen if (lane := slot.lane) is not None]
         try:
-            inputs = np.stack([job.inputs[0] for job, _ in chosen])
-            told = self.seats.lanes.step(lanes, inputs, _most_wanted(self._running))
+            inputs = np.stack([queued.run.inputs[0, 0] for queued, _ in chosen])
+            stepped = self.table.lanes.step(lanes, inputs, _most_wanted(self._running))
         except Exception as error:
-            for job, _ in chosen:
-                job.fail(error)
+            for queued, _ in chosen:
+                queued.fail(error)
             return
-        stepped = [(job, lane) for (job, _), lane in zip(chosen, lanes, strict=True) if lane not in told.failed]
+        moved = [(queued, lane) for (queued, _), lane in zip(chosen, lanes, strict=True) if lane not in stepped.failed]
         try:
-            together = self._commit(stepped)
-            for (job, seat), lane in zip(chosen, lanes, strict=True):
-                if lane in told.failed:
-                    job.fail(told.failed[lane])
+            together = self._commit(moved)
+            for (queued, slot), lane in zip(chosen, lanes, strict=True):
+                if lane in stepped.failed:
+                    queued.fail(stepped.failed[lane])
                     continue
-                self._finish_step(job, seat, lane, told, lane in together)
+                self._finish_step(queued, slot, lane, stepped, lane in together)
         except BaseException:  # a defect: nobody's lane may be a step ahead of his session
-            for job, lane in stepped:
-                if not job.task.done:
-                    self.seats.lanes.undo(lane)
+            for queued, lane in moved:
+                if not queued.task.done:
+                    self.table.lanes.undo(lane)
             raise
 
-    def _commit(self, stepped: list[tuple[Job, int]]) -> set[int]:
+    def _commit(self, moved: list[tuple[QueuedRun, int]]) -> set[int]:
         """Run what is due after a step at once where it is for many lanes; the lanes for which that was done."""
         due: dict[tuple[str, ...], tuple[list[GraphSpec], list[int]]] = {}
-        for job, lane in stepped:
-            graphs = self._planner.due(job.state.position + 1)
+        for queued, lane in moved:
+            graphs = self._planner.due(queued.run.state.position + 1)
             if graphs:
                 due.setdefault(tuple(graph.name for graph in graphs), (graphs, []))[1].append(lane)
         done: set[int] = set()
         for graphs, lanes in due.values():
-            if 2 * len(lanes) > self.seats.width:  # one by one, few are cheaper: all lanes do the work
+            if 2 * len(lanes) > self.table.width:  # one by one, few are cheaper: all lanes do the work
                 with contextlib.suppress(ExecutionError):  # which it is shows one by one
-                    if self.seats.lanes.commit(graphs, lanes):
+                    if self.table.lanes.commit(graphs, lanes):
                         done |= set(lanes)
         return done
 
-    def _choose(self) -> list[tuple[Job, Seat]]:
-        """Jobs and their seats for this round: seated ones with turns left, then the others in order of arrival."""
-        waiting = sorted(self._steps, key=self._precedence)[: self.seats.width]
-        chosen: list[tuple[Job, Seat]] = []
-        staying = {id(job.state.seat) for job in waiting if isinstance(job.state, Seated)}
-        idle = [seat for seat in self.seats.idle(self._round) if id(seat) not in staying]
-        for job in waiting:
-            seat = job.state.seat if isinstance(job.state, Seated) else None
-            if seat is None or seat.lane is None:
-                state = cast(State, job.state) if seat is None else self.seats.home(seat)
-                seat = self.seats.take(state)
-                if seat is None:
-                    self.seats.leave(idle.pop(0))
-                    seat = self.seats.take(state)
-            if seat is None:
+    def _choose(self) -> list[tuple[QueuedRun, LaneSlot]]:
+        """Runs and their slots for this round: those in a lane with turns left, then the others in order of arrival."""
+        waiting = sorted(self._steps, key=self._precedence)[: self.table.width]
+        chosen: list[tuple[QueuedRun, LaneSlot]] = []
+        staying = {id(queued.run.state.slot) for queued in waiting if isinstance(queued.run.state, InLane)}
+        idle = [slot for slot in self.table.idle(self._round) if id(slot) not in staying]
+        for queued in waiting:
+            slot = queued.run.state.slot if isinstance(queued.run.state, InLane) else None
+            if slot is None or slot.lane is None:
+                state = cast(State, queued.run.state) if slot is None else self.table.home(slot)
+                slot = self.table.take(state)
+                if slot is None:
+                    self.table.leave(idle.pop(0))
+                    slot = self.table.take(state)
+            if slot is None:
                 raise RuntimeError("no lane is free although one was given up")
-            seat.turns += 1
-            seat.used = self._round
-            chosen.append((job, seat))
+            slot.turns += 1
+            slot.used = self._round
+            chosen.append((queued, slot))
         return chosen
 
-    def _precedence(self, job: Job) -> int:
-        seated = isinstance(job.state, Seated) and job.state.seat.lane is not None
-        if seated and isinstance(job.state, Seated) and job.state.seat.turns % _TURN:
+    def _precedence(self, queued: QueuedRun) -> int:
+        in_lane = isinstance(queued.run.state, InLane) and queued.run.state.slot.lane is not None
+        if in_lane and isinstance(queued.run.state, InLane) and queued.run.state.slot.turns % _TURN:
             return 0
         return 1
 
-    def _finish_step(self, job: Job, seat: Seat, lane: int, told: Stepped, done: bool) -> None:
-        """Run what is due after a step and was not run, and make the result the session's; undo all if that fails."""
-        before, lanes = job.state.position, self.seats.lanes
+    def _finish_step(self, queued: QueuedRun, slot: LaneSlot, lane: int, stepped: Stepped, done: bool) -> None:
+        """Run what is due after a step and was not run, and make the result the stream's; undo all if that fails."""
+        run, lanes = queued.run, self.table.lanes
+        after = run.state.position + 1
         alone = False
         try:
-            outputs = told.outputs[lane, None] if told.top_k is None else None
-            surprise = None if told.surprise is None else told.surprise[lane, None]
-            top_k = None if told.top_k is None else told.top_k.of(lane)
-            job.collect_step(outputs, surprise, top_k)
-            for graph in () if done else self._planner.due(before + 1):
-                if not alone:
-                    job.state, alone = lanes.copy(lane, before_commit=True), True
-                self._call(job, Call(graph, before + 1, 1, 0))
-            if not alone:
-                job.state = Seated(seat, before + 1)
-            job.succeed()
+            run.collect(stepped.of(lane), 1)
+            due = () if done else self._planner.due(after)
+            if due:
+                run.state, alone = lanes.copy(lane, before_commit=True), True
+                with self._backend.executor(1) as executor:
+                    for graph in due:
+                        run.commit(executor, graph)
+            else:
+                run.state = InLane(slot, after)
+            queued.succeed()
         except Exception as error:
             lanes.undo(lane)
-            if not isinstance(error, JobFailedError):
-                job.fail(error)
+            if not isinstance(error, RunRefusedError):
+                queued.fail(error)
             return
-        if alone:  # it sits down again before its next step
-            self.seats.drop(seat)
+        if alone:  # it gets a lane again before its next step
+            self.table.drop(slot)
 
 
-def _most_wanted(jobs: list[Job]) -> int | None:
+def _most_wanted(runs: list[QueuedRun]) -> int | None:
     """How many of the largest outputs do for all of these; None if somebody wants all of them."""
-    counts = [job.top_k for job in jobs if job.top_k is not None]
-    return max(counts) if len(counts) == len(jobs) else None
+    counts = [queued.run.top_k for queued in runs if queued.run.top_k is not None]
+    return max(counts) if len(counts) == len(runs) else None

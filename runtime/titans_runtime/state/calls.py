@@ -109,3 +109,9 @@ class Stepped:
     surprise: FloatArray | None
     failed: dict[int, NonFiniteError]
     top_k: TopK | None = None
+
+    def of(self, lane: int) -> Outputs:
+        """What it gave one lane, as the outputs of a call of its own."""
+        head = self.outputs[lane, None, None] if self.top_k is None else None
+        surprise = None if self.surprise is None else self.surprise[lane, None, None]
+        return Outputs(head, surprise, None if self.top_k is None else self.top_k.of(lane))

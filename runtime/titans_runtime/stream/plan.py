@@ -58,6 +58,7 @@ class Planner:
     """
 
     def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
         self._chunk = manifest.chunk
         self._prefill = manifest.graph("prefill")
         self._extend = manifest.graph("extend")

@@ -5,68 +5,43 @@ whatever stops it. A session that meets numbers that are not finite goes back to
 poisoned: it refuses to go on, and says so, until it is reset or rewound. A session is used by one thread at a time,
 which is enforced; several sessions of a model may run in several threads.
 
-Knows nothing of graphs and buffers (`driver`), of how a token is drawn (`sampling`), or of files (`state_file`).
+Knows what users pass in and get back. Where a session stands is its `stream`'s business, who makes its calls its
+`feeder`'s. Does not know graphs and buffers, how a token is drawn (`sampling`), or files (`state_file`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 
 from titans_format.errors import TitansError
-from titans_format.fields import Ends, TokenInputs
-from titans_format.manifest import Manifest
-from titans_runtime.arguments import flag, function, instance, label, shown, whole
+from titans_format.manifest import Ends, TokenInputs
+from titans_runtime.arguments import flag, function, instance, shown, whole
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.atomic import check_writable, regular_target, write_atomically
-from titans_runtime.errors import InputError, NonFiniteError, SessionPoisonedError, StateError, TextError, out_of_memory
-from titans_runtime.state.calls import StreamState, TopK
-from titans_runtime.state.layout import State
+from titans_runtime.errors import InputError, StateError, TextError
+from titans_runtime.state.calls import TopK
 from titans_runtime.stream import state_file
-from titans_runtime.stream.driver import Feeder, FeedResult
-from titans_runtime.stream.guard import Guard
+from titans_runtime.stream.feeder import Feeder, Shared
 from titans_runtime.stream.inputs import Inputs, checked_ends, checked_inputs, checked_tokens
 from titans_runtime.stream.lineage import Lineage, locked
 from titans_runtime.stream.memories import dead_memories, learned_names, memory_distances
-from titans_runtime.stream.observe import FeedEvent, Observer, SessionStats, record
-from titans_runtime.stream.snapshot import KEPT, Mark, Moment
+from titans_runtime.stream.observe import SessionStats, record
+from titans_runtime.stream.snapshot import Mark, Snapshot
+from titans_runtime.stream.stream import Stream
 from titans_runtime.text.sampling import Sampler, SamplingOptions
 from titans_runtime.text.stopping import Reason, StopFilter, Transcript, check_stops
 from titans_runtime.text.tokenizer import Tokenizer
 
-_numbers = itertools.count(1)
 # Tokens of a prompt that are one call: what an interrupt loses at most, and the overhead of a call is nothing to it.
 PIECE = 1024
 
 OnProgress = Callable[[int, int], None]  # (tokens of the prompt that were read, all of them)
-
-
-@dataclass
-class Shared:
-    """What all sessions of one model, or of one batch, have in common.
-
-    feeder: what runs their feeds.
-    tokenizer: opened only for text: streams of ids need none.
-    observers: called after every feed, before it counts.
-    silent: whether an id is known to have no text; none is before the tokenizer is opened.
-    """
-
-    feeder: Feeder
-    tokenizer: Callable[[], Tokenizer | None]
-    observers: list[Observer] = field(default_factory=list)
-    silent: Callable[[int], bool] = lambda token: False
-
-    @property
-    def manifest(self) -> Manifest:
-        """The model."""
-        return self.feeder.manifest
 
 
 class Session:
@@ -76,22 +51,26 @@ class Session:
         self,
         shared: Shared,
         name: str | None = None,
-        moment: Moment | None = None,
+        snapshot: Snapshot | None = None,
         lineage: Lineage | None = None,
     ) -> None:
-        self.name = f"session-{next(_numbers)}" if name is None else label(name)
+        self._stream = Stream(shared, name, snapshot)
         self._shared = shared
         self._manifest = shared.manifest
-        self._guard = Guard()
-        self._now = moment or self._beginning()
         self._ended: Reason | None = None
         self._lineage = lineage or Lineage()
-        self._fed_tokens, self._seconds = 0, 0.0
+        if snapshot is not None:
+            shared.feeder.placed(self._stream)
+
+    @property
+    def name(self) -> str:
+        """What logs and observers call it."""
+        return self._stream.name
 
     @property
     def position(self) -> int:
         """Tokens consumed since the beginning or the last reset."""
-        return self._now.position
+        return self._stream.now.position
 
     @property
     def surprise(self) -> FloatArray:
@@ -99,7 +78,7 @@ class Session:
 
         Zeros for a model without memory.
         """
-        surprise = self._now.surprise
+        surprise = self._stream.now.surprise
         if surprise.shape[1] == 0:
             return np.zeros(len(surprise), np.float32)
         mean: FloatArray = surprise.mean(axis=1, dtype=np.float32)
@@ -108,22 +87,24 @@ class Session:
     @property
     def surprise_by_layer(self) -> FloatArray:
         """Surprise of each token of the last feed in each memory layer, float32 `[T, M]`."""
-        return self._now.surprise.copy()
+        return self._stream.now.surprise.copy()
 
     @property
     def stats(self) -> SessionStats:
         """Figures of this session. Reads the whole state, for its norms."""
-        with self._guard:
-            now, backend = self._now, self._shared.feeder.backend
-            state = backend.read(self._home(now.state))
+        stream, feeder = self._stream, self._shared.feeder
+        backend = feeder.backend
+        with stream.guard:
+            now = stream.now
+            state = backend.read(feeder.home(now.state))
         beginning = backend.read(backend.initial(1))
         start = {name: beginning[name] for name in learned_names(self._manifest)}
         return SessionStats(
             session=self.name,
             position=now.position,
             commits=now.commits,
-            fed_tokens=self._fed_tokens,
-            seconds=self._seconds,
+            fed_tokens=stream.fed_tokens,
+            seconds=stream.seconds,
             state_bytes=self._manifest.stream_bytes,
             state_norms={name: float(np.linalg.norm(value)) for name, value in state.items()},
             memories=memory_distances(start, state),
@@ -152,22 +133,18 @@ class Session:
             SessionBusyError: another thread is using this session.
             Whatever is raised, the session is where it was.
         """
-        array = checked_inputs(self._manifest.inputs, inputs)
-        every = flag("all_logits", all_logits) or not isinstance(self._manifest.inputs, TokenInputs)
-        outputs = self._consume(array, every)
-        return outputs if every else outputs.reshape(-1)
+        array, every = self._checked(inputs, all_logits)
+        return self._shared.feeder.feed(self._stream, array, every)
 
     def reset(self) -> None:
         """Forget everything and start afresh; also a way out of a poisoned session."""
-        with self._guard:
-            self._now = self._beginning()
+        with self._stream.guard:
+            self._stream.now = self._stream.beginning()
 
     def mark(self) -> Mark:
-        """This moment, to come back to with `rewind`. Costs no copy; the state lives as long as the mark."""
-        with self._guard:
-            moment = self._own_moment()
-        self._stands()
-        return Mark(self._manifest.state_identity, moment, moment.position, self._shared.feeder.backend)
+        """Where the session stands, for `rewind`. Costs no copy; the state lives as long as the mark."""
+        here = self._here()
+        return Mark(self._manifest.state_identity, here, here.position, self._shared.feeder.backend)
 
     def rewind(self, mark: Mark) -> None:
         """Go back to a mark of this session, of a fork of it, or of any other session of the same model, exactly.
@@ -187,21 +164,16 @@ class Session:
                 "rewind to a mark of a session of this"
                 " model, or bring the session here with restore_bytes(session.to_bytes())",
             )
-        with self._guard:
-            self._now = mark.moment
-        self._stands()
+        with self._stream.guard:
+            self._stream.now = mark.snapshot
+        self._shared.feeder.placed(self._stream)
 
-    def fork(self, name: str | None = None) -> Session:
+    def fork(self, name: str | None = None) -> Self:
         """Another session that stands where this one stands: two futures of one memory.
 
         Copies nothing: what both have in common stays shared for as long as neither changes it.
         """
-        with self._guard:
-            moment = self._own_moment()
-        self._stands()
-        branch = self._sibling(name, moment)
-        branch._lineage = self._lineage.copy()
-        return branch
+        return type(self)(self._shared, name, self._here(), self._lineage.copy())
 
     def save(self, path: str | os.PathLike[str], *, compress: bool = False, force: bool = False) -> None:
         """Write this session to a file that `Model.restore` reads: all of the old file or all of the new one.
@@ -243,9 +215,10 @@ class Session:
     def _packed(self, compress: bool) -> bytes:
         compressed = flag("compress", compress)
         try:
-            with self._guard:
-                now = self._now
-                tensors = self._shared.feeder.backend.read(self._home(now.state))
+            feeder = self._shared.feeder
+            with self._stream.guard:
+                now = self._stream.now
+                tensors = feeder.backend.read(feeder.home(now.state))
             return state_file.pack(self._manifest, tensors, now, compress=compressed)
         except MemoryError as error:
             raise StateError(f"there is not enough memory to save {self.name}", "close other sessions first") from error
@@ -343,12 +316,12 @@ class Session:
         kind = self._manifest.inputs
         if not isinstance(kind, TokenInputs):
             raise InputError("a continuous model has no tokens to generate", "feed its predictions back with feed()")
-        self._check()
+        self._stream.check()
         limit = whole("max_new_tokens", max_new_tokens, 0, "use a whole number of 0 or above, such as 64")
         ids = (
             None if prompt is None else checked_tokens(self._encode(prompt, flag("special", special)), kind.vocab_size)
         )
-        if ids is None and self._now.last is None:
+        if ids is None and self._stream.now.last is None:
             raise InputError("there is nothing to go on from", "pass a prompt, or feed the session first")
         sampler = Sampler(instance("options", options, SamplingOptions, "pass SamplingOptions"), kind.vocab_size)
         if on_progress is not None:
@@ -381,7 +354,7 @@ class Session:
 
         None of vectors.
         """
-        return self._now.recent
+        return self._stream.now.recent
 
     def _as_text(
         self, tokens: Iterator[int], tokenizer: Tokenizer, stops: StopFilter, ends: Iterable[int]
@@ -414,7 +387,7 @@ class Session:
             for left in range(limit, 0, -1):
                 token = self._choose(sampler)
                 # before the yield: a reader may stop there
-                self._consume(np.array([token], np.int64), every=False, top_k=sampler.needs)
+                self._shared.feeder.feed(self._stream, np.array([token], np.int64), False, sampler.needs)
                 ended = ends.get(token, "length" if left == 1 else None)
                 self._ended = ended
                 yield token
@@ -430,19 +403,19 @@ class Session:
         done = 0
         while done < len(prompt):
             piece = prompt[done : done + max(PIECE // chunk, 1) * chunk - self.position % chunk]
-            self._consume(piece, every=False, top_k=sampler.needs)
+            self._shared.feeder.feed(self._stream, piece, False, sampler.needs)
             done += len(piece)
             if on_progress is not None:
                 on_progress(done, len(prompt))
 
     def _settle(self) -> None:
-        """Have the outputs after the last token here: a session at rest holds no more of a device than its state."""
-        with contextlib.suppress(TitansError), self._guard:  # in use, or out of reach: they are fetched when needed
-            self._now = replace(self._now, last=self._now.outputs)
+        """Leave nothing but the state on a device, if the session is not in use; else it is fetched when needed."""
+        with contextlib.suppress(TitansError), self._stream.guard:
+            self._stream.settle()
 
     def _choose(self, sampler: Sampler) -> int:
         """The next token, from as little as the sampler needs and the provider brought."""
-        now = self._now
+        now = self._stream.now
         if isinstance(now.last, TopK) and sampler.needs is not None and now.last.ids.shape[1] >= sampler.needs:
             return sampler.choose_among(now.last.ids[0, : sampler.needs], now.last.scores[0, : sampler.needs])
         outputs = now.outputs
@@ -450,77 +423,17 @@ class Session:
             raise InputError("the session was reset while it generated", "start again with a prompt")
         return sampler.choose(outputs)
 
-    def _consume(self, array: Array, every: bool, top_k: int | None = None) -> FloatArray:
-        """Feed checked inputs; outputs `[T or 1, O]`, or none where only the `top_k` were brought."""
-        with self._guard:
-            self._check()
-            start = time.perf_counter()
-            try:
-                fed, state = self._shared.feeder.feed(self._now.state, array[None], every, top_k=top_k)
-            except NonFiniteError as error:
-                self._fall_ill(error)
-                raise
-            except MemoryError as error:
-                raise out_of_memory() from error
-            return self._accept(array, fed, state, time.perf_counter() - start)
+    def _here(self) -> Snapshot:
+        """Where this session stands, for another to stand there too."""
+        with self._stream.guard:
+            here = self._stream.own_snapshot()
+        self._shared.feeder.placed(self._stream)
+        return here
 
-    def _accept(self, array: Array, fed: FeedResult, state: StreamState, seconds: float) -> FloatArray:
-        """Make what a feed of `array` gave this session's own; its outputs."""
-        now, surprise = self._now, fed.surprise[0]
-        tokens = len(surprise)
-        last = fed.top_k or fed.outputs[0, -1].copy()  # what is returned belongs to the caller
-        chunk = self._manifest.chunk
-        commits = (now.position + tokens) // chunk - now.position // chunk
-        totals = now.totals.add(surprise)
-        after = Moment(state, last, surprise, totals, now.commits + commits, self._recent_after(array))
-        if self._shared.observers:
-            mean = float(surprise.mean()) if surprise.size else 0.0
-            event = FeedEvent(self.name, tokens, after.position, seconds, commits, mean)
-            for observer in self._shared.observers:
-                observer(event)
-        self._fed_tokens += tokens
-        self._seconds += seconds
-        self._now = after  # the only change that counts: whatever stopped us before has changed nothing
-        outputs: FloatArray = fed.outputs[0]
-        return outputs
-
-    def _recent_after(self, array: Array) -> tuple[int, ...]:
-        """The last ids with text once `array` is consumed."""
-        if array.ndim != 1:
-            return ()
-        silent = self._shared.silent
-        new = list(itertools.islice((token for token in map(int, reversed(array)) if not silent(token)), KEPT))
-        return (*self._now.recent, *reversed(new))[-KEPT:]
-
-    def _fall_ill(self, error: NonFiniteError) -> None:
-        self._now = replace(self._now, poison=error.finding)
-        record(logging.ERROR, "session.poisoned", session=self.name, token=error.token, state=error.state)
-
-    def _check(self) -> None:
-        poison = self._now.poison
-        if poison is not None:
-            raise SessionPoisonedError(
-                f"this session stopped at position {self.position} ({poison})",
-                "call reset() to start it afresh, or rewind() to go on from a mark",
-            )
-
-    def _sibling(self, name: str | None, moment: Moment) -> Session:
-        return Session(self._shared, name, moment)
-
-    def _beginning(self) -> Moment:
-        nothing = np.zeros((0, self._manifest.surprise_layers), np.float32)
-        return Moment(self._shared.feeder.backend.initial(1), None, nothing)
-
-    def _home(self, state: StreamState) -> State:
-        return self._shared.feeder.home(state)
-
-    def _own_moment(self) -> Moment:
-        """Where this session stands, with its state at home; sound, even if the session is poisoned there."""
-        self._now = replace(self._now, state=self._home(self._now.state))
-        return replace(self._now, poison=None)
-
-    def _stands(self) -> None:
-        """Told after the state was replaced by one that is in memory, outside of a feed."""
+    def _checked(self, inputs: Inputs, all_logits: bool = False) -> tuple[Array, bool]:
+        """Inputs that the model can take, and whether every token's outputs are wanted. Raises `InputError`."""
+        kind = self._manifest.inputs
+        return checked_inputs(kind, inputs), flag("all_logits", all_logits) or not isinstance(kind, TokenInputs)
 
     def _encode(self, prompt: str | bytes | Sequence[int] | IdArray, special: bool) -> Sequence[int] | IdArray:
         if not isinstance(prompt, str | bytes):
@@ -533,12 +446,13 @@ class Session:
         return tokenizer.encode(prompt, special)
 
 
-def moment_of(feeder: Feeder, data: bytes, source: str) -> Moment:
-    """The moment that a state file's bytes hold; the last feed's surprise is not stored. Raises `StateError`."""
+def snapshot_of(feeder: Feeder, data: bytes, source: str) -> Snapshot:
+    """Where a state file's bytes stand; the last feed's surprise is not stored. Raises `StateError`."""
+    manifest = feeder.planner.manifest
     try:
-        saved = state_file.unpack(feeder.manifest, data, source)
+        saved = state_file.unpack(manifest, data, source)
         state = feeder.backend.write(saved.tensors, 1, saved.header.position)
     except MemoryError as error:
         raise StateError(f"{source} needs more memory than there is", "close other sessions first") from error
-    nothing = np.zeros((0, feeder.manifest.surprise_layers), np.float32)
-    return Moment(state, saved.last, nothing, saved.header.totals, saved.header.commits, saved.header.recent)
+    nothing = np.zeros((0, manifest.surprise_layers), np.float32)
+    return Snapshot(state, saved.last, nothing, saved.header.totals, saved.header.commits, saved.header.recent)

@@ -1,7 +1,7 @@
-"""Everything a session is at one moment, as one value that never changes.
+"""Everything a session is at one point of its stream, as one value that never changes.
 
 Knows what has to travel together: state, last outputs, surprise and its totals. Does not know how any of it is
-computed or stored. A session replaces its moment in one assignment; that is all a call, a rewind or a fork does to it.
+computed or stored. A stream replaces its snapshot in one assignment; a feed or a rewind does nothing else to it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class SurpriseTotals:
 
 
 @dataclass(frozen=True)
-class Moment:
+class Snapshot:
     """Where a session stands.
 
     state: the memory, and the position.
@@ -90,9 +90,9 @@ class Moment:
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment to come back to. Made by `Session.mark`; holds the state, so drop it when it is no longer needed."""
+    """A place to come back to. Made by `Session.mark`; holds the state, so drop it when it is no longer needed."""
 
     identity: str = field(repr=False)
-    moment: Moment = field(repr=False)
+    snapshot: Snapshot = field(repr=False)
     position: int
     owner: Backend = field(repr=False)  # of the loaded model in whose memory the state is

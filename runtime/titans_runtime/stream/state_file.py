@@ -32,7 +32,7 @@ from titans_format.specs import LAST, METADATA, MOST_AXES, StateSpec
 from titans_runtime import files, memory
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.errors import StateError, os_remedy
-from titans_runtime.stream.snapshot import KEPT, Moment, SurpriseTotals
+from titans_runtime.stream.snapshot import KEPT, Snapshot, SurpriseTotals
 
 FORMAT = "titans-state"
 FORMAT_VERSION = 1
@@ -53,7 +53,7 @@ class Header:
     position: tokens of the stream consumed.
     commits, totals: how often the memory was written, and surprise over the stream.
     compressed: whether the tensors are compressed.
-    recent: the last ids of the stream, as in `Moment`.
+    recent: the last ids of the stream, as in `Snapshot`.
     tensors: dtype and shape of each.
     """
 
@@ -114,19 +114,19 @@ class Saved:
     last: FloatArray | None
 
 
-def pack(manifest: Manifest, tensors: Mapping[str, Array], moment: Moment, *, compress: bool = False) -> bytes:
+def pack(manifest: Manifest, tensors: Mapping[str, Array], snapshot: Snapshot, *, compress: bool = False) -> bytes:
     """The bytes of a state file.
 
     Args:
         manifest: the model.
         tensors: its state, as `Backend.read` gives it.
-        moment: position, totals and last outputs.
+        snapshot: position, totals and last outputs.
         compress: bytes of equal significance are put together and deflated.
     """
     from safetensors.numpy import save  # only whoever saves or restores pays for the import
 
-    stored = {spec.name: tensors[spec.name][: _counts(spec, moment.position)[0]] for spec in manifest.states}
-    if (last := moment.outputs) is not None:
+    stored = {spec.name: tensors[spec.name][: _counts(spec, snapshot.position)[0]] for spec in manifest.states}
+    if (last := snapshot.outputs) is not None:
         stored[LAST] = last
     table = {name: [str(value.dtype), list(value.shape)] for name, value in stored.items()}
     if compress:
@@ -138,11 +138,11 @@ def pack(manifest: Manifest, tensors: Mapping[str, Array], moment: Moment, *, co
             "sha256": _NO_DIGEST,
             "identity": manifest.state_identity,
             "model": manifest.model.name,
-            "position": moment.position,
-            "commits": moment.commits,
+            "position": snapshot.position,
+            "commits": snapshot.commits,
             "compressed": compress,
-            "recent": moment.recent,
-            "surprise": asdict(moment.totals),
+            "recent": snapshot.recent,
+            "surprise": asdict(snapshot.totals),
             "tensors": table,
         }
     )

@@ -19,7 +19,7 @@ from titans_runtime.devices.host import HostDevice
 from titans_runtime.model import Model
 from titans_runtime.state.backend import Backend
 from titans_runtime.state.calls import LoadOptions
-from titans_runtime.stream.driver import DirectFeeder
+from titans_runtime.stream.driver import Driver
 
 _KERNEL = "_kernel_time"
 _CALL = "model_run"
@@ -64,11 +64,10 @@ def profile(bundle: Path, wish: Wish) -> tuple[GraphProfile, ...]:
         device = HostDevice(opened, LoadOptions(threads=wish.threads, profiles=Path(folder)))
         backend = Backend("cpu", opened, device)
         model = Model(opened, backend)
-        driver = DirectFeeder(opened.manifest, backend)
-        state = backend.initial(1)
-        _, state = driver.feed(state, streams_input(model, 1, wish.prompt))
+        driver = Driver(opened.manifest, backend)
+        driver.feed(streams_input(model, 1, wish.prompt))
         for place in range(wish.tokens):
-            _, state = driver.feed(state, streams_input(model, 1, wish.tokens)[:, place : place + 1])
+            driver.feed(streams_input(model, 1, wish.tokens)[:, place : place + 1])
         files = device.finish_profiles()
         return tuple(read_profile(name, path) for name, path in files.items())
 
