@@ -6,6 +6,7 @@ WebGPU, and `-m gpu` on NVIDIA hardware.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
@@ -31,7 +32,7 @@ from titans_runtime import (
 from titans_runtime.devices import ort_copies, ort_cuda_graphs, select
 from titans_runtime.devices.host import HostMemory
 from titans_runtime.devices.onnx_writer import Node, Value, model
-from titans_runtime.devices.ort import OrtBound, OrtMemory, OrtTarget
+from titans_runtime.devices.ort import OrtMemory, OrtProgram, OrtTarget
 from titans_runtime.devices.ort_copies import Moves, OrtBuffer
 from titans_runtime.devices.ort_cuda_graphs import Replay, Replays
 from titans_runtime.errors import ProviderStatus
@@ -164,16 +165,16 @@ def test_a_call_that_fails_leaves_the_session_where_it_was(
     for stream in (session, twin):
         stream.feed(TEXT[:3])
     left = [fail_at]
-    run = OrtBound.run
+    run = OrtProgram._run
 
-    def failing(bound: OrtBound) -> None:
-        run(bound)
+    def failing(program: OrtProgram, once: Callable[[], None]) -> None:
+        run(program, once)
         left[0] -= 1
         if left[0] == 0:
             raise ExecutionError("the device was unplugged", "plug it in")
 
     with monkeypatch.context() as patched:
-        patched.setattr(OrtBound, "run", failing)
+        patched.setattr(OrtProgram, "_run", failing)
         with pytest.raises(ExecutionError, match="unplugged"):
             session.feed(TEXT)
     assert session.to_bytes() == twin.to_bytes()
@@ -508,7 +509,7 @@ def test_tensors_of_every_rank_move() -> None:
         solo = [memory.allocate((1, *shape[1:]), "float32") for shape in shapes]
         for i, (buffer, shape) in enumerate(zip(solo, shapes, strict=True)):
             memory.upload(buffer, np.full((1, *shape[1:]), i + 1, np.float32))
-        memory.seat(wide, solo, 2, 0)
+        memory.seat(wide, solo, 2)
         for i, buffer in enumerate(wide):
             found = memory.download(buffer)
             assert (found[2] == i + 1).all()

@@ -537,21 +537,21 @@ def test_moves_between_tensors_do_what_they_say() -> None:
     (table, was), (other, _), (rows, new) = made(6, 3, 2), made(6, 3, 2), made(4, 3, 2)
     memory.append([table], [other], [rows], 2, 3)
     np.testing.assert_array_equal(memory.download(other)[:5], np.concatenate([was[:2], new[:3]]))
-    memory.place([table], [rows], [0, 5, 2])
+    memory.place([table], [rows], [0, 5, 2], [0, 1, 2])
     was[[0, 5, 2], [0, 1, 2]] = new[0]
     (solo, one), (wide, many), (old, before) = made(6, 1, 2), made(3, 4), made(3, 4)
-    memory.seat([table], [solo], 1, 1)
+    memory.seat([table], [solo], 1, rows=6)
     was[:, 1] = one[:, 0]
     np.testing.assert_array_equal(memory.download(table), was)
-    memory.pick([table], [solo], 2, 1)
+    memory.pick([table], [solo], 2, rows=6)
     np.testing.assert_array_equal(memory.download(solo), was[:, 2:3])
     memory.keep([wide], [old], [0, 2])
     many[[0, 2]] = before[[0, 2]]
     np.testing.assert_array_equal(memory.download(wide), many)
     single, alone = made(1, 4)
-    memory.seat([wide], [single], 2, 0)
+    memory.seat([wide], [single], 2)
     many[2] = alone[0]
     np.testing.assert_array_equal(memory.download(wide), many)
-    memory.pick([wide], [single], 1, 0)
+    memory.pick([wide], [single], 1)
     np.testing.assert_array_equal(memory.download(single), many[1:2])
     assert cudaMemcpyKind.cudaMemcpyDeviceToDevice == 3

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -241,7 +241,7 @@ class HostProgram:
         results: Mapping[str, Array],
         inputs: Mapping[str, Buffer],
         outputs: Mapping[str, Buffer],
-    ) -> HostBound:
+    ) -> Callable[[], None]:
         """Give every input and output its place."""
         binding = self._session.io_binding()
         for name, value in self._weights.items():
@@ -254,25 +254,11 @@ class HostProgram:
             binding.bind_ortvalue_input(name, cast(HostTensor, buffer).value)
         for name, buffer in outputs.items():
             binding.bind_ortvalue_output(name, cast(HostTensor, buffer).value)
-        return HostBound(self._graph, self._session, binding)
+        return partial(self._run, partial(self._session.run_with_iobinding, binding))
 
-    def _place(self, name: str, array: Array) -> HostTensor:
-        if name not in self._places:
-            self._places[name] = HostTensor(array)
-        return self._places[name]
-
-
-class HostBound:
-    """A binding, and what to say if it fails."""
-
-    def __init__(self, graph: str, session: ort.InferenceSession, binding: ort.IOBinding) -> None:
-        self._graph = graph
-        self._session, self._binding = session, binding
-
-    def run(self) -> None:
-        """Run once."""
+    def _run(self, once: Callable[[], None]) -> None:
         try:
-            with_denormals_as_zero(partial(self._session.run_with_iobinding, self._binding))
+            with_denormals_as_zero(once)
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
             remedy = "try again, and if it fails again check the bundle with `titans verify`"
             if out_of_memory(error):
@@ -280,6 +266,11 @@ class HostBound:
             raise ExecutionError(
                 f"graph {self._graph!r} failed on the CPU ({first_line(error)})", f"nothing has changed: {remedy}"
             ) from error
+
+    def _place(self, name: str, array: Array) -> HostTensor:
+        if name not in self._places:
+            self._places[name] = HostTensor(array)
+        return self._places[name]
 
 
 def _portable(graph: GraphSpec) -> Form:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -288,7 +289,7 @@ class OrtProgram:
         results: Mapping[str, Array],
         inputs: Mapping[str, Buffer],
         outputs: Mapping[str, Buffer],
-    ) -> OrtBound:
+    ) -> Callable[[], None]:
         """Give every input and output its place."""
         binding = self._session.io_binding()
         wrap = self._ort.OrtValue.ortvalue_from_numpy
@@ -299,17 +300,25 @@ class OrtProgram:
         if self._replays is None:
             for name, array in results.items():
                 binding.bind_ortvalue_output(name, wrap(array))
-            carried_along = [(name, wrap(array)) for name, array in data.items()]
-            return OrtBound(self._graph, self._provider, self._traffic, _Rebound(self._session, binding, carried_along))
-        sent = [self._stage(name, array) for name, array in data.items()]
-        told = [self._stage(name, array) for name, array in results.items()]
-        for name, one in zip(data, sent, strict=True):
-            binding.bind_ortvalue_input(name, one.device)
-        for name, one in zip(results, told, strict=True):
-            binding.bind_ortvalue_output(name, one.device)
-        return OrtBound(
-            self._graph, self._provider, self._traffic, _Replayed(Replay(self._replays, binding), sent, told)
-        )
+            values = [(name, wrap(array)) for name, array in data.items()]
+            return partial(self._run, partial(_rebound, self._session, binding, values))
+        uploads = [self._stage(name, array) for name, array in data.items()]
+        downloads = [self._stage(name, array) for name, array in results.items()]
+        for name, staged in zip(data, uploads, strict=True):
+            binding.bind_ortvalue_input(name, staged.device)
+        for name, staged in zip(results, downloads, strict=True):
+            binding.bind_ortvalue_output(name, staged.device)
+        return partial(self._run, partial(_replayed, Replay(self._replays, binding), uploads, downloads))
+
+    def _run(self, once: Callable[[], None]) -> None:
+        self._traffic.calls += 1
+        try:
+            once()
+        except Exception as error:  # onnxruntime's exceptions have no common base of their own
+            raise ExecutionError(
+                f"graph {self._graph!r} failed on {self._provider} ({first_line(error)})",
+                "nothing has changed: try again, and if it fails again use provider='cpu'",
+            ) from error
 
     def _stage(self, name: str, array: Array) -> Staged:
         if name not in self._staged:
@@ -317,61 +326,20 @@ class OrtProgram:
         return self._staged[name]
 
 
-class _Runs(Protocol):
-    """One way to run a binding."""
-
-    def run(self) -> None: ...
-
-
-class _Rebound:
-    """Data inputs are bound anew in every run: ONNX Runtime copies them to the device as it binds."""
-
-    def __init__(
-        self, session: ort.InferenceSession, binding: ort.IOBinding, data: list[tuple[str, ort.OrtValue]]
-    ) -> None:
-        self._session = session
-        self._binding = binding
-        self._data = data
-
-    def run(self) -> None:
-        for name, value in self._data:
-            self._binding.bind_ortvalue_input(name, value)
-        self._session.run_with_iobinding(self._binding)
+def _rebound(session: ort.InferenceSession, binding: ort.IOBinding, data: Sequence[tuple[str, ort.OrtValue]]) -> None:
+    """Run with data inputs bound anew: ONNX Runtime copies them to the device as it binds."""
+    for name, value in data:
+        binding.bind_ortvalue_input(name, value)
+    session.run_with_iobinding(binding)
 
 
-class _Replayed:
-    """Data and results have places on the device too, which a captured run knows."""
-
-    def __init__(self, replay: Replay, sent: list[Staged], told: list[Staged]) -> None:
-        self._replay = replay
-        self._sent, self._told = sent, told
-
-    def run(self) -> None:
-        for one in self._sent:
-            one.send()
-        self._replay.run()
-        for one in self._told:
-            one.bring()
-
-
-class OrtBound:
-    """A binding, and what to say if it fails."""
-
-    def __init__(self, graph: str, provider: str, traffic: Traffic, runs: _Runs) -> None:
-        self._traffic = traffic
-        self._graph, self._provider = graph, provider
-        self._runs = runs
-
-    def run(self) -> None:
-        """Run once."""
-        try:
-            self._traffic.calls += 1
-            self._runs.run()
-        except Exception as error:  # as above
-            raise ExecutionError(
-                f"graph {self._graph!r} failed on {self._provider} ({first_line(error)})",
-                "nothing has changed: try again, and if it fails again use provider='cpu'",
-            ) from error
+def _replayed(replay: Replay, uploads: Sequence[Staged], downloads: Sequence[Staged]) -> None:
+    """Run with data and results in places on the device, which a captured run knows."""
+    for staged in uploads:
+        staged.send()
+    replay.run()
+    for staged in downloads:
+        staged.bring()
 
 
 def _ort(buffers: Sequence[Buffer]) -> list[OrtBuffer]:

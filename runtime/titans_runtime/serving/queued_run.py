@@ -9,6 +9,7 @@ import logging
 import time
 from types import FrameType
 
+from titans_format.errors import TitansError
 from titans_runtime.arrays import FloatArray
 from titans_runtime.errors import NonFiniteError
 from titans_runtime.serving.completion import FeedFuture, Outcome, Request
@@ -100,16 +101,17 @@ class QueuedRun:
         while not self.task.done:
             time.sleep(_SHORT)
 
-    def succeed(self) -> None:
-        """Make the result the stream's and tell the caller; if that raises, fail with what it raised."""
+    def succeed(self) -> bool:
+        """Make the result the stream's and tell the caller. False if that raises; the caller is told what it raised."""
         try:
             if self.task.abandoned:
-                raise RunAbandonedError
+                raise given_up()
             outputs = self.stream.accept(self.run)
         except BaseException as error:  # an observer's error is the caller's
             self.fail(error)
-            raise RunRefusedError from error
+            return False
         self._settle(outputs, None)
+        return True
 
     def fail(self, error: BaseException) -> None:
         """Tell the caller; the stream stands where it stood."""
@@ -125,9 +127,6 @@ class QueuedRun:
             record(logging.ERROR, "batch.callback_failed", session=self.stream.name, error=repr(raised))
 
 
-class RunAbandonedError(Exception):
-    """Nobody waits for the run any more: its stream is to stand where it stood."""
-
-
-class RunRefusedError(Exception):
-    """A run's result was refused by its stream; what it did is to be undone. Never leaves the batch's thread."""
+def given_up() -> TitansError:
+    """What ends a run that nobody waits for any more: its stream is to stand where it stood."""
+    return TitansError("nobody waits for this feed any more", "feed the session again")

@@ -27,7 +27,7 @@ from titans_runtime.errors import ExecutionError
 from titans_runtime.serving.completion import Flag, Question
 from titans_runtime.serving.lane_table import InLane, LaneSlot, LaneTable
 from titans_runtime.serving.offload import Offloader, OnDisk
-from titans_runtime.serving.queued_run import QueuedRun, RunAbandonedError, RunRefusedError
+from titans_runtime.serving.queued_run import QueuedRun, given_up
 from titans_runtime.state.backend import Backend
 from titans_runtime.state.calls import Stepped, StreamState
 from titans_runtime.state.layout import State
@@ -218,7 +218,7 @@ class Scheduler:
     def _continue(self, queued: QueuedRun) -> None:
         """Make one call of a run on its own, and put it at the end of the queue if there is more."""
         if queued.task.abandoned:
-            queued.fail(RunAbandonedError())
+            queued.fail(given_up())
             return
         try:
             with self._backend.executor(1) as executor:
@@ -227,8 +227,7 @@ class Scheduler:
             queued.fail(error)
             return
         if queued.run.done:
-            with contextlib.suppress(RunRefusedError):  # its state was a value of its own; the stream is untouched
-                queued.succeed()
+            queued.succeed()  # if not, the stream is untouched: the run's state was a value of its own
         else:
             self._prompts.append(queued)
 
@@ -328,11 +327,12 @@ class Scheduler:
                         run.commit(executor, graph)
             else:
                 run.state = InLane(slot, after)
-            queued.succeed()
+            if not queued.succeed():
+                lanes.undo(lane)
+                return
         except Exception as error:
             lanes.undo(lane)
-            if not isinstance(error, RunRefusedError):
-                queued.fail(error)
+            queued.fail(error)
             return
         if alone:  # it gets a lane again before its next step
             self.table.drop(slot)

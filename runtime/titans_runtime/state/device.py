@@ -8,7 +8,7 @@ No state tensor moves between the host and another device except by `upload` and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -40,18 +40,6 @@ class Traffic:
         return self.uploads + self.downloads + self.cleared
 
 
-class Bound(Protocol):
-    """A program with its places: the same tensors in every run."""
-
-    def run(self) -> None:
-        """Run once, on what the places hold now. What was written is there, for the host too, when this returns.
-
-        Raises:
-            ExecutionError: the device refused or failed.
-        """
-        ...
-
-
 class Program(Protocol):
     """A graph, loaded on the device."""
 
@@ -61,8 +49,12 @@ class Program(Protocol):
         results: Mapping[str, Array],
         inputs: Mapping[str, Buffer],
         outputs: Mapping[str, Buffer],
-    ) -> Bound:
+    ) -> Callable[[], None]:
         """Give every input and output of the graph its place.
+
+        Returns:
+            Runs the graph once, on what the places hold then. What it wrote is there, for the host too, when it
+            returns. It raises `ExecutionError` where the device refuses or fails.
 
         Args:
             data, results: inputs read from and outputs brought to host memory, which stays where it is; the same arrays

@@ -12,7 +12,7 @@ of their own, so that the last token's can be fetched later by whoever holds the
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import cast
 
@@ -24,7 +24,7 @@ from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.errors import NonFiniteError
 from titans_runtime.state.blocks import Buffer, Lease, Table, TablePool
 from titans_runtime.state.calls import CallInputs, Outputs, TopK
-from titans_runtime.state.device import Bound, Device
+from titans_runtime.state.device import Device
 from titans_runtime.state.host_memory import scratch
 from titans_runtime.state.layout import Layout, State
 
@@ -127,7 +127,7 @@ class BoundGraph:
             ]
         )
         self._rows_of = {id(pool): [self._rows.tensors[s.output] for s in pool.specs] for pool in layout.rows if fresh}
-        self._bindings: OrderedDict[tuple[int, ...], Bound] = OrderedDict()
+        self._bindings: OrderedDict[tuple[int, ...], Callable[[], None]] = OrderedDict()
 
     def load(self, inputs: CallInputs, position: int | Array) -> None:
         """Put the data of one call in place; what is right of `length` is zero padding."""
@@ -146,14 +146,14 @@ class BoundGraph:
         if self._heads is not None:
             self._head = self._heads.take()
             key += (self._head.block.id,)
-        binding = self._bindings.get(key)
-        if binding is None:
-            binding = self._bindings[key] = self._bind(leases, written)
+        run = self._bindings.get(key)
+        if run is None:
+            run = self._bindings[key] = self._bind(leases, written)
             if len(self._bindings) > _BINDINGS:
                 self._bindings.popitem(last=False)
         else:
             self._bindings.move_to_end(key)
-        binding.run()
+        run()
 
     def outputs(self, inputs: CallInputs) -> tuple[Outputs, bool]:
         """Bring what the caller of the last run wants to see, and whether what came is finite."""
@@ -233,7 +233,7 @@ class BoundGraph:
             found.append(self._device.rows(self._head.block.tensors[self._head_name], 0, length))
         return [array for array in found if not np.isfinite(array).all()]
 
-    def _bind(self, leases: Sequence[Lease], written: Mapping[int, Lease]) -> Bound:
+    def _bind(self, leases: Sequence[Lease], written: Mapping[int, Lease]) -> Callable[[], None]:
         inputs = {
             spec.input: leases[i].block.tensors[spec.name]
             for i in self._reads

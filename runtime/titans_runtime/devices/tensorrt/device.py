@@ -13,7 +13,7 @@ go to other blocks, rows to a place of their own, and the state that came in is 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -228,13 +228,13 @@ class EngineProgram:
         results: Mapping[str, Array],
         inputs: Mapping[str, Buffer],
         outputs: Mapping[str, Buffer],
-    ) -> EngineBound:
+    ) -> Callable[[], None]:
         """Give every input and output its place."""
         sent = [(array, *self._stage(name, array)) for name, array in data.items()]
         told = [(array, *self._stage(name, array)) for name, array in results.items()]
         places = {name: cast(CudaBuffer, buffer) for name, buffer in {**inputs, **outputs}.items()}
         places |= {name: self._stage(name, array)[1] for name, array in {**data, **results}.items()}
-        return EngineBound(self, sent, told, places)
+        return EngineBound(self, sent, told, places).run
 
     def _stage(self, name: str, array: Array) -> tuple[Pinned, CudaBuffer]:
         if name not in self._staged:

@@ -24,7 +24,7 @@ class Choice:
             for t in (*spec.inputs, *spec.outputs)
         }
         inputs, outputs = {SCORES: self._places[SCORES]}, {t.name: self._places[t.name] for t in spec.outputs}
-        self._bound = program.bind({}, {}, inputs, outputs)
+        self._run = program.bind({}, {}, inputs, outputs)
 
     def of(self, head: CudaBuffer, row: int, count: int) -> tuple[IdArray, FloatArray, FloatArray]:
         """Of the outputs `[B, T, V]` of one token the `count` largest: ids, logits, and the sum of all."""
@@ -32,7 +32,7 @@ class Choice:
         item = width * np.dtype(np.float32).itemsize
         start = head.address + row * item
         self._cuda.move_columns(self._places[SCORES].address, item, start, tokens * item, item, streams)
-        self._bound.run()
+        self._run()
         ids, largest = np.empty((streams, count), np.int64), np.empty((streams, count), np.float32)
         total = np.empty(streams, np.float32)
         for stream in range(streams):
