@@ -26,7 +26,7 @@ from titans_export.tensorrt.options import BuildOptions
 from titans_format.specs import GraphSpec, TensorSpec
 from titans_runtime.bundle import open_bundle
 from titans_runtime.devices.tensorrt import nvidia
-from titans_runtime.devices.tensorrt.top_k_graph import chooser
+from titans_runtime.devices.tensorrt.top_k_graph import top_k_graph
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs titans-deploy[tensorrt-rtx]", exc_type=ImportError)
 
@@ -47,9 +47,9 @@ def test_engines_are_built_for_every_graph_and_say_what_they_are(variant: str, d
     assert told == sorted(told)
     assert told[-1] == (4000, 4000)
     assert len(told) > 40
-    chooses = chooser(manifest)
-    assert chooses is not None
-    for engine, graph in zip(engines, [*manifest.graphs, chooses.spec], strict=True):
+    top_k = top_k_graph(manifest)
+    assert top_k is not None
+    for engine, graph in zip(engines, [*manifest.graphs, top_k.spec], strict=True):
         target = "tensorrt-rtx-sm86-sm89" if dtype == "fp32" else "tensorrt-rtx"
         assert engine.file == f"engines/{target}/{graph.name}.engine"
         data = (bundle / engine.file).read_bytes()
@@ -64,7 +64,7 @@ def test_engines_are_built_for_every_graph_and_say_what_they_are(variant: str, d
             assert names[tensor.name]["location"] == "device"
         half = {"fp16": "float16", "bf16": "bfloat16"}.get(dtype)
         # a commit has no weights; it works in half precision where it moves an attention window's keys and values
-        works_in_half = half is not None and graph is not chooses.spec
+        works_in_half = half is not None and graph is not top_k.spec
         works_in_half &= graph.kind != "commit" or variant in ("mal", "mag")
         assert (half in sidecar["layers"]) == works_in_half
         assert sidecar["layers"]["float32"] > 0

@@ -75,11 +75,11 @@ def traffic(model: Model) -> Traffic:
 
 
 def uncaptured(model: Model) -> set[str]:
-    """Graphs, and moves of every step, whose runs were never captured although they have been met often."""
+    """Graphs, and copies of every step, whose runs were never captured although they have been met often."""
     backend = model._backend
     assert isinstance(backend.device, OrtDevice)
-    moves = backend.device._moves._sessions
-    assert moves
+    copies = backend.device._copies._sessions
+    assert copies
     found = {name: replays for (name, _), (_, replays) in backend.device._sessions.items()}
-    found |= {kind.name: replays for kind, (_, replays) in moves.items() if kind.name in ort_copies._REPLAYED}
+    found |= {kind.name: replays for kind, (_, replays) in copies.items() if kind.name in ort_copies._REPLAYED}
     return {name for name, replays in found.items() if replays is None}

@@ -33,7 +33,7 @@ from titans_runtime.devices import ort_copies, ort_cuda_graphs, select
 from titans_runtime.devices.host import HostMemory
 from titans_runtime.devices.onnx_writer import Node, Value, model
 from titans_runtime.devices.ort import OrtMemory, OrtProgram, OrtTarget
-from titans_runtime.devices.ort_copies import Moves, OrtBuffer
+from titans_runtime.devices.ort_copies import Copies, OrtBuffer
 from titans_runtime.devices.ort_cuda_graphs import Replay, Replays
 from titans_runtime.errors import ProviderStatus
 from titans_runtime.state.blocks import Buffer, Lease
@@ -283,7 +283,7 @@ def test_a_provider_that_fell_back_to_the_cpu_is_not_taken_for_itself(toy_bundle
 
 
 def test_a_provider_that_computes_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Moves, "append", lambda *arguments: None)
+    monkeypatch.setattr(Copies, "append", lambda *arguments: None)
     with pytest.raises(ProviderError, match="writes wrong numbers here; use provider='cpu'"):
         OrtMemory(onnxruntime, host_target())
 
@@ -455,8 +455,8 @@ def test_a_provider_whose_moves_run_on_another_must_start_itself() -> None:
     def elsewhere(options: onnxruntime.SessionOptions) -> None: ...
 
     plain = vars(host_target())
-    OrtMemory(onnxruntime, OrtTarget(**plain | {"moves_on": "CPUExecutionProvider", "itself": elsewhere}))
-    gone = plain | {"execution_provider": "GoneExecutionProvider", "moves_on": "CPUExecutionProvider"}
+    OrtMemory(onnxruntime, OrtTarget(**plain | {"copies_on": "CPUExecutionProvider", "itself": elsewhere}))
+    gone = plain | {"execution_provider": "GoneExecutionProvider", "copies_on": "CPUExecutionProvider"}
     OrtMemory(onnxruntime, OrtTarget(**gone))
     with pytest.raises(ProviderError, match=r"GoneExecutionProvider does not start here, .* fell back to CPU"):
         OrtMemory(onnxruntime, OrtTarget(**gone | {"itself": elsewhere}))

@@ -27,7 +27,7 @@ from titans_runtime.bundle import open_bundle
 from titans_runtime.devices.denormals import with_denormals_as_zero
 from titans_runtime.devices.ort_sessions import wrap_weights
 from titans_runtime.devices.tensorrt.engine_key import signed
-from titans_runtime.devices.tensorrt.top_k_graph import chooser
+from titans_runtime.devices.tensorrt.top_k_graph import top_k_graph
 
 TINY = b"an engine that does nothing"
 MAGIC = b"standin engine "
@@ -130,8 +130,8 @@ class FakeEngine:
     def __init__(self, runtime: FakeRuntime, facts: dict[str, Any]) -> None:
         self.runtime = runtime
         bundle = open_bundle(facts["bundle"])
-        chooses = chooser(bundle.manifest)
-        graphs = [*bundle.manifest.graphs, *([] if chooses is None else [chooses.spec])]
+        top_k = top_k_graph(bundle.manifest)
+        graphs = [*bundle.manifest.graphs, *([] if top_k is None else [top_k.spec])]
         graph = next(graph for graph in graphs if graph.name == facts["graph"])
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -142,7 +142,7 @@ class FakeEngine:
             options.add_initializer(name, value)
         self.session = with_denormals_as_zero(  # the first session would set it for this thread for good
             lambda: onnxruntime.InferenceSession(
-                chooses.onnx if chooses is not None and graph is chooses.spec else str(bundle.path / graph.file),
+                top_k.onnx if top_k is not None and graph is top_k.spec else str(bundle.path / graph.file),
                 options,
                 providers=["CPUExecutionProvider"],
             )
@@ -301,10 +301,10 @@ def write_engines(
     compatible: `Engine`'s version_compatible, hardware_compatible, strip_weights.
     """
     manifest = Manifest.from_json((bundle / "manifest.json").read_text())
-    chooses = chooser(manifest)
+    top_k = top_k_graph(manifest)
     paths = []
-    for graph in (*manifest.graphs, *([] if chooses is None else [chooses.spec])):
-        if chooses is not None and graph is chooses.spec and "strip_weights" in compatible:
+    for graph in (*manifest.graphs, *([] if top_k is None else [top_k.spec])):
+        if top_k is not None and graph is top_k.spec and "strip_weights" in compatible:
             compatible = {**compatible, "strip_weights": False}  # it has none
         facts = {"bundle": str(bundle), "graph": graph.name, "batch": batch, "retyped": retyped or {}}
         facts |= {name: compatible.get(name, False) for name in ("version_compatible", "strip_weights")}

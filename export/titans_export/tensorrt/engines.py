@@ -34,7 +34,7 @@ from titans_runtime.bundle import open_bundle
 from titans_runtime.devices.tensorrt import modules as tensorrt_modules
 from titans_runtime.devices.tensorrt import nvidia
 from titans_runtime.devices.tensorrt.engine_key import signed
-from titans_runtime.devices.tensorrt.top_k_graph import chooser
+from titans_runtime.devices.tensorrt.top_k_graph import top_k_graph
 from titans_runtime.errors import ProviderError
 
 ENGINES = "engines"
@@ -94,7 +94,7 @@ def build_engines(
         progress: called with (parts done, parts).
 
     Returns:
-        What was built, one entry per graph, and for a token model the engine that chooses among its logits.
+        What was built, one entry per graph, and for a token model the engine that top_k among its logits.
 
     Raises:
         BundleError: the bundle is damaged.
@@ -132,10 +132,10 @@ def build_engines(
         _write_engine(bundle, engine, data)
         built.append(engine)
         tell(1.0)
-    if (chooses := chooser(manifest)) is not None:
+    if (top_k := top_k_graph(manifest)) is not None:
         whole = replace(options, refit=False, strip_weights=False)  # it has no weights
         build = _Build(module, backend, whole, lambda share: None)
-        engine, data = build.build(bundle, manifest, chooses.spec, directory, chooses.onnx)
+        engine, data = build.build(bundle, manifest, top_k.spec, directory, top_k.onnx)
         _write_engine(bundle, engine, data)
         built.append(engine)
     return built

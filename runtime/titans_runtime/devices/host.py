@@ -1,6 +1,6 @@
 """The host as a device: its memory is NumPy's, its programs are ONNX Runtime's on the CPU.
 
-Knows moves between arrays, bindings, and how a graph is loaded for the CPU. Does not know states or plans.
+Knows copies between arrays, bindings, and how a graph is loaded for the CPU. Does not know states or plans.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class HostMemory:
-    """The host's memory, and moves in it; what `state.device.Device` asks for but programs."""
+    """The host's memory, and copies in it; what `state.device.Device` asks for but programs."""
 
     scans_steps = True  # a block is read once, at the speed of memory
 

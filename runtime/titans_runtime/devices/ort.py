@@ -19,7 +19,7 @@ from titans_format.specs import GraphSpec
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.bundle import Bundle
 from titans_runtime.devices.onnx_writer import Node, Value, model
-from titans_runtime.devices.ort_copies import Moves, OrtBuffer
+from titans_runtime.devices.ort_copies import Copies, OrtBuffer
 from titans_runtime.devices.ort_cuda_graphs import Replay, Replays, Staged, with_replays
 from titans_runtime.devices.ort_sessions import QUIET, create_session, first_line, wrap_weights
 from titans_runtime.errors import ExecutionError, ProviderError
@@ -37,15 +37,15 @@ class OrtTarget:
     name: what users call it.
     execution_provider: ONNX Runtime's name; the first that a session must end up with.
     memory: device type, id and vendor of its tensors, as `OrtValue` takes them.
-    configure: puts the provider into the options of a session, for a graph and a number of streams, or for a move.
+    configure: puts the provider into the options of a session, for a graph and a number of streams, or for a copy.
     sizes: how many streams a session made for this many can take; sessions are shared up to there.
     in_place: whether its scatter kernels may write into their own input.
-    spread: how they are told what to move; see `ort_moves.Moves`.
+    spread: what their indices are; see `ort_copies.Copies`.
     remedy: what to do where it does not start.
-    moves_on: the provider that makes the moves, if it is another one.
-    itself: puts the provider into the options of a session that is none of a bundle's, where `moves_on` is another.
+    copies_on: the provider that makes the copies, if it is another one.
+    itself: puts the provider into the options of a session that is none of a bundle's, where `copies_on` is another.
     replays: puts the provider into the options of a session whose runs may be captured and launched as one; None where
-        that cannot be. See `ort_replay`.
+        that cannot be. See `ort_cuda_graphs`.
     broken_fusions: by the dtype of a bundle, ONNX Runtime's fusions that make operators the provider lacks.
     software: whether the device is the processor in disguise.
     """
@@ -58,7 +58,7 @@ class OrtTarget:
     in_place: bool
     remedy: str
     spread: bool = False
-    moves_on: str | None = None
+    copies_on: str | None = None
     itself: Callable[[ort.SessionOptions], None] | None = None
     replays: Callable[[ort.SessionOptions], None] | None = None
     broken_fusions: Mapping[str, frozenset[str]] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class OrtTarget:
 
 
 class OrtMemory:
-    """A device's memory, and moves in it; what `state.device.Device` asks for but programs.
+    """A device's memory, and copies in it; what `state.device.Device` asks for but programs.
 
     Raises:
         ProviderError: the provider cannot run anything here.
@@ -80,7 +80,7 @@ class OrtMemory:
         self.traffic = Traffic()
         self._ort = module
         self._target = target
-        self._moves = Moves(self._move_session, self._empty, self._copy, target.in_place, target.spread)
+        self._copies = Copies(self._copy_session, self._empty, self._copy, target.in_place, target.spread)
         self._prove()
 
     def block(self, shapes: Shapes) -> Block:
@@ -113,19 +113,19 @@ class OrtMemory:
 
     def sums(self, buffers: Sequence[Buffer]) -> Array:
         """The sum of each tensor, float32 `[n]`, added up on the device."""
-        return self._moves.sums(_ort(buffers))
+        return self._copies.sums(_ort(buffers))
 
     def rows(self, head: Buffer, first: int, count: int) -> FloatArray:
         """Some tokens' outputs, cut out on the device."""
         source = cast(OrtBuffer, head)
         everything = count == source.shape[1]  # as after a step
-        rows: FloatArray = np.array(source.value.numpy()) if everything else self._moves.rows(source, first, count)
+        rows: FloatArray = np.array(source.value.numpy()) if everything else self._copies.rows(source, first, count)
         self.traffic.outputs += rows.size
         return rows
 
     def top_k(self, head: Buffer, row: int, count: int) -> tuple[IdArray, FloatArray, FloatArray] | None:
         """The largest outputs of one token, chosen on the device."""
-        ids, scores, total = self._moves.top_k(cast(OrtBuffer, head), row, count)
+        ids, scores, total = self._copies.top_k(cast(OrtBuffer, head), row, count)
         self.traffic.outputs += ids.size + scores.size + total.size
         return ids, scores, total
 
@@ -133,25 +133,25 @@ class OrtMemory:
         self, source: Sequence[Buffer], target: Sequence[Buffer], rows: Sequence[Buffer], start: int, count: int
     ) -> None:
         """Put rows into their tables."""
-        self._moves.append(_ort(source), _ort(target), _ort(rows), start, count)
+        self._copies.append(_ort(source), _ort(target), _ort(rows), start, count)
 
     def seat(self, wide: Sequence[Buffer], solo: Sequence[Buffer], lane: int, rows: int | None = None) -> None:
         """Copy one stream's tensors into a lane."""
-        self._moves.seat(_ort(wide), _ort(solo), lane, 0 if rows is None else 1)
+        self._copies.seat(_ort(wide), _ort(solo), lane, 0 if rows is None else 1)
 
     def pick(self, wide: Sequence[Buffer], solo: Sequence[Buffer], lane: int, rows: int | None = None) -> None:
         """Copy a lane's tensors out."""
-        self._moves.pick(_ort(wide), _ort(solo), lane, 0 if rows is None else 1)
+        self._copies.pick(_ort(wide), _ort(solo), lane, 0 if rows is None else 1)
 
     def place(
         self, tables: Sequence[Buffer], rows: Sequence[Buffer], places: Sequence[int], lanes: Sequence[int]
     ) -> None:
         """Put a row of every lane into the tables."""
-        self._moves.place(_ort(tables), _ort(rows), places)
+        self._copies.place(_ort(tables), _ort(rows), places)
 
     def keep(self, new: Sequence[Buffer], old: Sequence[Buffer], lanes: Sequence[int]) -> None:
         """Copy lanes from one set of tensors to another."""
-        self._moves.keep(_ort(new), _ort(old), lanes)
+        self._copies.keep(_ort(new), _ort(old), lanes)
 
     def _prove(self) -> None:
         """Append a row to a table and read it back: what does not work says so before a stream depends on it."""
@@ -174,7 +174,7 @@ class OrtMemory:
         self.traffic = Traffic()
 
     def _prove_itself(self) -> None:
-        """Start a session on the provider, where the moves run on another: ONNX Runtime would go on with that one."""
+        """Start a session on the provider, where the copies run on another: ONNX Runtime would go on with that one."""
         if self._target.itself is None:
             return
         options = self._ort.SessionOptions()
@@ -189,10 +189,10 @@ class OrtMemory:
             ) from error
         self._check(session, self._target.execution_provider)
 
-    def _move_session(self, graph: bytes, replayed: bool) -> tuple[ort.InferenceSession, Replays | None]:
+    def _copy_session(self, graph: bytes, replayed: bool) -> tuple[ort.InferenceSession, Replays | None]:
         def create(replayed: bool) -> ort.InferenceSession:
             session = self._ort.InferenceSession(graph, self._options(None, 1, replayed))
-            self._check(session, self._target.moves_on or self._target.execution_provider)
+            self._check(session, self._target.copies_on or self._target.execution_provider)
             return session
 
         return with_replays(self._ort, create, self._value if replayed and self._target.replays else None)

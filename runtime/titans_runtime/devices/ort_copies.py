@@ -1,6 +1,6 @@
-"""Moves between tensors of a device, as tiny graphs that ONNX Runtime runs there.
+"""Copies between tensors of a device, as tiny graphs that ONNX Runtime runs there.
 
-Knows which graph makes which move. Does not know states. A provider has no call for "write this row into that table",
+Knows which graph makes which copy. Does not know states. A provider has no call for "write this row into that table",
 but a scatter kernel does just that, and writes only those rows where input and output are the same tensor. Where a
 provider cannot have them the same (an engine compiler may read and write in any order), the result goes into a spare
 tensor and is copied over, still on the device. What comes back to the host is cut out, chosen or added up there first.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 _BINDINGS = 16  # kept per target; a target meets few sources
-# Moves of every step, whose operators work on nothing of the host's, so that their runs can be captured.
+# Copies of every step, whose operators work on nothing of the host's, so that their runs can be captured.
 _REPLAYED = ("put", "place", "sums")
 _JOINED = 32  # tensors that CUDA's Concat joins within a captured run
 
@@ -43,7 +43,7 @@ class OrtBuffer:
 
 @dataclass(frozen=True)
 class _Kind:
-    """One sort of move for tensors of these types: the graph, and the names of what it takes besides `target`."""
+    """One sort of copy for tensors of these types: the graph, and the names of what it takes besides `target`."""
 
     name: str
     tensors: tuple[tuple[str, int], ...]  # dtype and rank of each
@@ -52,16 +52,16 @@ class _Kind:
 
 @dataclass(frozen=True)
 class _Bound:
-    """A move with its places. `staged` are the numbers that have places on the device, `told` those that come back."""
+    """A copy with its places. `staged` are numbers with places on the device, `downloads` those that come back."""
 
     session: ort.InferenceSession
     binding: ort.IOBinding
     replay: Replay | None
     staged: Mapping[str, Staged]
-    told: tuple[Staged, ...] = ()
+    downloads: tuple[Staged, ...] = ()
 
     def run(self, numbers: Mapping[str, Array]) -> None:
-        """Move; `numbers` say where to."""
+        """Copy; `numbers` say where to."""
         if self.replay is None:
             for name, array in numbers.items():
                 self.binding.bind_cpu_input(name, array)
@@ -71,20 +71,19 @@ class _Bound:
             self.staged[name].host[...] = array
             self.staged[name].send()
         self.replay.run()
-        for one in self.told:
+        for one in self.downloads:
             one.bring()
 
 
-class Moves:
-    """The moves of one device.
+class Copies:
+    """The copies of one device.
 
     Args:
         session: makes a session of a model's bytes, on the device, with captures if they are wanted and can be had.
         spare: makes a tensor on the device.
         copy: copies tensors on the device.
         in_place: whether a scatter may have its input as its output.
-        spread: whether a scatter is told about every number, and not about every row: CUDA has a thread for each thing
-            that it is told about.
+        spread: whether a scatter gets an index for every number, not for every row. CUDA has a thread for each index.
     """
 
     def __init__(
@@ -155,7 +154,7 @@ class Moves:
         kind = _Kind("sums", tuple((buffer.dtype, len(buffer.shape)) for buffer in buffers))
         session, replays = self._get(kind, _sums)
         if replays is None:
-            (sums,) = self._told(kind, _sums, buffers, {}, ["sums"])
+            (sums,) = self._bring(kind, _sums, buffers, {}, ["sums"])
             return sums
         key = ("sums", *(buffer.serial for buffer in buffers))
         bound = self._known(buffers[0], key, lambda: self._bind_sums(session, replays, buffers))
@@ -165,17 +164,17 @@ class Moves:
     def rows(self, head: OrtBuffer, first: int, count: int) -> Array:
         """head[:, first:first+count] of `[B, T, O]`, on the host."""
         numbers = {"begin": np.array([first]), "end": np.array([first + count])}
-        (rows,) = self._told(_Kind("rows", ()), lambda kind: _rows(), [head], numbers, ["rows"])
+        (rows,) = self._bring(_Kind("rows", ()), lambda kind: _rows(), [head], numbers, ["rows"])
         return rows
 
     def top_k(self, head: OrtBuffer, row: int, count: int) -> tuple[Array, Array, Array]:
         """Of head[:, row]: the places and values of the largest, `[B, count]`, and the sum `[B]`, on the host."""
         numbers = {"begin": np.array([row]), "end": np.array([row + 1]), "k": np.array([count])}
         names = ["places", "largest", "sum"]
-        places, largest, total = self._told(_Kind("top_k", ()), lambda kind: _top_k(), [head], numbers, names)
+        places, largest, total = self._bring(_Kind("top_k", ()), lambda kind: _top_k(), [head], numbers, names)
         return places[:, 0], largest[:, 0], total[:, 0]
 
-    def _told(
+    def _bring(
         self,
         kind: _Kind,
         graph: Callable[[_Kind], bytes],
@@ -258,7 +257,7 @@ class Moves:
             binding.bind_ortvalue_input(f"source{i}", buffer.value)
         sums = self._stage(np.zeros(len(buffers), np.float32))
         binding.bind_ortvalue_output("sums", sums.device)
-        return _Bound(session, binding, Replay(replays, binding), {"sums": sums}, told=(sums,))
+        return _Bound(session, binding, Replay(replays, binding), {"sums": sums}, downloads=(sums,))
 
     def _stage(self, like: Array) -> Staged:
         return Staged(np.zeros_like(like), self._spare(like.shape, str(like.dtype)).value)
@@ -272,7 +271,7 @@ class Moves:
 
 @cache
 def _graph(kind: _Kind) -> bytes:
-    """The model of one sort of move; each tensor of `source` and `part` becomes one of `target`."""
+    """The model of one sort of copy; each tensor of `source` and `part` becomes one of `target`."""
     nodes: list[Node] = []
     values: list[Value] = []
     outputs: list[Value] = []
@@ -336,7 +335,7 @@ def _top_k() -> bytes:
 
 
 def _nodes(kind: _Kind, i: int, rank: int) -> list[Node]:
-    """The move of one tensor: what is moved is cut out of `part`, and `places` says where to."""
+    """The copy of one tensor: what is moved is cut out of `part`, and `places` says where to."""
     source, part, cut, target = f"source{i}", f"part{i}", f"cut{i}", f"target{i}"
     if kind.name.startswith("pick"):
         return [Node("Gather", [source, "places"], target, {"axis": int(kind.name[-1])})]

@@ -1,6 +1,6 @@
 """ONNX Runtime's execution providers as targets: which there are, their options, and how a plugin is found.
 
-Knows names and options. Does not know states or bindings (`ort_device`).
+Knows names and options. Does not know states or bindings (`ort`).
 
 WebGPU runs on a software device in the test suite, and with CUDA's on an NVIDIA GPU in `pytest -m gpu`. The options of
 the two TensorRT providers follow ONNX Runtime's documentation and have not run on a GPU yet.
@@ -67,7 +67,7 @@ def cuda(module: ModuleType, weights: str) -> OrtTarget:
 def ort_tensorrt(module: ModuleType, weights: str) -> OrtTarget:
     """TensorrtExecutionProvider, of onnxruntime-gpu: it builds engines when first used, and keeps them.
 
-    Moves run on the CUDA provider, which shares its memory.
+    Copies run on the CUDA provider, which shares its memory.
     """
     _built_in(module, "TensorrtExecutionProvider")
 
@@ -96,14 +96,14 @@ def ort_tensorrt(module: ModuleType, weights: str) -> OrtTarget:
         sizes=profile_size,
         in_place=True,
         spread=True,
-        moves_on="CUDAExecutionProvider",
+        copies_on="CUDAExecutionProvider",
         itself=itself,
         remedy="install CUDA, cuDNN and TensorRT in the versions that this onnxruntime-gpu was built for",
     )
 
 
 def ort_tensorrt_rtx(module: ModuleType, weights: str) -> OrtTarget:
-    """NvTensorRTRTXExecutionProvider, a plugin. It compiles moves too, so a table cannot be written in place."""
+    """NvTensorRTRTXExecutionProvider, a plugin. It compiles copies too, so a table cannot be written in place."""
     device = _plugin(module, "onnxruntime_ep_nv_tensorrt_rtx", "an NVIDIA RTX GPU and its driver")
 
     def configure(session: ort.SessionOptions, graph: GraphSpec | None, size: int) -> None:

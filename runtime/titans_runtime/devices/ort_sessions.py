@@ -105,8 +105,10 @@ def load_remedy(error: BaseException) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was refused."""
-    told = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in told for words in ("bad_alloc", "allocate", "out of memory"))
+    message = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        words in message for words in ("bad_alloc", "allocate", "out of memory")
+    )
 
 
 def widened(tensor: MappedTensor) -> FloatArray:
@@ -120,7 +122,7 @@ def import_onnxruntime() -> ModuleType:
     """The onnxruntime module, imported when first needed (0.07 s).
 
     From version 1.29 on it writes a device id and a database of events into the user's cache, and starts a thread,
-    unless it is told before its import not to. It is told, unless the user says otherwise in the environment.
+    unless a variable of the environment forbids it before the import. It is set here, unless the user has set it.
 
     Raises:
         ProviderError: it is not installed.

@@ -1,4 +1,4 @@
-"""What a device must offer so that streams can live on it: memory, programs, and moves between its own tensors.
+"""What a device must offer so that streams can live on it: memory, programs, and copies between its own tensors.
 
 Knows the vocabulary between the state machinery (`executor`, `lanes`) and a device (`devices.host`, `devices.ort`,
 `devices.tensorrt.device`). Does not know states or plans.

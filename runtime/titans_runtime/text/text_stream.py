@@ -76,7 +76,7 @@ class LibraryStream:
         self._before = decode(recent[begin:end])
         self._textless = 0  # pieces at the end of the context that added nothing
         self._new = recent[end:]  # the character that they begin belongs to this stream
-        self._told = len(self._text(self._new).rstrip(REPLACEMENT))  # of their text; the rest of it does not
+        self._given = len(self._text(self._new).rstrip(REPLACEMENT))  # of their text; the rest of it does not
 
     def push(self, token: int) -> str:
         """See `TextStream`."""
@@ -104,7 +104,7 @@ class LibraryStream:
         piece, self._new = self._new[:count], self._new[count:]
         if not piece:
             return text
-        told, self._told = self._told, max(0, self._told - len(text))
+        given, self._given = self._given, max(0, self._given - len(text))
         self._context.append(piece)
         self._textless = 0 if text else self._textless + 1
         if self._textless > _TEXTLESS:
@@ -112,7 +112,7 @@ class LibraryStream:
         while text and sum(map(len, self._context[1:])) >= _CONTEXT:
             del self._context[0]
         self._before = self._decode([token for piece in self._context for token in piece])
-        return text[told:]
+        return text[given:]
 
     def _accept_damaged(self, text: str) -> str:
         """As much of damaged text as no later token can change."""

@@ -12,7 +12,6 @@ import ctypes
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,44 +19,41 @@ import numpy as np
 from titans_runtime.arrays import Array
 from titans_runtime.errors import ExecutionError
 
-Graveyard: TypeAlias = "deque[tuple[str, int]]"  # what to call with which address once the stream is idle
+Frees: TypeAlias = "deque[tuple[str, int]]"  # what to call with which address once the stream is idle
 
 
 class CudaBuffer:
     """A tensor in device memory, row-major. `address` is aligned to at least 256 bytes, as cudaMalloc's are."""
 
-    __slots__ = ("_graveyard", "address", "dtype", "nbytes", "shape")
+    __slots__ = ("_deferred_frees", "address", "dtype", "nbytes", "shape")
 
-    def __init__(self, address: int, shape: tuple[int, ...], dtype: str, graveyard: Graveyard) -> None:
+    def __init__(
+        self, address: int, shape: tuple[int, ...], dtype: str, deferred_frees: deque[tuple[str, int]]
+    ) -> None:
         self.address = address
         self.shape = shape
         self.dtype = dtype
         self.nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-        self._graveyard = graveyard
+        self._deferred_frees = deferred_frees
 
     def __del__(self) -> None:
-        self._graveyard.append(("cudaFree", self.address))
+        self._deferred_frees.append(("cudaFree", self.address))
 
 
 class Pinned:
     """Host memory that the device reads and writes by itself, as an array."""
 
-    def __init__(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any], graveyard: Graveyard) -> None:
+    def __init__(
+        self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any], deferred_frees: deque[tuple[str, int]]
+    ) -> None:
         self.address = address
         self.nbytes = math.prod(shape) * dtype.itemsize
         memory = (ctypes.c_uint8 * self.nbytes).from_address(address)
         self.array: Array = np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
-        self._graveyard = graveyard
+        self._deferred_frees = deferred_frees
 
     def __del__(self) -> None:
-        self._graveyard.append(("cudaFreeHost", self.address))
-
-
-@dataclass(frozen=True)
-class Captured:
-    """A CUDA graph that was captured: everything a run puts into the stream, as one launch."""
-
-    handle: Any
+        self._deferred_frees.append(("cudaFreeHost", self.address))
 
 
 class Cuda:
@@ -72,7 +68,7 @@ class Cuda:
 
     def __init__(self, runtime: Any) -> None:
         self._runtime = runtime
-        self._graveyard: Graveyard = deque()
+        self._deferred_frees: Frees = deque()
         self._kinds = runtime.cudaMemcpyKind
         self._stream = self._call("cudaStreamCreate")
 
@@ -93,13 +89,13 @@ class Cuda:
     def zeros(self, shape: tuple[int, ...], dtype: str) -> CudaBuffer:
         """A tensor of zeros."""
         nbytes = max(1, math.prod(shape) * np.dtype(dtype).itemsize)
-        buffer = CudaBuffer(int(self._call("cudaMalloc", nbytes)), shape, dtype, self._graveyard)
+        buffer = CudaBuffer(int(self._call("cudaMalloc", nbytes)), shape, dtype, self._deferred_frees)
         self._call("cudaMemsetAsync", buffer.address, 0, nbytes, self._stream)
         return buffer
 
     def pinned(self, like: Array) -> Pinned:
         """Pinned host memory for an array like this one."""
-        return Pinned(int(self._call("cudaHostAlloc", like.nbytes, 0)), like.shape, like.dtype, self._graveyard)
+        return Pinned(int(self._call("cudaHostAlloc", like.nbytes, 0)), like.shape, like.dtype, self._deferred_frees)
 
     def to_device(self, target: int, source: int, nbytes: int) -> None:
         """Put a copy from host memory into the stream."""
@@ -122,10 +118,10 @@ class Cuda:
     def wait(self) -> None:
         """Wait until the stream is idle, and give back memory that is no longer referred to."""
         self._call("cudaStreamSynchronize", self._stream)
-        while self._graveyard:
-            self._call(*self._graveyard.popleft())
+        while self._deferred_frees:
+            self._call(*self._deferred_frees.popleft())
 
-    def capture(self, work: Callable[[], None]) -> Captured:
+    def capture(self, work: Callable[[], None]) -> Any:
         """Record what `work` puts into the stream, instead of running it."""
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", self._stream, mode)
@@ -136,17 +132,17 @@ class Cuda:
             raise
         graph = self._call("cudaStreamEndCapture", self._stream)
         try:
-            return Captured(self._call("cudaGraphInstantiate", graph, 0))
+            return self._call("cudaGraphInstantiate", graph, 0)
         finally:
             self._call("cudaGraphDestroy", graph)
 
-    def launch(self, captured: Captured) -> None:
+    def launch(self, graph: Any) -> None:
         """Put everything that was captured into the stream."""
-        self._call("cudaGraphLaunch", captured.handle, self._stream)
+        self._call("cudaGraphLaunch", graph, self._stream)
 
-    def drop(self, captured: Captured) -> None:
+    def drop(self, graph: Any) -> None:
         """Give a captured graph back."""
-        self._runtime.cudaGraphExecDestroy(captured.handle)
+        self._runtime.cudaGraphExecDestroy(graph)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """A call's value, or None; its error code becomes an `ExecutionError`."""

@@ -23,10 +23,10 @@ from titans_format.errors import BundleError
 from titans_format.specs import GraphSpec
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.bundle import Bundle
-from titans_runtime.devices.tensorrt.cuda import Captured, Cuda, CudaBuffer, Pinned
-from titans_runtime.devices.tensorrt.engine_files import EngineFile, EngineFiles, Here
-from titans_runtime.devices.tensorrt.top_k import Choice
-from titans_runtime.devices.tensorrt.top_k_graph import chooser
+from titans_runtime.devices.tensorrt.cuda import Cuda, CudaBuffer, Pinned
+from titans_runtime.devices.tensorrt.engine_files import EngineFile, EngineFiles, Environment
+from titans_runtime.devices.tensorrt.top_k import TopKEngine
+from titans_runtime.devices.tensorrt.top_k_graph import top_k_graph
 from titans_runtime.errors import ExecutionError, ProviderError
 from titans_runtime.state.blocks import Block, Buffer, Shapes
 from titans_runtime.state.device import Traffic
@@ -148,11 +148,11 @@ class TensorRtDevice(CudaMemory):
         self._log = Log(module)
         self._runtime = module.Runtime(self._log.logger)
         self._bundle = bundle
-        chooses = chooser(bundle.manifest)
-        extra = [] if chooses is None else [chooses.spec]
-        self._files = EngineFiles(bundle, Here(backend, module.__version__, cuda.capability), extra)
-        self._chooser = chooses if chooses is not None and chooses.spec in self._files else None
-        self._choices: dict[int, Choice] = {}  # by the number of streams
+        top_k = top_k_graph(bundle.manifest)
+        extra = [] if top_k is None else [top_k.spec]
+        self._files = EngineFiles(bundle, Environment(backend, module.__version__, cuda.capability), extra)
+        self._top_k_graph = top_k if top_k is not None and top_k.spec in self._files else None
+        self._top_k_engines: dict[int, TopKEngine] = {}  # by the number of streams
         self._engines: dict[str, tuple[EngineFile, Any]] = {}
         for graph in (*bundle.manifest.graphs, *extra):  # all of them now: a stream must not meet a refusal half way
             if graph in self._files:
@@ -172,14 +172,14 @@ class TensorRtDevice(CudaMemory):
 
     def top_k(self, head: Buffer, row: int, count: int) -> tuple[IdArray, FloatArray, FloatArray] | None:
         """The largest outputs of one token, chosen on the device; None without an engine that finds so many."""
-        if self._chooser is None or count > self._chooser.count:
+        if self._top_k_graph is None or count > self._top_k_graph.count:
             return None
         streams = head.shape[0]
-        if streams not in self._choices:
-            self._choices[streams] = Choice(
-                self._cuda, self._chooser, self.program(self._chooser.spec, streams), streams
+        if streams not in self._top_k_engines:
+            self._top_k_engines[streams] = TopKEngine(
+                self._cuda, self._top_k_graph, self.program(self._top_k_graph.spec, streams), streams
             )
-        found = self._choices[streams].of(cast(CudaBuffer, head), row, count)
+        found = self._top_k_engines[streams].of(cast(CudaBuffer, head), row, count)
         self.traffic.outputs += sum(array.size for array in found)
         return found
 
@@ -230,11 +230,11 @@ class EngineProgram:
         outputs: Mapping[str, Buffer],
     ) -> Callable[[], None]:
         """Give every input and output its place."""
-        sent = [(array, *self._stage(name, array)) for name, array in data.items()]
-        told = [(array, *self._stage(name, array)) for name, array in results.items()]
+        uploads = [(array, *self._stage(name, array)) for name, array in data.items()]
+        downloads = [(array, *self._stage(name, array)) for name, array in results.items()]
         places = {name: cast(CudaBuffer, buffer) for name, buffer in {**inputs, **outputs}.items()}
         places |= {name: self._stage(name, array)[1] for name, array in {**data, **results}.items()}
-        return EngineBound(self, sent, told, places).run
+        return EngineBound(self, uploads, downloads, places).run
 
     def _stage(self, name: str, array: Array) -> tuple[Pinned, CudaBuffer]:
         if name not in self._staged:
@@ -248,21 +248,21 @@ class EngineBound:
     def __init__(
         self,
         program: EngineProgram,
-        sent: list[tuple[Array, Pinned, CudaBuffer]],
-        told: list[tuple[Array, Pinned, CudaBuffer]],
+        uploads: list[tuple[Array, Pinned, CudaBuffer]],
+        downloads: list[tuple[Array, Pinned, CudaBuffer]],
         places: dict[str, CudaBuffer],
     ) -> None:
         self._program = program
-        self._sent, self._told = sent, told
+        self._uploads, self._downloads = uploads, downloads
         self._places = places  # holds the memory for as long as this binding, and so its captured graph, may be run
         self._runs = 0
-        self._captured: Captured | None = None
+        self._captured: Any = None
 
     def run(self) -> None:
         """Run once."""
         cuda = self._program.cuda
         self._program.traffic.calls += 1
-        for array, pinned, _ in self._sent:
+        for array, pinned, _ in self._uploads:
             pinned.array[...] = array
         if self._captured is None and self._program.captures and self._runs >= _RUNS_BEFORE_CAPTURE:
             self._capture()
@@ -272,7 +272,7 @@ class EngineBound:
             cuda.launch(self._captured)
         cuda.wait()
         self._runs += 1
-        for array, pinned, _ in self._told:
+        for array, pinned, _ in self._downloads:
             array[...] = pinned.array
 
     def __del__(self) -> None:
@@ -289,7 +289,7 @@ class EngineBound:
     def _enqueue(self) -> None:
         """Put everything that a run does into the stream."""
         program, cuda = self._program, self._program.cuda
-        for _, pinned, buffer in self._sent:
+        for _, pinned, buffer in self._uploads:
             cuda.to_device(buffer.address, pinned.address, buffer.nbytes)
         program.log.last = ""
         ready = [program.context.set_input_shape(name, shape) for name, shape in program.shapes.items()]
@@ -299,7 +299,7 @@ class EngineBound:
                 f"graph {program.graph.name!r} failed in TensorRT ({program.log.last or 'it gave no reason'})",
                 "nothing has changed: try again, and if it fails again build the engines again or use provider='cpu'",
             )
-        for _, pinned, buffer in self._told:
+        for _, pinned, buffer in self._downloads:
             cuda.to_host(pinned.address, buffer.address, buffer.nbytes)
 
 

@@ -1,7 +1,7 @@
 """Engine files beside a bundle's graphs: found by their sidecars, and refused if they are not what must run here.
 
 Knows the sidecars that `titans build` writes, and what makes an engine useless: other graphs, another TensorRT, another
-device, damage, another maker than this user (`engine_key`). Does not know how an engine runs (`tensorrt_device`). Every
+device, damage, another maker than this user (`engine_key`). Does not know how an engine runs (`device`). Every
 refusal names the command that rebuilds.
 """
 
@@ -63,7 +63,7 @@ class EngineFile:
 
 
 @dataclass(frozen=True)
-class Here:
+class Environment:
     """What engines have to run on: the provider, its TensorRT's version, and the device's compute capability."""
 
     backend: str
@@ -83,12 +83,12 @@ class EngineFiles:
         ProviderError: there are none, or a graph's do not fit.
     """
 
-    def __init__(self, bundle: Bundle, here: Here, besides: Sequence[GraphSpec] = ()) -> None:
+    def __init__(self, bundle: Bundle, environment: Environment, besides: Sequence[GraphSpec] = ()) -> None:
         self._bundle = bundle
-        self._here = here
+        self._here = environment
         known = list(self._sidecars())
         if not known:
-            raise self._refuse(f"{bundle.path} has no engines for {here.backend}")
+            raise self._refuse(f"{bundle.path} has no engines for {environment.backend}")
         there = {engine.graph for engine in known}
         graphs = [*bundle.manifest.graphs, *(graph for graph in besides if graph.name in there)]
         self._fitting = {graph.name: self._choose(graph, known) for graph in graphs}
@@ -179,7 +179,12 @@ class EngineFiles:
         return None
 
     def _refuse(self, what: str, *options: str, remedy: str = "") -> ProviderError:
-        command = ["titans build", shlex.quote(str(self._bundle.path)), f"--backend {self._here.backend}", *options]
+        command = [
+            "titans build",
+            shlex.quote(str(self._bundle.path)),
+            f"--backend {self._here.backend}",
+            *options,
+        ]
         return ProviderError(what, f"{remedy} run: {' '.join(command)}".strip(), "no engines")
 
 

@@ -1,6 +1,6 @@
 """The modules that native TensorRT needs, imported when asked for, with what to do where they are missing.
 
-Knows packages and their names. Does not know engines (`tensorrt_device`).
+Knows packages and their names. Does not know engines (`device`).
 """
 
 from __future__ import annotations

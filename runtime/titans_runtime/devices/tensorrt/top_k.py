@@ -1,6 +1,6 @@
-"""Choosing the likeliest tokens with the engine that `chooser` describes: logits in, ids and logits of a few out.
+"""Choosing the likeliest tokens with the engine that `top_k_graph` describes: logits in, ids and logits of a few out.
 
-Knows where its tensors are and what comes back to the host. Does not know how an engine runs (`tensorrt_device`).
+Knows where its tensors are and what comes back to the host. Does not know how an engine runs (`device`).
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ import numpy as np
 
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.devices.tensorrt.cuda import Cuda, CudaBuffer
-from titans_runtime.devices.tensorrt.top_k_graph import IDS, LARGEST, SCORES, SUM, Chooser
+from titans_runtime.devices.tensorrt.top_k_graph import IDS, LARGEST, SCORES, SUM, TopKGraph
 from titans_runtime.state.device import Program
 
 
-class Choice:
-    """The chooser for so many streams: one token's logits go to its input, and what is wanted comes back."""
+class TopKEngine:
+    """The engine for so many streams: one token's logits go to its input, and what is wanted comes back."""
 
-    def __init__(self, cuda: Cuda, chooses: Chooser, program: Program, streams: int) -> None:
+    def __init__(self, cuda: Cuda, graph: TopKGraph, program: Program, streams: int) -> None:
         self._cuda = cuda
-        spec = chooses.spec
+        spec = graph.spec
         self._places = {
             t.name: cuda.zeros(tuple(streams if isinstance(n, str) else n for n in t.shape), t.dtype)
             for t in (*spec.inputs, *spec.outputs)

@@ -1,6 +1,6 @@
 """A small engine beside those of the graphs: it finds the likeliest tokens where only engines compute.
 
-Knows its graph, which `titans build` builds and `tensorrt_device` runs. Does not know how either is done.
+Knows its graph, which `titans build` builds and `device` runs. Does not know how either is done.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WORTH = 3  # an id and its logit are three times as large as a logit
 
 
 @dataclass(frozen=True)
-class Chooser:
+class TopKGraph:
     """The graph.
 
     spec: what goes in and comes out: logits `[B, V]`; the `count` largest, in descending order, as ids and logits
@@ -34,8 +34,8 @@ class Chooser:
     count: int
 
 
-def chooser(manifest: Manifest) -> Chooser | None:
-    """The chooser of a model; None for one whose outputs are not chosen among, or are few."""
+def top_k_graph(manifest: Manifest) -> TopKGraph | None:
+    """The graph of a model; None for one whose outputs are not chosen among, or are few."""
     if not isinstance(manifest.inputs, TokenInputs):
         return None
     width = manifest.inputs.vocab_size
@@ -61,7 +61,7 @@ def chooser(manifest: Manifest) -> Chooser | None:
     spec = GraphSpec(
         name=NAME, kind="step", file=f"{NAME}.onnx", sha256=digest, tokens=0, inputs=(scores,), outputs=outputs
     )
-    return Chooser(spec, onnx, count)
+    return TopKGraph(spec, onnx, count)
 
 
 def _value(tensor: TensorSpec) -> Value:
