@@ -177,7 +177,7 @@ def test_rows_and_the_best_are_numpys() -> None:
     np.testing.assert_array_equal(ids, order)
     np.testing.assert_array_equal(scores, np.take_along_axis(head[:, 3], order, axis=1))
     np.testing.assert_allclose(total, head[:, 3].sum(axis=1), rtol=1e-5)
-    for graph in (ort_copies._rows(), ort_copies._best()):
+    for graph in (ort_copies._rows(), ort_copies._top_k()):
         onnx.checker.check_model(onnx.load_model_from_string(graph), full_check=True)
 
 
