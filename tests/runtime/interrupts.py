@@ -10,6 +10,7 @@ from __future__ import annotations
 import dis
 import functools
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
@@ -19,7 +20,8 @@ import titans_runtime
 
 Places = Literal["signals", "anywhere"]
 OURS = str(Path(titans_runtime.__file__).parent)
-# Nothing is raised out of destructors. What puts a thread's floating point back is safe from signals, not from more.
+# Nothing is raised out of destructors, nor where CPython starts a thread: interrupted there, it may keep a lock that the
+# new thread waits for. What puts a thread's floating point back is safe from signals, not from more.
 _SPARED = {"__del__", "_remove_folder", "with_denormals_as_zero"}
 
 
@@ -47,7 +49,7 @@ def _closed(code: CodeType) -> frozenset[int]:
 def _spared(frame: FrameType | None) -> bool:
     """Whether a frame belongs to something that is spared."""
     while frame is not None:
-        if frame.f_code.co_name in _SPARED:
+        if frame.f_code.co_name in _SPARED or frame.f_code is threading.Thread.start.__code__:
             return True
         frame = frame.f_back
     return False
