@@ -20,8 +20,8 @@ import titans_runtime
 
 Places = Literal["signals", "anywhere"]
 OURS = str(Path(titans_runtime.__file__).parent)
-# Nothing is raised out of destructors, nor where CPython starts a thread: interrupted there, it may keep a lock that the
-# new thread waits for. What puts a thread's floating point back is safe from signals, not from more.
+# Nothing is raised out of destructors, nor where CPython starts a thread: interrupted there, it may keep a lock that
+# the new thread waits for. What puts a thread's floating point back is safe from signals, not from more.
 _SPARED = {"__del__", "_remove_folder", "with_denormals_as_zero"}
 
 
