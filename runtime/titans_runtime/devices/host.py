@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from titans_format.manifest import GraphSpec
+from titans_format.specs import GraphSpec
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.bundle import Bundle, Form
 from titans_runtime.devices.cores import usable_cores

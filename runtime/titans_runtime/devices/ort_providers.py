@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from titans_format.install import install
-from titans_format.manifest import BATCH, GraphSpec
+from titans_format.specs import BATCH, GraphSpec
 from titans_runtime.devices.ort import OrtTarget
 from titans_runtime.devices.ort_sessions import first_line
 from titans_runtime.devices.tensorrt import nvidia

@@ -21,7 +21,7 @@ import numpy as np
 
 from titans_format.errors import BundleError
 from titans_format.install import install
-from titans_format.manifest import GraphSpec
+from titans_format.specs import GraphSpec
 from titans_runtime.arrays import FloatArray
 from titans_runtime.bundle import Bundle, Form, file_of
 from titans_runtime.errors import ProviderError

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 
 from titans_format.errors import TitansError
-from titans_format.manifest import GraphSpec
+from titans_format.specs import GraphSpec
 from titans_runtime.errors import ExecutionError
 from titans_runtime.serving.completion import Flag, Question
 from titans_runtime.serving.lane_table import InLane, LaneSlot, LaneTable

@@ -19,7 +19,7 @@ from typing import cast
 import numpy as np
 
 from titans_format.contract import data_name, head_name
-from titans_format.manifest import GraphSpec
+from titans_format.specs import GraphSpec
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.errors import NonFiniteError
 from titans_runtime.state.blocks import Buffer, Lease, Table, TablePool

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from titans_format.manifest import TensorSpec
+from titans_format.specs import TensorSpec
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.native import kernels
 from titans_runtime.state.blocks import Block, Shapes

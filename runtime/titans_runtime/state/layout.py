@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from titans_format.manifest import Manifest, StateSpec, TensorSpec
+from titans_format.manifest import Manifest
+from titans_format.specs import StateSpec, TensorSpec
 from titans_runtime.arrays import Array
 from titans_runtime.bundle import Bundle, check_memory
 from titans_runtime.errors import InputError

@@ -14,7 +14,7 @@ from typing import cast
 
 import numpy as np
 
-from titans_format.manifest import GraphSpec
+from titans_format.specs import GraphSpec
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.errors import out_of_memory
 from titans_runtime.state.backend import Backend

@@ -20,7 +20,7 @@ from typing import Self
 import numpy as np
 
 from titans_format.errors import TitansError
-from titans_format.manifest import Ends, TokenInputs
+from titans_format.fields import Ends, TokenInputs
 from titans_runtime.arguments import flag, function, instance, shown, whole
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.atomic import check_writable, regular_target, write_atomically
