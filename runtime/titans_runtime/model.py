@@ -14,8 +14,10 @@ from titans_format.errors import BundleError
 from titans_format.fields import TokenInputs
 from titans_format.manifest import Manifest
 from titans_runtime import native
-from titans_runtime.arguments import checked_bytes, checked_path, function, shown, whole
+from titans_runtime.arguments import checked_bytes, checked_path, flag, function, shown, whole
 from titans_runtime.bundle import Bundle, check_memory, opening, without_writes
+from titans_runtime.chat.template import ChatTemplate, Messages
+from titans_runtime.chat.user_text import marks
 from titans_runtime.describe import Description, describe
 from titans_runtime.devices.select import select
 from titans_runtime.errors import InputError, TextError
@@ -78,7 +80,12 @@ class Model:
         self._options = options or LoadOptions()
         self._passed_over = dict(passed_over or {})
         self._backend = backend
-        self._shared = Shared(DirectFeeder(bundle.manifest, backend), lambda: self.tokenizer, silent=self._silent)
+        self._shared = Shared(
+            DirectFeeder(bundle.manifest, backend),
+            tokenizer=lambda: self.tokenizer,
+            silent=self._silent,
+            template=lambda: self.chat_template,
+        )
 
     @property
     def manifest(self) -> Manifest:
@@ -126,6 +133,36 @@ class Model:
         opened = open_tokenizer(self._bundle.path, self.manifest)
         self._bundle.check_tokenizer()  # after it: what was opened is what was hashed
         return opened
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """How conversations are written for this model, rendered when first needed; None for a model without one."""
+        info = self.manifest.chat_template
+        if info is None:
+            return None
+        file = self._bundle.path / info.file
+        try:
+            source = self._bundle.contents[info.file].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{file} is not UTF-8 (byte {error.start})", "export the bundle again") from None
+        return ChatTemplate(source, info.tokens, str(file))
+
+    def encode_chat(self, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
+        """The token ids of a whole conversation, as its template has it; `Session.chat` reads them turn by turn.
+
+        Args:
+            messages: a user's message, or messages with `role` and `content`; what they say is text, always.
+            add_generation_prompt: end with what an answer begins with.
+
+        Raises:
+            TextError: there is no chat template or no tokenizer, or the template does not take these messages.
+            InputError: messages of another shape.
+            BundleError: the template is not one.
+        """
+        if self.chat_template is None or self.tokenizer is None:
+            raise TextError("this model has no chat template", "export it with --chat-template FILE, or use encode()")
+        text = self.chat_template.render(messages, flag("add_generation_prompt", add_generation_prompt))
+        return self.tokenizer.encode_marked(text, marks(text))
 
     def encode(self, text: str | bytes, special: bool = False) -> list[int]:
         """The token ids of a text, without special tokens around it.

@@ -27,6 +27,7 @@ from titans_runtime import (
     TitansError,
     load,
 )
+from titans_runtime.chat.template import ChatTemplate
 from titans_runtime.serving.batch import Batch, BatchSession
 
 Call = Callable[[Any], object]
@@ -71,6 +72,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def template(toy_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy talks."""
+    source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{{ add_generation_prompt }}"
+    monkeypatch.setitem(toy_model.__dict__, "chat_template", ChatTemplate(source, {}))
+
+
 def assert_a_titans_error_or_nothing(call: Call) -> None:
     for value in VALUES:
         with contextlib.suppress(TitansError):
@@ -99,6 +107,14 @@ SESSION: dict[str, Callable[[Session, Any], object]] = {
     "generate on_progress": lambda session, value: (
         session.generate([1], 1, on_progress=value) if not callable(value) else None
     ),
+    "chat": lambda session, value: session.chat(value, 2),
+    "chat content": lambda session, value: session.chat([{"role": "user", "content": value}], 2),
+    "chat role": lambda session, value: session.chat([{"role": value, "content": "a"}], 2),
+    **{
+        f"chat {name}": partial(lambda name, session, value: session.chat("a", **{name: value}), name)
+        for name in inspect.signature(Session.chat).parameters
+        if name not in ("self", "messages", "on_progress")
+    },
     "generate_tokens": lambda session, value: session.generate_tokens(value, 2),
     "generate_tokens options": lambda session, value: session.generate_tokens([1], 2, value),
     "generate_tokens max_new_tokens": lambda session, value: session.generate_tokens([1], value),
@@ -117,6 +133,9 @@ SESSION: dict[str, Callable[[Session, Any], object]] = {
 }
 MODEL: dict[str, Callable[[Model, Any], object]] = {
     "encode": lambda model, value: model.encode(value),
+    "encode_chat": lambda model, value: model.encode_chat(value),
+    "encode_chat message": lambda model, value: model.encode_chat([value]),
+    "encode_chat add_generation_prompt": lambda model, value: model.encode_chat("a", value),
     "decode": lambda model, value: model.decode(value),
     "session": lambda model, value: model.session(value).stats,
     "restore": lambda model, value: model.restore(value),

@@ -6,7 +6,7 @@ with. That text is taken from a rendering of a question, an answer and the new m
 system prompt is read once, where the conversation begins, and what a template does to earlier turns (it may cut out
 their thoughts) is done to a text that the stream has read already, and changes nothing.
 
-Knows templates and texts. Does not know tokens, except what one is called.
+Knows templates, texts, and how a tokenizer reads them. Does not know sessions.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import itertools
 from dataclasses import dataclass
 
 from titans_runtime.chat.template import ChatTemplate, Messages, checked_messages
-from titans_runtime.chat.user_text import piece
+from titans_runtime.chat.user_text import marks, piece
 from titans_runtime.errors import TextError
+from titans_runtime.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,30 @@ def next_turn(template: ChatTemplate, messages: Messages) -> Turn:
     closed = _behind(template, template.render(before, add_generation_prompt=False), answer)
     common = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text, closed, strict=False))
     return Turn(text, sum(1 for _ in common))
+
+
+def turn_ids(
+    template: ChatTemplate, tokenizer: Tokenizer, messages: Messages, turn: int | None, position: int
+) -> list[int]:
+    """The ids that a stream reads before its next answer.
+
+    Args:
+        template, tokenizer: the model's.
+        messages: what is new of the conversation.
+        turn: where the conversation stands, as `Moment.turn` has it.
+        position: tokens that the stream has read.
+
+    Raises:
+        InputError, TextError, BundleError: as `first_turn` and `next_turn`.
+    """
+    if turn is None:
+        text = first_turn(template, messages, begun=position > 0).text
+    else:
+        end = "" if turn < 0 else tokenizer.written(turn) or tokenizer.decode([turn])
+        text = next_turn(template, messages).after(end)
+    if not text:
+        raise TextError(f"{template.name} writes nothing for these messages", "export the bundle with another one")
+    return tokenizer.encode_marked(text, marks(text))
 
 
 def closing_text(template: ChatTemplate) -> str:

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from types import TracebackType
 from typing import cast
 
@@ -44,7 +45,7 @@ class Batch:
             None if resident is None else whole("resident", resident, 1, _POSITIVE),
             None if folder is None else checked_path(folder),
         )
-        self._shared = Shared(self._worker, shared.tokenizer, shared.observers, shared.silent)
+        self._shared = replace(shared, feeder=self._worker)
 
     def session(self, name: str | None = None) -> BatchSession:
         """A stream of its own, at its beginning."""

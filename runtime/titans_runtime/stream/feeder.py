@@ -19,6 +19,7 @@ from titans_runtime.stream.observe import Observer
 from titans_runtime.stream.plan import Planner
 
 if TYPE_CHECKING:
+    from titans_runtime.chat.template import ChatTemplate
     from titans_runtime.stream.stream import Stream
     from titans_runtime.text.tokenizer import Tokenizer
 
@@ -96,12 +97,14 @@ class Shared:
     tokenizer: opened only for text: streams of ids need none.
     observers: called after every feed, before it counts.
     silent: whether an id is known to have no text; none is before the tokenizer is opened.
+    template: how the model's conversations are written, if it has any.
     """
 
     feeder: Feeder
     tokenizer: Callable[[], Tokenizer | None]
     observers: list[Observer] = field(default_factory=list)
     silent: Callable[[int], bool] = lambda token: False
+    template: Callable[[], ChatTemplate | None] = lambda: None
 
     @property
     def manifest(self) -> Manifest:

@@ -24,6 +24,8 @@ from titans_format.fields import Ends, TokenInputs
 from titans_runtime.arguments import flag, function, instance, shown, whole
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.atomic import check_writable, regular_target, write_atomically
+from titans_runtime.chat.template import Messages
+from titans_runtime.chat.turns import turn_ids
 from titans_runtime.errors import InputError, StateError, TextError
 from titans_runtime.state.calls import TopK
 from titans_runtime.stream import state_file
@@ -32,14 +34,15 @@ from titans_runtime.stream.inputs import Inputs, checked_ends, checked_inputs, c
 from titans_runtime.stream.lineage import Lineage, locked
 from titans_runtime.stream.memories import dead_memories, learned_names, memory_distances
 from titans_runtime.stream.observe import SessionStats, record
-from titans_runtime.stream.snapshot import Mark, Snapshot
+from titans_runtime.stream.snapshot import OPEN, Mark, Snapshot
 from titans_runtime.stream.stream import Stream
-from titans_runtime.text.sampling import Sampler, SamplingOptions
+from titans_runtime.text.sampling import Sampler, SamplingOptions, chosen_options
 from titans_runtime.text.stopping import Reason, StopFilter, Transcript, check_stops
 from titans_runtime.text.tokenizer import Tokenizer
 
 # Tokens of a prompt that are one call: what an interrupt loses at most, and the overhead of a call is nothing to it.
 PIECE = 1024
+_NEW_TOKENS = 64  # where neither the caller nor the model says
 
 OnProgress = Callable[[int, int], None]  # (tokens of the prompt that were read, all of them)
 
@@ -226,13 +229,13 @@ class Session:
     def generate(
         self,
         prompt: str | bytes | Sequence[int] | IdArray | None,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         *,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
-        repetition_penalty: float = 1.0,
+        repetition_penalty: float | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = (),
         stop_ids: Iterable[int] = (),
@@ -252,8 +255,9 @@ class Session:
 
         Args:
             prompt: text, UTF-8 bytes, or ids; None goes on from where the session is.
-            max_new_tokens: generate at most this many tokens.
-            temperature, top_k, top_p, min_p, repetition_penalty, seed: see `SamplingOptions`.
+            max_new_tokens: generate at most this many tokens; None is the model's own default, or 64.
+            temperature, top_k, top_p, min_p, repetition_penalty, seed: see `SamplingOptions`. None is the model's own
+                default (`Manifest.generation`); a `top_k` of 0 and a `top_p` of 1 are none.
             stop: strings that end the text and are not part of it; None is none. Special tokens in them are met by
                 the tokens.
             stop_ids: ids that end the text besides the model's own.
@@ -271,7 +275,8 @@ class Session:
         tokenizer = self._shared.tokenizer()
         if tokenizer is None:
             raise TextError("this model has no tokenizer to write text with", "use generate_tokens with ids")
-        options = SamplingOptions(
+        options = chosen_options(
+            self._manifest.generation,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -285,10 +290,83 @@ class Session:
         tokens = self._begin(prompt, max_new_tokens, options, ends, special, on_progress)
         return self._as_text(tokens, tokenizer, stops, ends)
 
+    def chat(
+        self,
+        messages: Messages,
+        max_new_tokens: int | None = None,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = (),
+        stop_ids: Iterable[int] = (),
+        on_progress: OnProgress | None = None,
+    ) -> Iterator[str]:
+        """Answer new messages of a conversation, piece by piece, as the model's chat template has it.
+
+        The session is the conversation: it remembers what was said, so `messages` are those since its last answer. A
+        system prompt belongs to the first ones. What a user wrote is text, whatever it spells. An answer that was
+        broken off is closed before the next message is read.
+
+        Args:
+            messages: a user's message, or messages with `role` and `content`.
+            max_new_tokens and the others: as in `generate`.
+
+        Raises:
+            TextError: the model has no chat template, or the template does not take these messages.
+            InputError: messages of another shape; others as in `generate`.
+        """
+        template, tokenizer = self._shared.template(), self._shared.tokenizer()
+        if template is None or tokenizer is None:
+            raise TextError(
+                "this model has no chat template",
+                "put the conversation into words for generate(), or export it with --chat-template FILE",
+            )
+        prompt = turn_ids(template, tokenizer, messages, self._stream.now.turn, self.position)
+        options = chosen_options(
+            self._manifest.generation,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
+        stops = StopFilter(stop)
+        check_stops(tokenizer, stops)
+        ends = self.ends(stop_ids)
+        tokens = self._begin(prompt, max_new_tokens, options, ends, False, on_progress)
+        return self._as_text(self._one_turn(tokens, ends), tokenizer, stops, ends)
+
+    @property
+    def conversing(self) -> bool:
+        """Whether a conversation has begun in this stream, so that `chat` goes on with it."""
+        return self._stream.now.turn is not None
+
+    def _one_turn(self, tokens: Iterator[int], ends: Mapping[int, Reason]) -> Iterator[int]:
+        """The tokens of an answer. An answer is open from its first message until one of them ends it."""
+        before = self._stream.now
+        self._set_turn(OPEN)
+        try:
+            for token in tokens:
+                if token in ends:
+                    self._set_turn(token)
+                yield token
+        finally:
+            if self._stream.now.state is before.state:  # nothing was read
+                self._set_turn(before.turn)
+
+    def _set_turn(self, turn: int | None) -> None:
+        with self._stream.guard:
+            self._stream.take_turn(turn)
+
     def generate_tokens(
         self,
         prompt: str | bytes | Sequence[int] | IdArray | None,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         options: SamplingOptions | None = None,
         stop_ids: Iterable[int] = (),
         ignore_eos: bool = False,
@@ -300,13 +378,13 @@ class Session:
         Arguments, order of events and errors as in `generate`.
         """
         ends = self.ends(stop_ids, ignore_eos)
-        chosen = SamplingOptions() if options is None else options
+        chosen = chosen_options(self._manifest.generation) if options is None else options
         return self._begin(prompt, max_new_tokens, chosen, ends, special, on_progress)
 
     def _begin(
         self,
         prompt: str | bytes | Sequence[int] | IdArray | None,
-        max_new_tokens: int,
+        max_new_tokens: int | None,
         options: SamplingOptions,
         ends: Mapping[int, Reason],
         special: bool,
@@ -317,6 +395,8 @@ class Session:
         if not isinstance(kind, TokenInputs):
             raise InputError("a continuous model has no tokens to generate", "feed its predictions back with feed()")
         self._stream.check()
+        if max_new_tokens is None:
+            max_new_tokens = self._manifest.generation.max_new_tokens or _NEW_TOKENS
         limit = whole("max_new_tokens", max_new_tokens, 0, "use a whole number of 0 or above, such as 64")
         ids = (
             None if prompt is None else checked_tokens(self._encode(prompt, flag("special", special)), kind.vocab_size)
@@ -455,4 +535,5 @@ def snapshot_of(feeder: Feeder, data: bytes, source: str) -> Snapshot:
     except MemoryError as error:
         raise StateError(f"{source} needs more memory than there is", "close other sessions first") from error
     nothing = np.zeros((0, manifest.surprise_layers), np.float32)
-    return Snapshot(state, saved.last, nothing, saved.header.totals, saved.header.commits, saved.header.recent)
+    header = saved.header
+    return Snapshot(state, saved.last, nothing, header.totals, header.commits, header.recent, turn=header.turn)

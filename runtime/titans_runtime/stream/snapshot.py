@@ -15,6 +15,7 @@ from titans_runtime.arrays import FloatArray
 from titans_runtime.state.backend import Backend
 from titans_runtime.state.calls import StreamState, TopK
 
+OPEN = -1  # no id: an answer that was begun and has not ended
 KEPT = 8  # ids: more than the longest character takes, and what stands before it
 
 
@@ -67,6 +68,8 @@ class Snapshot:
     commits: how many chunks have ended.
     recent: the last ids consumed, `KEPT` of them at most, by which text that follows is decoded; none of vectors.
     poison: why the session refuses to go on from here; None is a sound one.
+    turn: where a conversation stands: None before one has begun, `OPEN` inside of an answer, else the id that ended the
+        last answer.
     """
 
     state: StreamState
@@ -76,6 +79,7 @@ class Snapshot:
     commits: int = 0
     recent: tuple[int, ...] = ()
     poison: str | None = None
+    turn: int | None = None
 
     @property
     def position(self) -> int:

@@ -23,7 +23,7 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta, Struct, structs
 
-from titans_format.document import Count, Number, Positive, Text, parse, read, refuse
+from titans_format.document import MAX_INTEGER, Count, Number, Positive, Text, parse, read, refuse
 from titans_format.dtypes import DType
 from titans_format.errors import BundleError
 from titans_format.install import upgrade
@@ -32,7 +32,7 @@ from titans_format.specs import LAST, METADATA, MOST_AXES, StateSpec
 from titans_runtime import files, memory
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.errors import StateError, os_remedy
-from titans_runtime.stream.snapshot import KEPT, Snapshot, SurpriseTotals
+from titans_runtime.stream.snapshot import KEPT, OPEN, Snapshot, SurpriseTotals
 
 FORMAT = "titans-state"
 FORMAT_VERSION = 1
@@ -53,7 +53,7 @@ class Header:
     position: tokens of the stream consumed.
     commits, totals: how often the memory was written, and surprise over the stream.
     compressed: whether the tensors are compressed.
-    recent: the last ids of the stream, as in `Snapshot`.
+    recent, turn: the last ids of the stream, and where its conversation stands, as in `Snapshot`.
     tensors: dtype and shape of each.
     """
 
@@ -65,6 +65,7 @@ class Header:
     compressed: bool
     tensors: dict[str, tuple[str, tuple[int, ...]]]
     recent: tuple[int, ...] = ()
+    turn: int | None = None
 
 
 class _Metadata(Struct):
@@ -93,7 +94,7 @@ class _Surprise(Struct):
 
 
 class _Stored(Struct):
-    """The header as it is written; `recent` came later than the rest."""
+    """The header as it is written; `recent` and `turn` came later than the rest."""
 
     identity: Text
     model: Text
@@ -103,6 +104,7 @@ class _Stored(Struct):
     tensors: dict[str, tuple[DType, Annotated[tuple[Count, ...], Meta(max_length=MOST_AXES)]]]
     surprise: _Surprise
     recent: tuple[Count, ...] = ()
+    turn: Annotated[int, Meta(ge=OPEN, le=MAX_INTEGER)] | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def pack(manifest: Manifest, tensors: Mapping[str, Array], snapshot: Snapshot, *
             "recent": snapshot.recent,
             "surprise": asdict(snapshot.totals),
             "tensors": table,
+            **({} if snapshot.turn is None else {"turn": snapshot.turn}),
         }
     )
     contiguous = {name: np.ascontiguousarray(value) for name, value in stored.items()}
@@ -279,6 +282,7 @@ def _header(stored: _Stored, source: str) -> Header:
         compressed=stored.compressed,
         tensors=dict(stored.tensors),
         recent=stored.recent[-KEPT:],
+        turn=stored.turn,
         totals=SurpriseTotals(**structs.asdict(stored.surprise)),
     )
 

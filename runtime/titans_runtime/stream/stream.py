@@ -86,7 +86,8 @@ class Stream:
         chunk = self.shared.manifest.chunk
         commits = (now.position + tokens) // chunk - now.position // chunk
         totals = now.totals.add(surprise)
-        after = Snapshot(run.state, last, surprise, totals, now.commits + commits, self._recent_after(run.inputs[0]))
+        recent = self._recent_after(run.inputs[0])
+        after = Snapshot(run.state, last, surprise, totals, now.commits + commits, recent, turn=now.turn)
         seconds = time.perf_counter() - run.began
         if self.shared.observers:
             mean = float(surprise.mean()) if surprise.size else 0.0
@@ -107,6 +108,10 @@ class Stream:
         """Where the stream stands, with its state in blocks; sound, even if the stream is poisoned there."""
         self.now = replace(self.now, state=self.shared.feeder.home(self.now.state))
         return replace(self.now, poison=None)
+
+    def take_turn(self, turn: int | None) -> None:
+        """Say where the conversation stands, as `Snapshot.turn` has it; nothing else changes."""
+        self.now = replace(self.now, turn=turn)
 
     def settle(self) -> None:
         """Have the outputs after the last token in host memory: a stream at rest holds only its state on a device."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from titans_format.fields import GenerationDefaults
 from titans_runtime.arguments import shown, whole
 from titans_runtime.arrays import FloatArray, IdArray
 from titans_runtime.errors import InputError
@@ -53,6 +54,37 @@ class SamplingOptions:
             whole("top_k", self.top_k, 1, "use a whole number of 1 or above")
         if self.seed is not None:
             whole("seed", self.seed, 0, "use a whole number of 0 or above")
+
+
+def chosen_options(
+    defaults: GenerationDefaults,
+    *,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    seed: int | None = None,
+) -> SamplingOptions:
+    """What the caller chose, and the model's own defaults for what is None.
+
+    A `top_k` of 0, a `top_p` of 1, a `min_p` of 0 and a `repetition_penalty` of 1 switch a default off.
+
+    Raises:
+        InputError: a value outside its range.
+    """
+    k = defaults.top_k if top_k is None else None if type(top_k) is int and top_k == 0 else top_k
+    always = {
+        "temperature": defaults.temperature if temperature is None else temperature,
+        "repetition_penalty": defaults.repetition_penalty if repetition_penalty is None else repetition_penalty,
+    }
+    return SamplingOptions(
+        top_k=k,
+        top_p=defaults.top_p if top_p is None else top_p,
+        min_p=defaults.min_p if min_p is None else min_p,
+        seed=seed,
+        **{name: value for name, value in always.items() if value is not None},
+    )
 
 
 class Sampler:
