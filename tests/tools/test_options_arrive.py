@@ -29,7 +29,7 @@ class Recorder:
 
     def __call__(self, *values: Any, **named: Any) -> Iterator[Any]:
         self.calls.append((values, named))
-        raise InputError(STOP)
+        raise InputError(*STOP.split("; "))
 
     def instead_of(self, place: str) -> None:
         self._monkeypatch.setattr(place, self)
@@ -81,17 +81,28 @@ def test_the_stop_strings_of_a_run_end_it(tiny_bundle: Path) -> None:
 def test_a_chat(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
 
-    def record(
-        self: Session, prompt: bytes, limit: int, on_progress: Callable[[int, int], None], **options: Any
-    ) -> Iterator[str]:
-        asked.append((prompt, limit, options))
+    def record(self: Session, prompt: bytes, on_progress: Callable[[int, int], None], **options: Any) -> Iterator[str]:
+        asked.append((prompt, options))
         return iter(())
 
     monkeypatch.setattr("titans_runtime.stream.session.Session.generate", record)
-    options = ["--temperature", "0.5", "--top-p", "0.6", "--seed", "11", "--stop", "A", "--stop", "B"]
-    arguments = ["chat", str(tiny_bundle), "--template", "<{message}>", "--max-new-tokens", "9", *options]
+    options = [
+        "--temperature",
+        "0.5",
+        "--top-k",
+        "3",
+        "--top-p",
+        "0.6",
+        "--min-p",
+        "0.1",
+        "--repetition-penalty",
+        "1.5",
+    ]
+    options += ["--seed", "11", "--stop", "A", "--stop", "B", "--max-new-tokens", "9"]
+    arguments = ["chat", str(tiny_bundle), "--template", "<{message}>", *options]
     assert CliRunner().invoke(cli, arguments, input="hello\n").exit_code == 0
-    assert asked == [(b"<hello>", 9, {"temperature": 0.5, "top_p": 0.6, "seed": 11, "stop": ("A", "B")})]
+    sampling = {"temperature": 0.5, "top_k": 3, "top_p": 0.6, "min_p": 0.1, "repetition_penalty": 1.5, "seed": 11}
+    assert asked == [(b"<hello>", {"max_new_tokens": 9, "stop": ("A", "B"), **sampling})]
 
 
 def test_a_verification(tiny_bundle: Path, recorder: Recorder, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from titans_cli.options import bundle_argument, json_option, unescaped
+from titans_cli.options import Sampling, bundle_argument, json_option, sampling_options, unescaped
 from titans_cli.terminal import print_json, prompt_progress, say, write_text
 
 if TYPE_CHECKING:
@@ -35,13 +35,8 @@ Examples:
 @bundle_argument
 @click.option("--prompt", help="Text to continue.")
 @click.option("--prompt-file", type=click.Path(path_type=Path), help="A file with the text to continue; - is stdin.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--temperature", type=float, default=0.8, show_default=True, help="0 takes the most likely token.")
-@click.option("--top-k", type=int, help="Choose among the k most likely tokens.")
-@click.option("--top-p", type=float, help="Choose among the likely tokens that make up this probability.")
-@click.option("--min-p", type=float, help="Drop tokens less likely than this fraction of the most likely one.")
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1: repeat less.")
-@click.option("--seed", type=int, help="Makes the choice of tokens repeatable.")
+@click.option("--max-new-tokens", type=click.IntRange(1), help="[default: the bundle's, or 64]")
+@sampling_options
 @click.option("--stop", multiple=True, help="End at this text, \\n a new line; may be given several times.")
 @click.option("--ignore-eos", is_flag=True, help="Go on where the model ends a text.")
 @click.option("--special", is_flag=True, help="Read special tokens in the prompt as tokens, and not as text.")
@@ -60,13 +55,8 @@ def run(
     bundle: Path,
     prompt: str | None,
     prompt_file: Path | None,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    repetition_penalty: float,
-    seed: int | None,
+    max_new_tokens: int | None,
+    sampling: Sampling,
     stop: tuple[str, ...],
     ignore_eos: bool,
     special: bool,
@@ -88,19 +78,14 @@ def run(
     """
     import titans_runtime
     from titans_runtime.atomic import check_writable
+    from titans_runtime.text.sampling import chosen_options
 
     text = _prompt(prompt, prompt_file, optional=state_in is not None)
-    options = titans_runtime.SamplingOptions(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
+    sampling.check()
     if state_out is not None:
         check_writable(state_out)  # now, and not after all that is to be remembered
     model = titans_runtime.load(bundle, provider=provider, threads=threads)
+    options = chosen_options(model.manifest.generation, **sampling.arguments(model.manifest.generation))
     session = model.session() if state_in is None else model.restore(state_in)
     if state_out is not None:
         session.check_save(state_out, force=force)
@@ -193,7 +178,7 @@ def _generate(
     model: Model,
     session: Session,
     prompt: str | bytes | None,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     options: SamplingOptions,
     stop: tuple[str, ...],
     *,
