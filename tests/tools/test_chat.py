@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from tests.chat_templates import CHATML, TEMPLATES
 from tests.runtime.chat.test_conversation import bundle
 from titans_cli.main import cli
-from titans_format.manifest import GenerationDefaults
+from titans_format.fields import GenerationDefaults
 from titans_runtime import SamplingOptions, load
 from titans_runtime.stream.session import Session
 

@@ -18,7 +18,7 @@ import click
 from titans_format.install import install
 
 if TYPE_CHECKING:
-    from titans_format.manifest import GenerationDefaults
+    from titans_format.fields import GenerationDefaults
 
 Command = TypeVar("Command", bound=Callable[..., None])
 PICTURES = (".svg", ".png")  # endings that --plot knows
@@ -95,7 +95,7 @@ class Sampling:
 
     def check(self) -> None:
         """Raise `InputError` for a value outside of its range, before a bundle is loaded."""
-        from titans_format.manifest import GenerationDefaults
+        from titans_format.fields import GenerationDefaults
         from titans_runtime.text.sampling import chosen_options
 
         chosen_options(GenerationDefaults(), **self.given)
