@@ -15,7 +15,7 @@ from pathlib import Path
 
 from titans_tasks.errors import DataError
 
-STDLIB = "stdlib"
+STDLIB, TOPICS = "stdlib", "topics"
 HELD_OUT_FRACTION = 0.1
 _LEAST, _MOST = 0.02, 0.25  # share of the bytes that whole documents may be held out as
 
@@ -57,7 +57,7 @@ class Corpus:
 
 
 def read_corpus(sources: Sequence[str]) -> Corpus:
-    """The corpus in `sources`: the word `stdlib`, and paths of files.
+    """The corpus in `sources`: the words `stdlib` and `topics`, and paths of files.
 
     Raises:
         DataError: a file is missing or unreadable, or there is no text in them.
@@ -65,7 +65,9 @@ def read_corpus(sources: Sequence[str]) -> Corpus:
     documents: list[Document] = []
     if STDLIB in sources:
         documents += stdlib_documents()
-    documents += _read_files([Path(source) for source in sources if source != STDLIB])
+    if TOPICS in sources:
+        documents += topic_documents()
+    documents += _read_files([Path(source) for source in sources if source not in (STDLIB, TOPICS)])
     documents = [document for document in documents if len(document.data) > 1]
     if not documents:
         raise DataError("there is no text in the training data", "name files that have some, or use stdlib")
@@ -83,6 +85,13 @@ def stdlib_documents() -> list[Document]:
     if not paths:
         raise DataError(f"no standard library source under {root}", "name files instead of stdlib")
     return [Document(path.relative_to(root).as_posix(), _read(path)) for path in paths]
+
+
+def topic_documents() -> list[Document]:
+    """What `help()` of the running interpreter says about the language: English prose that every machine has."""
+    from pydoc_data.topics import topics
+
+    return [Document(f"topics/{name}", text.encode()) for name, text in sorted(topics.items())]
 
 
 def split(documents: Sequence[Document]) -> Corpus:

@@ -21,10 +21,10 @@ from titans_tasks.documents import Corpus, Document
 from titans_tasks.errors import DataError
 from titans_tasks.fact_words import Fact, Form, Words
 from titans_tasks.task import Batch, Scalar, Totals
-from titans_tasks.tokens import Tokenizer
 
 # Renders the turns of a conversation as the model's template does; the flag opens the assistant's next turn.
 Render = Callable[[Sequence[Mapping[str, str]], bool], str]
+Encode = Callable[[bytes], NDArray[np.unsignedinteger]]  # UTF-8 to ids [T]; control tokens that are written out act
 
 FORMS: tuple[Form, ...] = get_args(Form)
 FEWEST_FACTS = 2  # of a training stream
@@ -77,13 +77,11 @@ class FactsConfig:
 class FactSource:
     """Makes streams for one tokenizer and one chat template, with text of one share of the documents in between."""
 
-    def __init__(
-        self, documents: Sequence[Document], tokenizer: Tokenizer, render: Render | None, *, held_out: bool
-    ) -> None:
+    def __init__(self, documents: Sequence[Document], encode: Encode, render: Render | None, *, held_out: bool) -> None:
         """Args: `render` is None for a model without a chat template: then no question has the form `chat`."""
-        self._words, self._tokenizer, self._render = Words(held_out=held_out), tokenizer, render
+        self._words, self._encoder, self._render = Words(held_out=held_out), encode, render
         text = b"\n\n".join(document.data for document in documents)
-        self._filler: NDArray[np.unsignedinteger] = tokenizer.encode(text)
+        self._filler: NDArray[np.unsignedinteger] = encode(text)
         if len(self._filler) < 2:
             raise DataError("there is no text to put between facts and questions", "give files with text in them")
         self._seed = _HELD_OUT if held_out else _TRAINING
@@ -94,7 +92,14 @@ class FactSource:
         return FORMS if self._render is not None else FORMS[:2]
 
     def stream(
-        self, facts: int, gap: int, numbers: Sequence[int], *, form: Form | None = None, corrected: bool = False
+        self,
+        facts: int,
+        gap: int,
+        numbers: Sequence[int],
+        *,
+        form: Form | None = None,
+        asked: Form | None = None,
+        corrected: bool = False,
     ) -> FactStream:
         """A stream of `facts` facts with `gap` tokens of other text before the questions.
 
@@ -102,7 +107,8 @@ class FactSource:
             facts: how many; about so many times 12 tokens are told, and asked.
             gap: tokens of filler.
             numbers: which stream; the same numbers make the same stream.
-            form: of every question, or None for a form per stream in training.
+            form: how facts are told, and asked for; None for any.
+            asked: how they are asked for, where that is another form; what comes before the questions stays the same.
             corrected: every fact is told twice, with another value the first time.
         """
         random = np.random.default_rng([self._seed, *numbers])
@@ -116,10 +122,10 @@ class FactSource:
             was = [Fact(fact.subject, fact.attribute, self._words.value(random)) for fact in known]
             told += self._telling(was, sentences, form, random)
         told += self._telling(known, sentences, form, random)
-        order = random.permutation(facts)
-        asked = self._asking([known[i] for i in order], [sentences[i] for i in order], form, random)
-        tokens, questions = self._located(asked, [known[i].value for i in order])
-        return FactStream(self._encode(told), self._piece(gap, random), tokens, questions)
+        filler, order = self._piece(gap, random), random.permutation(facts)
+        text = self._asking([known[i] for i in order], [sentences[i] for i in order], asked or form, random)
+        tokens, questions = self._located(text, [known[i].value for i in order])
+        return FactStream(self._encode(told), filler, tokens, questions)
 
     # -- text ------------------------------------------------------------------------------------------------------
 
@@ -154,7 +160,7 @@ class FactSource:
     # -- tokens ----------------------------------------------------------------------------------------------------
 
     def _encode(self, text: str) -> NDArray[np.int64]:
-        return self._tokenizer.encode(text.encode()).astype(np.int64)
+        return self._encoder(text.encode()).astype(np.int64)
 
     def _located(self, text: str, values: Sequence[str]) -> tuple[NDArray[np.int64], tuple[Question, ...]]:
         """`text` with its values as ids, and where they are: tokens do not begin where a string does by themselves."""
@@ -180,11 +186,11 @@ class FactsTask:
     carries = False
 
     def __init__(
-        self, config: FactsConfig, corpus: Corpus, tokenizer: Tokenizer, render: Render | None, *, chunk: int, seed: int
+        self, config: FactsConfig, corpus: Corpus, encode: Encode, render: Render | None, *, chunk: int, seed: int
     ) -> None:
         self.config, self._chunk, self._seed = config, chunk, seed
-        self._train = FactSource(corpus.train, tokenizer, render, held_out=False)
-        self._judge = FactSource(corpus.held_out, tokenizer, render, held_out=True)
+        self._train = FactSource(corpus.train, encode, render, held_out=False)
+        self._judge = FactSource(corpus.held_out, encode, render, held_out=True)
         self._text_bytes = sum(len(document.data) for document in corpus.train)
 
     @property

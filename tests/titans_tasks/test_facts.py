@@ -13,7 +13,7 @@ from titans_tasks.tokens import ByteTokenizer
 
 TEXT = Document("text", b"Rain fell on the hills all day, and the road was empty. " * 40)
 CORPUS = Corpus((TEXT,), (TEXT,))
-BYTES = ByteTokenizer()
+BYTES = ByteTokenizer().encode
 
 
 def render(turns: object, open_next: bool) -> str:
@@ -114,3 +114,13 @@ def test_sizes_that_make_no_stream_are_refused() -> None:
         FactsConfig(facts=0)
     with pytest.raises(DataError, match="no text"):
         FactSource([Document("empty", b"")], BYTES, None, held_out=False)
+
+
+def test_the_same_facts_can_be_asked_for_in_every_form() -> None:
+    forms = [source(held_out=True).stream(3, 20, [7], form="same", asked=asked) for asked in FORMS]
+    for stream in forms[1:]:
+        np.testing.assert_array_equal(stream.told, forms[0].told)
+        np.testing.assert_array_equal(stream.filler, forms[0].filler)
+        answers = {bytes(question.answers.tolist()) for question in stream.questions}
+        assert answers == {bytes(question.answers.tolist()) for question in forms[0].questions}
+    assert len({bytes(stream.asked.tolist()) for stream in forms}) == len(FORMS)

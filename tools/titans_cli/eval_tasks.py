@@ -30,8 +30,8 @@ OPTIONS = (
         help="Pairs to remember; repeatable.",
     ),
     task_option(
-        "--gap", "gaps", tasks=["recall", "dna without --data"], type=click.IntRange(0), multiple=True, default=(4096,),
-        show_default=True, help="Filler before the questions; repeatable.",
+        "--gap", "gaps", tasks=["recall", "facts", "dna without --data"], type=click.IntRange(0), multiple=True,
+        default=(4096,), show_default=True, help="Filler before the questions; repeatable.",
     ),
     task_option(
         "--form", tasks=["needle"], type=click.Choice(FORMS), default="passkey", show_default=True,
@@ -42,16 +42,20 @@ OPTIONS = (
         help="Bytes of a stream; repeatable.  [default: 256 to 16384, doubling]",
     ),
     task_option(
-        "--streams", tasks=["recall", "needle", "dna without --data"], type=click.IntRange(1),
-        help="Streams per figure.  [default: 64 for needle, else 16]",
+        "--facts", tasks=["facts"], type=click.IntRange(1), multiple=True, default=(8,), show_default=True,
+        help="Facts to remember; repeatable.",
+    ),
+    task_option(
+        "--streams", tasks=["recall", "needle", "facts", "dna without --data"], type=click.IntRange(1),
+        help="Streams per figure.  [default: 64 for needle, 8 for facts, else 16]",
     ),
     task_option(
         "--families", tasks=["dna without --data"], type=click.IntRange(1), default=4, show_default=True,
         help="Planted repeats.",
     ),
     task_option(
-        "--data", tasks=["text", "needle", "series", "dna"], multiple=True, metavar="NAME|FILE",
-        help="What to read, as in training; repeatable.  [default: stdlib; planted repeats for dna]",
+        "--data", tasks=["text", "needle", "facts", "series", "dna"], multiple=True, metavar="NAME|FILE",
+        help="What to read, as in training; repeatable.  [default: stdlib; topics for facts; planted repeats for dna]",
     ),
     task_option(
         "--shortest", tasks=["text", "dna with --data"], type=click.IntRange(2), default=16_384, show_default=True,
@@ -125,10 +129,33 @@ def _needle(
     return evaluate(model, wish, progress)
 
 
+def _facts(
+    model: Model,
+    progress: Progress,
+    *,
+    facts: tuple[int, ...],
+    gaps: tuple[int, ...],
+    data: tuple[str, ...],
+    streams: int | None,
+) -> Report:
+    from titans_measure.quality.facts import Wish, evaluate, source_of
+    from titans_tasks.documents import TOPICS, read_corpus
+
+    usual = Wish(facts=facts, gaps=gaps)
+    documents = read_corpus(data or (TOPICS,)).held_out
+    return evaluate(model, source_of(model, documents), replace(usual, streams=streams or usual.streams), progress)
+
+
 def _draw_recall(report: Any, path: Path) -> None:
     from titans_measure.quality.plots import draw_recall
 
     draw_recall(report, path)
+
+
+def _draw_facts(report: Any, path: Path) -> None:
+    from titans_measure.quality.plots import draw_facts
+
+    draw_facts(report, path)
 
 
 def _draw_needle(report: Any, path: Path) -> None:
@@ -193,6 +220,7 @@ def _draw_documents(report: Any, path: Path) -> None:
 TASKS = {
     "recall": EvalTask(_recall, _draw_recall),
     "needle": EvalTask(_needle, _draw_needle),
+    "facts": EvalTask(_facts, _draw_facts),
     "text": EvalTask(_text, _draw_documents),
     "series": EvalTask(_series, _draw_documents),
     "dna": EvalTask(_dna, _draw_documents),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from titans_format.install import install
-from titans_measure.quality import needle, recall
+from titans_measure.quality import facts, needle, recall
 from titans_measure.quality.errors import EvalError
 
 
@@ -49,6 +49,19 @@ def draw_recall(report: recall.Report, path: Path) -> None:
         axes.axhline(100 * report.chance, color="grey", linewidth=0.8, linestyle=":", label="chance")
         axes.set(xlabel="tokens between pairs and questions", ylabel="right answers, %", ylim=(-2, 102))
         axes.set_title(f"recall of {report.wish.keys} keys")
+        axes.legend()
+
+
+def draw_facts(report: facts.Report, path: Path) -> None:
+    """Accuracy over the gap, a line per form and number of facts."""
+    with picture(path) as axes:
+        for kind, count in dict.fromkeys((point.kind, point.facts) for point in report.points):
+            points = [point for point in report.points if (point.kind, point.facts) == (kind, count)]
+            gaps = [max(point.gap, 1) for point in points]
+            label = f"{kind}, {count} facts" if len(report.wish.facts) > 1 else kind
+            axes.semilogx(gaps, [100 * point.accuracy for point in points], "o-", label=label)
+        axes.set(xlabel="tokens between facts and questions", ylabel="right answers, %", ylim=(-2, 102))
+        axes.set_title("facts")
         axes.legend()
 
 

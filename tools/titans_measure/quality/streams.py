@@ -51,21 +51,24 @@ def read(stream: Stream, inputs: Array, on_progress: Callable[[int], None] | Non
             on_progress(piece.shape[1])
 
 
-def predictions(stream: Stream, tokens: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
+def predictions(
+    stream: Stream, tokens: NDArray[np.int64], places: NDArray[np.int64], piece: int = PIECE
+) -> NDArray[np.int64]:
     """The most likely next token at some places.
 
     Args:
         stream: B streams.
         tokens: int64 `[B, T]`, fed from the first to the last.
         places: int64 `[B, Q]`, ascending positions in `tokens`.
+        piece: tokens per feed; a large vocabulary asks for fewer.
 
     Returns:
         int64 `[B, Q]`.
     """
     found = np.empty(places.shape, np.int64)
-    for start in range(0, tokens.shape[1], PIECE):
-        here = (start <= places) & (places < start + PIECE)
-        outputs = stream.feed(tokens[:, start : start + PIECE], all_outputs=bool(here.any())).outputs
+    for start in range(0, tokens.shape[1], piece):
+        here = (start <= places) & (places < start + piece)
+        outputs = stream.feed(tokens[:, start : start + piece], all_outputs=bool(here.any())).outputs
         rows, columns = np.nonzero(here)
         found[rows, columns] = outputs[rows, places[rows, columns] - start].argmax(-1)
     return found
