@@ -65,12 +65,13 @@ class FactsConfig:
 
     facts: int = 8  # the most in training, and those of the held-out streams
     gap: int = 128  # longest gap in training, in tokens
+    repeat: int | None = None  # steps after which the same streams come again; None: every stream is new
     held_out_gap: int = 1024
     held_out_streams: int = 8
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value < (0 if "gap" in name else 1):
+            if value is not None and value < (0 if "gap" in name else 1):
                 raise DataError(f"facts {name} is {value}", "use a larger number")
 
 
@@ -200,8 +201,9 @@ class FactsTask:
         return {"task": "facts", **asdict(self.config), **own}
 
     def batch(self, step: int, rows: range) -> Batch:
-        """Whole streams; every row of every step is new."""
+        """Whole streams."""
         config = self.config
+        step = step % config.repeat if config.repeat else step
         # One number of facts and one gap per step, so that rows are about as long as each other. Short streams teach to
         # look a fact up at all, long gaps to leave other text alone, and every fourth stream tells all facts twice.
         long, many = np.random.default_rng([_SIZES, self._seed, step]).random(2)

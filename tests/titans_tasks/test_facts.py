@@ -102,6 +102,12 @@ def test_batches_are_whole_chunks_and_the_same_for_any_split_of_the_rows() -> No
     np.testing.assert_array_equal(whole.targets[0][whole.mask[0]], masked)
 
 
+def test_streams_come_again_after_as_many_steps_as_are_asked_for() -> None:
+    again = FactsTask(FactsConfig(facts=2, gap=8, repeat=3), CORPUS, BYTES, render, chunk=16, seed=0)
+    np.testing.assert_array_equal(again.batch(1, range(2)).inputs, again.batch(4, range(2)).inputs)
+    assert again.batch(1, range(1)).inputs.tobytes() != again.batch(2, range(1)).inputs.tobytes()
+
+
 def test_the_evaluation_reads_whole_streams_in_slices() -> None:
     parts = list(task().held_out())
     assert [part.reset.all() for part in parts] == [True] + [False] * (len(parts) - 1)
