@@ -42,6 +42,8 @@ SCALE = 30.0  # logits that a value gains where the memory is sure, before train
 SURE_FROM, SURE_STEEPNESS = 0.3, 12.0  # square of the answer's length around which it counts, before training
 RIDGE = 0.1  # added to every second moment before it is inverted, in units of their mean
 
+Projected = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # queries, keys, values, gate logits, convolution state
+
 
 @dataclass(frozen=True, kw_only=True)
 class SideConfig:
@@ -131,9 +133,7 @@ class SideMemory(AssociativeMemory):
         parts = [normed[..., layer, :] @ self.whiten[layer].to(hidden.dtype) for layer in range(count)]
         return torch.cat(parts, dim=-1)
 
-    def project(
-        self, x: Tensor, tokens: Tensor, past: Tensor, length: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, tokens: Tensor, past: Tensor, length: Tensor | None = None) -> Projected:
         """Queries, keys, values and gate logits.
 
         Args:
@@ -181,7 +181,11 @@ class SideMemory(AssociativeMemory):
 
     def run_chunks(self, x: Tensor, tokens: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         """Read and write whole chunks `[B, n * C, ...]`; answers, changed entries, surprise `[B, n * C]`."""
-        q, k, v, logits, past = self.project(x, tokens, state["conv_state"])
+        return self.run_projected(x, self.project(x, tokens, state["conv_state"]), state)
+
+    def run_projected(self, x: Tensor, projected: Projected, state: State) -> tuple[Tensor, State, Tensor]:
+        """The same from what `project` returned."""
+        q, k, v, logits, past = projected
         answers, surprise = [], []
         changed: State = {}
         for chunk in self.chunks(q, k, v, logits):

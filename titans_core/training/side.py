@@ -21,6 +21,7 @@ from titans_core.decoder.model import Decoder, DecoderLayer
 from titans_core.decoder.side_memory import SideMemory
 from titans_core.model import detach
 from titans_core.state import State, pick, prefixed
+from titans_core.training.hindsight import hindsight
 from titans_core.training.objective import Trainable
 from titans_core.training.write_cost import WriteMeter
 
@@ -112,8 +113,10 @@ class SideObjective(Trainable):
             hidden, after = lower.hidden(inputs, pick(carried, _LOWER))
             x = self.model.features(hidden)
         with self._meter.watching() if self.write_cost and learning else nullcontext():
-            answer, changed, _ = self.model.run_chunks(x, decoder.embedding[inputs], pick(carried, _SIDE))
-        following = prefixed(after, _LOWER) | prefixed(pick(carried, _SIDE) | changed, _SIDE)
+            own = pick(carried, _SIDE)
+            projected = self.model.project(x, decoder.embedding[inputs], own["conv_state"])
+            answer, changed, _ = self.model.run_projected(x, projected, own)
+        following = prefixed(after, _LOWER) | prefixed(own | changed, _SIDE)
         if not learning:
             logits = decoder.logits(answer[mask])
             loss = F.cross_entropy(logits, targets[mask], reduction="sum")
@@ -122,6 +125,8 @@ class SideObjective(Trainable):
         if not bool(mask.all()):
             silent = answer[~mask].square().sum(-1).mean() / self.model.scale.detach().square()
             loss = loss + SPEAK_COST * self.model.scale.detach() * silent * mask.sum()
+        step_size = projected[3][..., -1] + self.model.gate_bias["step_size"][:, None]
+        loss = loss + sum(hindsight(projected[0], projected[1], inputs, targets, mask, step_size))
         loss = loss + self.write_cost * self._meter.mean * mask.sum()
         return loss, correct, detach(following)
 

@@ -1,0 +1,64 @@
+"""Hindsight: the key that a later prediction needs, and the token that was worth writing."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from titans_core.training.hindsight import SHARPNESS, hindsight
+
+TOKENS = 6
+
+
+def stream(target: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids 10 to 15; the last prediction counts and wants `target`."""
+    inputs = torch.arange(10, 10 + TOKENS)[None]
+    targets = torch.zeros_like(inputs)
+    targets[0, -1] = target
+    mask = torch.zeros(1, TOKENS, dtype=torch.bool)
+    mask[0, -1] = True
+    return inputs, targets, mask
+
+
+def units() -> Tensor:
+    """Keys at right angles to one another, `[1, 1, T, T]`."""
+    return torch.eye(TOKENS)[None, None]
+
+
+def test_finding_costs_nothing_where_the_query_is_the_key_of_the_wanted_token() -> None:
+    keys, gates = units(), torch.zeros(1, 1, TOKENS)
+    right = keys[:, :, [2] * TOKENS]
+    wrong = keys[:, :, [4] * TOKENS]
+    found, _ = hindsight(right, keys, *stream(12), gates)
+    missed, _ = hindsight(wrong, keys, *stream(12), gates)
+    among = TOKENS - 2  # what stood before the wanted token is no rival
+    torch.testing.assert_close(float(found), math.log(1 + (among - 1) * math.exp(-SHARPNESS)), rtol=1e-3, atol=1e-4)
+    assert missed > SHARPNESS - 1
+
+
+def test_a_value_that_was_replaced_is_no_rival_of_the_later_one() -> None:
+    keys = units().clone()
+    keys[0, 0, 1] = keys[0, 0, 3]  # token 11 and token 13 were said of the same thing
+    query = keys[:, :, [3] * TOKENS]
+    later, _ = hindsight(query, keys, *stream(13), torch.zeros(1, 1, TOKENS))
+    assert later < 1e-2
+
+
+def test_the_step_size_is_to_be_open_for_the_wanted_token_alone() -> None:
+    keys = units()
+    queries = keys[:, :, [2] * TOKENS]
+    gates = torch.zeros(1, 1, TOKENS, requires_grad=True)
+    _, writing = hindsight(queries, keys, *stream(12), gates)
+    (gradient,) = torch.autograd.grad(writing, gates)
+    expected = torch.full((TOKENS,), 0.5)
+    expected[2] = -0.5
+    torch.testing.assert_close(gradient[0, 0], expected)
+    torch.testing.assert_close(float(writing), TOKENS * math.log(2), rtol=1e-6, atol=0)
+
+
+def test_a_token_that_never_stood_before_teaches_nothing() -> None:
+    keys = units()
+    finding, writing = hindsight(keys, keys, *stream(99), torch.zeros(1, 1, TOKENS))
+    assert float(finding) == float(writing) == 0.0
