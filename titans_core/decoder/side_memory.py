@@ -170,21 +170,25 @@ class SideMemory(AssociativeMemory):
         Returns:
             `[B, T, dim]`.
         """
-        y = merge_heads(answers)
-        sure = (
-            self.to_gates(x)[..., 1:2].to(y.dtype) + self.gate_start[1] + self.sure * y.square().sum(-1, keepdim=True)
-        )
-        answer: Tensor = self.scale * torch.sigmoid(sure) * self.out(y)
+        sure = torch.sigmoid(self.confidence(answers, x))
+        answer: Tensor = self.scale * sure * self.out(merge_heads(answers))
         return answer.to(x.dtype)
+
+    def confidence(self, answers: Tensor, x: Tensor) -> Tensor:
+        """The logit of how far an answer counts, `[B, T, 1]`; arguments as for `answer`."""
+        length = answers.square().sum((1, 3))[..., None]
+        logit: Tensor = self.to_gates(x)[..., 1:2].to(length.dtype) + self.gate_start[1] + self.sure * length
+        return logit
 
     # ---------------------------------------------------------------- forms
 
     def run_chunks(self, x: Tensor, tokens: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         """Read and write whole chunks `[B, n * C, ...]`; answers, changed entries, surprise `[B, n * C]`."""
-        return self.run_projected(x, self.project(x, tokens, state["conv_state"]), state)
+        answers, changed, surprise = self.run_projected(self.project(x, tokens, state["conv_state"]), state)
+        return self.answer(answers, x), changed, surprise
 
-    def run_projected(self, x: Tensor, projected: Projected, state: State) -> tuple[Tensor, State, Tensor]:
-        """The same from what `project` returned."""
+    def run_projected(self, projected: Projected, state: State) -> tuple[Tensor, State, Tensor]:
+        """The same from what `project` returned, with the answers as the memory gives them, `[B, H, T, d]`."""
         q, k, v, logits, past = projected
         answers, surprise = [], []
         changed: State = {}
@@ -195,7 +199,7 @@ class SideMemory(AssociativeMemory):
             answers.append(answer)
             surprise.append(surprised)
         changed |= self.fresh_chunk(state) | {"conv_state": past}
-        return self.answer(torch.cat(answers, dim=2), x), changed, torch.cat(surprise, dim=2).mean(1)
+        return torch.cat(answers, dim=2), changed, torch.cat(surprise, dim=2).mean(1)
 
     def run_piece(self, x: Tensor, tokens: Tensor, state: State, call: Extension) -> tuple[Tensor, State, Tensor]:
         """The same for tokens inside a chunk."""

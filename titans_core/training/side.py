@@ -1,8 +1,8 @@
 """Training of the memory beside a decoder: no gradient goes through the decoder, and what it reads is computed once.
 
 The loss of a counted prediction is that of the memory's answer alone, through the decoder's own head. The right token
-has to win by a margin, because the decoder will have an opinion of its own. At all other tokens an answer has a price:
-there the decoder knows better.
+has to win by a margin, because the decoder will have an opinion of its own. At all other tokens the memory learns to
+be unsure: there the decoder knows better. What was to be found and written is learned from hindsight besides.
 
 Knows the memory and the lower layers. Does not know tasks, steps or optimizers.
 """
@@ -26,7 +26,6 @@ from titans_core.training.objective import Trainable
 from titans_core.training.write_cost import WriteMeter
 
 MARGIN = 12.0  # logits by which the decoder may prefer another token to the right one
-SPEAK_COST = 0.02  # price of an answer where none is wanted, times its squared length in units of the memory's scale
 OTHERS = 2048  # tokens of the vocabulary that a right one is told from, besides those of the batch
 _LOWER, _SIDE = "lower.", "side."
 
@@ -115,16 +114,16 @@ class SideObjective(Trainable):
         with self._meter.watching() if self.write_cost and learning else nullcontext():
             own = pick(carried, _SIDE)
             projected = self.model.project(x, decoder.embedding[inputs], own["conv_state"])
-            answer, changed, _ = self.model.run_projected(x, projected, own)
+            answers, changed, _ = self.model.run_projected(projected, own)
+        answer = self.model.answer(answers, x)
         following = prefixed(after, _LOWER) | prefixed(own | changed, _SIDE)
         if not learning:
             logits = decoder.logits(answer[mask])
             loss = F.cross_entropy(logits, targets[mask], reduction="sum")
             return loss, (logits.argmax(-1) == targets[mask]).sum(), detach(following)
         loss, correct = self._loss(answer[mask], targets[mask], inputs)
-        if not bool(mask.all()):
-            silent = answer[~mask].square().sum(-1).mean() / self.model.scale.detach().square()
-            loss = loss + SPEAK_COST * self.model.scale.detach() * silent * mask.sum()
+        confidence = self.model.confidence(answers, x)[..., 0]
+        loss = loss + F.binary_cross_entropy_with_logits(confidence, mask.to(confidence.dtype), reduction="sum")
         step_size = projected[3][..., -1] + self.model.gate_bias["step_size"][:, None]
         loss = loss + sum(hindsight(projected[0], projected[1], inputs, targets, mask, step_size))
         loss = loss + self.write_cost * self._meter.mean * mask.sum()
