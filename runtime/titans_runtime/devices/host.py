@@ -61,7 +61,7 @@ class HostMemory:
 
     def finite(self, blocks: Sequence[Block]) -> bool:
         """Whether all numbers are finite; reads every block once."""
-        return all(cast(HostBlock, block).finite() for block in blocks)
+        return all(block.finite() for block in cast(Sequence[HostBlock], blocks))
 
     def rows(self, head: Buffer, first: int, count: int) -> FloatArray:
         """A view of some tokens' outputs."""
@@ -75,27 +75,27 @@ class HostMemory:
         self, source: Sequence[Buffer], target: Sequence[Buffer], rows: Sequence[Buffer], start: int, count: int
     ) -> None:
         """Put rows into their tables; where the table is another one, with the rows before them."""
-        for before, table, fresh in zip(source, target, rows, strict=True):
-            into = _array(table)
+        end = start + count
+        for before, table, fresh in zip(_host(source), _host(target), _host(rows), strict=True):
             if before is not table:
-                into[:start] = _array(before)[:start]
-            into[start : start + count] = _array(fresh)[:count]
+                table.array[:start] = before.array[:start]
+            table.array[start:end] = fresh.array[:count]
 
     def seat(self, wide: Sequence[Buffer], solo: Sequence[Buffer], lane: int, rows: int | None = None) -> None:
         """Copy one stream's tensors into a lane."""
-        for many, one in zip(wide, solo, strict=True):
+        for many, one in zip(_host(wide), _host(solo), strict=True):
             if rows is None:
-                _array(many)[lane] = _array(one)[0]
+                many.array[lane] = one.array[0]
             else:
-                _array(many)[:rows, lane] = _array(one)[:rows, 0]
+                many.array[:rows, lane] = one.array[:rows, 0]
 
     def pick(self, wide: Sequence[Buffer], solo: Sequence[Buffer], lane: int, rows: int | None = None) -> None:
         """Copy a lane's tensors out."""
-        for many, one in zip(wide, solo, strict=True):
+        for many, one in zip(_host(wide), _host(solo), strict=True):
             if rows is None:
-                _array(one)[0] = _array(many)[lane]
+                one.array[0] = many.array[lane]
             else:
-                _array(one)[:rows, 0] = _array(many)[:rows, lane]
+                one.array[:rows, 0] = many.array[:rows, lane]
 
     def place(
         self, tables: Sequence[Buffer], rows: Sequence[Buffer], places: Sequence[int], lanes: Sequence[int]
@@ -104,18 +104,17 @@ class HostMemory:
         # Lanes that are stepped together mostly stand at one position: their rows are one piece of memory then.
         together = len(lanes) == len(places) and len(set(places)) == 1
         where = [places[lane] for lane in lanes]
-        for table, fresh in zip(tables, rows, strict=True):
+        for table, fresh in zip(_host(tables), _host(rows), strict=True):
             if together:
-                _array(table)[where[0]] = _array(fresh)[0]
+                table.array[where[0]] = fresh.array[0]
             else:
-                _array(table)[where, lanes] = _array(fresh)[0, lanes]
+                table.array[where, lanes] = fresh.array[0, lanes]
 
     def keep(self, new: Sequence[Buffer], old: Sequence[Buffer], lanes: Sequence[int]) -> None:
         """Copy lanes from one set of tensors to another."""
-        for one, other in zip(new, old, strict=True):
-            into, source = _array(one), _array(other)
+        for one, other in zip(_host(new), _host(old), strict=True):
             for lane in lanes:  # one by one: nothing is allocated, so nothing can fail
-                into[lane] = source[lane]
+                one.array[lane] = other.array[lane]
 
 
 class HostDevice(HostMemory):
@@ -280,3 +279,7 @@ def _portable(graph: GraphSpec) -> Form:
 
 def _array(buffer: Buffer) -> Array:
     return cast(HostTensor, buffer).array
+
+
+def _host(buffers: Sequence[Buffer]) -> Sequence[HostTensor]:
+    return cast(Sequence[HostTensor], buffers)

@@ -72,8 +72,8 @@ class HostBlock(Block):
     def finite(self) -> bool:
         """Whether every number is finite. Reads the block once: without kernels, as NaN and infinity survive a sum."""
         if self._native is not None:
-            finite = self._native.finite(self._at, self._floats.size)
-            return bool(finite) and all(np.isfinite(other).all() for other in self._others)
+            finite = bool(self._native.finite(self._at, self._floats.size))
+            return finite and (not self._others or all(np.isfinite(other).all() for other in self._others))
         with np.errstate(over="ignore", invalid="ignore"):
             if np.isfinite(np.add.reduce(self._floats)) and all(np.isfinite(other).all() for other in self._others):
                 return True

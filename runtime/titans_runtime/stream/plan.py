@@ -55,10 +55,14 @@ class Planner:
 
     Args:
         manifest: which graphs there are, the chunk, the schedule, and how many rows each rows state holds.
+
+    Attributes:
+        outputs, surprise_layers: numbers that come out for each token.
     """
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
+        self.outputs, self.surprise_layers = manifest.inputs.outputs, manifest.surprise_layers
         self._chunk = manifest.chunk
         self._prefill = manifest.graph("prefill")
         self._extend = manifest.graph("extend")

@@ -75,10 +75,9 @@ class Run:
         batch: int = inputs.shape[0]
         self.tokens: int = inputs.shape[1]
         self._calls = planner.calls(state.position, self.tokens, policy)
-        manifest = planner.manifest
         try:
-            self._outputs = np.empty((batch, self.tokens if all_outputs else 1, manifest.inputs.outputs), np.float32)
-            self._surprise = np.empty((batch, self.tokens, manifest.surprise_layers), np.float32)
+            self._outputs = np.empty((batch, self.tokens if all_outputs else 1, planner.outputs), np.float32)
+            self._surprise = np.empty((batch, self.tokens, planner.surprise_layers), np.float32)
         except MemoryError as error:
             raise out_of_memory() from error
         self._top_k: TopK | None = None
