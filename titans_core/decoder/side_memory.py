@@ -176,7 +176,8 @@ class SideMemory(AssociativeMemory):
 
     def confidence(self, answers: Tensor, x: Tensor) -> Tensor:
         """The logit of how far an answer counts, `[B, T, 1]`; arguments as for `answer`."""
-        length = answers.square().sum((1, 3))[..., None]
+        y = merge_heads(answers)
+        length = (y * y).sum(-1, keepdim=True)
         logit: Tensor = self.to_gates(x)[..., 1:2].to(length.dtype) + self.gate_start[1] + self.sure * length
         return logit
 
