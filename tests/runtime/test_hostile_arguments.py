@@ -115,7 +115,10 @@ SESSION: dict[str, Callable[[Session, Any], object]] = {
         for name in inspect.signature(Session.chat).parameters
         if name not in ("self", "messages", "on_progress")
     },
+    "chat_prompt": lambda session, value: session.chat_prompt(value),
+    "chat_prompt begin": lambda session, value: session.chat_prompt("a", value),
     "generate_tokens": lambda session, value: session.generate_tokens(value, 2),
+    "generate_tokens answering": lambda session, value: session.generate_tokens([1], 1, answering=value),
     "generate_tokens options": lambda session, value: session.generate_tokens([1], 2, value),
     "generate_tokens max_new_tokens": lambda session, value: session.generate_tokens([1], value),
     "generate_tokens on_progress": lambda session, value: (

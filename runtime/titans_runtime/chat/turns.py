@@ -15,7 +15,7 @@ import itertools
 from dataclasses import dataclass
 
 from titans_runtime.chat.template import ChatTemplate, Messages, checked_messages
-from titans_runtime.chat.user_text import marks, piece
+from titans_runtime.chat.user_text import joined, marks, piece
 from titans_runtime.errors import TextError
 from titans_runtime.text.tokenizer import Tokenizer
 
@@ -65,7 +65,12 @@ def next_turn(template: ChatTemplate, messages: Messages) -> Turn:
 
 
 def turn_ids(
-    template: ChatTemplate, tokenizer: Tokenizer, messages: Messages, turn: int | None, position: int
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    messages: Messages,
+    turn: int | None,
+    position: int,
+    begin: bool = False,
 ) -> list[int]:
     """The ids that a stream reads before its next answer.
 
@@ -74,14 +79,18 @@ def turn_ids(
         messages: what is new of the conversation.
         turn: where the conversation stands, as `Moment.turn` has it.
         position: tokens that the stream has read.
+        begin: whether another conversation begins, behind the one before.
 
     Raises:
         InputError, TextError, BundleError: as `first_turn` and `next_turn`.
     """
+    end = "" if turn is None or turn < 0 else tokenizer.written(turn) or tokenizer.decode([turn])
     if turn is None:
         text = first_turn(template, messages, begun=position > 0).text
+    elif begin:
+        closing = closing_text(template)
+        text = joined([Turn(closing, len(closing)).after(end), first_turn(template, messages, begun=True).text])
     else:
-        end = "" if turn < 0 else tokenizer.written(turn) or tokenizer.decode([turn])
         text = next_turn(template, messages).after(end)
     if not text:
         raise TextError(f"{template.name} writes nothing for these messages", "export the bundle with another one")

@@ -24,7 +24,7 @@ from titans_format.fields import Ends, TokenInputs
 from titans_runtime.arguments import flag, function, instance, shown, whole
 from titans_runtime.arrays import Array, FloatArray, IdArray
 from titans_runtime.atomic import check_writable, regular_target, write_atomically
-from titans_runtime.chat.template import Messages
+from titans_runtime.chat.template import ChatTemplate, Messages
 from titans_runtime.chat.turns import turn_ids
 from titans_runtime.errors import InputError, StateError, TextError
 from titans_runtime.state.calls import TopK
@@ -319,13 +319,7 @@ class Session:
             TextError: the model has no chat template, or the template does not take these messages.
             InputError: messages of another shape; others as in `generate`.
         """
-        template, tokenizer = self._shared.template(), self._shared.tokenizer()
-        if template is None or tokenizer is None:
-            raise TextError(
-                "this model has no chat template",
-                "put the conversation into words for generate(), or export it with --chat-template FILE",
-            )
-        prompt = turn_ids(template, tokenizer, messages, self._stream.now.turn, self.position)
+        prompt = self.chat_prompt(messages)
         options = chosen_options(
             self._manifest.generation,
             temperature=temperature,
@@ -335,11 +329,36 @@ class Session:
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
+        _, tokenizer = self._conversation()
         stops = StopFilter(stop)
         check_stops(tokenizer, stops)
         ends = self.ends(stop_ids)
         tokens = self._begin(prompt, max_new_tokens, options, ends, False, on_progress)
         return self._as_text(self._one_turn(tokens, ends), tokenizer, stops, ends)
+
+    def chat_prompt(self, messages: Messages, begin: bool = False) -> list[int]:
+        """The ids that `chat` reads before its answer, for `generate_tokens(ids, answering=True)`. Reads nothing.
+
+        Args:
+            messages: as in `chat`.
+            begin: they begin another conversation in the same stream.
+
+        Raises:
+            As `chat`.
+        """
+        template, tokenizer = self._conversation()
+        turn = self._stream.now.turn
+        return turn_ids(template, tokenizer, messages, turn, self.position, begin=flag("begin", begin))
+
+    def _conversation(self) -> tuple[ChatTemplate, Tokenizer]:
+        """How conversations are written and read. Raises `TextError` for a model that has none."""
+        template, tokenizer = self._shared.template(), self._shared.tokenizer()
+        if template is None or tokenizer is None:
+            raise TextError(
+                "this model has no chat template",
+                "put the conversation into words for generate(), or export it with --chat-template FILE",
+            )
+        return template, tokenizer
 
     @property
     def conversing(self) -> bool:
@@ -372,14 +391,17 @@ class Session:
         ignore_eos: bool = False,
         special: bool = False,
         on_progress: OnProgress | None = None,
+        answering: bool = False,
     ) -> Iterator[int]:
         """Continue a prompt as token ids, the one that ends them included.
 
-        Arguments, order of events and errors as in `generate`.
+        Arguments, order of events and errors as in `generate`. `answering` says that the prompt is one of `chat_prompt`
+        and the tokens are the answer, so that `chat` can go on after it.
         """
         ends = self.ends(stop_ids, ignore_eos)
         chosen = chosen_options(self._manifest.generation) if options is None else options
-        return self._begin(prompt, max_new_tokens, chosen, ends, special, on_progress)
+        tokens = self._begin(prompt, max_new_tokens, chosen, ends, special, on_progress)
+        return self._one_turn(tokens, ends) if flag("answering", answering) else tokens
 
     def _begin(
         self,

@@ -218,6 +218,20 @@ def test_what_else_a_stream_reads_belongs_to_the_conversation(
     assert seen[:2] == model.encode("<|start_header_id|>user", special=True)[:2]
 
 
+def test_prompt_and_tokens_apart_are_the_same_conversation(model: Model, says: Callable[[Model, str], None]) -> None:
+    """As a server has it, which looks at the prompt before it is read, and begins anew in an old memory."""
+    whole, apart = model.session(), model.session()
+    for line in ("Who?", "Again?"):
+        says(model, "I.<|im_end|>")
+        "".join(whole.chat(line))
+        says(model, "I.<|im_end|>")
+        list(apart.generate_tokens(apart.chat_prompt(line), answering=True))
+        assert apart.to_bytes() == whole.to_bytes()
+    first = model.session().chat_prompt("Who?")
+    assert apart.chat_prompt("Who?", begin=True) == [*model.encode("\n"), *first]
+    assert model.session().chat_prompt("Who?", begin=True) == first == model.encode_chat("Who?")
+
+
 def test_a_conversation_that_cannot_be_read_leaves_the_session_as_it_was(model: Model) -> None:
     session = model.session()
     before = session.to_bytes()
