@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from titans_runtime import Model, SamplingOptions, Session
+from titans_runtime.text.sampling import chosen_options
 from titans_serve.dialogue import Dialogue, Said
 from titans_serve.errors import RefusalError, bad_request, busy
 from titans_serve.memories import Change, Memories, Memory
@@ -149,8 +150,10 @@ class Service:
                 change = await stack.enter_async_context(self.memories.turn(key, create=True))
             planned = await self._plan(namespace, wanted, change)
             session, ids, said, reused = planned
-            limit = min(wanted.limit or self.settings.default_tokens, self.settings.most_tokens)
-            prompt = Prompt(ids, limit, self._options(wanted.sampling), tuple(wanted.stop))
+            default = self.model.manifest.generation.max_new_tokens or self.settings.default_tokens
+            limit = min(wanted.limit or default, self.settings.most_tokens)
+            answering = bool(wanted.messages) and self.dialogue.has_template
+            prompt = Prompt(ids, limit, self._options(wanted.sampling), tuple(wanted.stop), answering)
             tokenizer = self.model.tokenizer
             if tokenizer is None:
                 raise bad_request("this model has no tokenizer, so it cannot take text; use the runtime's API with ids")
@@ -218,7 +221,7 @@ class Service:
             chosen["top_p"] = 1e-9  # the most likely token alone, as OpenAI's servers read it
         if chosen.get("seed", 0) < 0:
             chosen["seed"] += 1 << 64
-        return SamplingOptions(**chosen)
+        return chosen_options(self.model.manifest.generation, **chosen)
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:

@@ -28,12 +28,14 @@ class Prompt:
     limit: tokens to generate at most.
     options: how they are chosen.
     stop: strings that end the answer.
+    answering: the ids are messages by the model's chat template.
     """
 
     ids: Sequence[int]
     limit: int
     options: SamplingOptions
     stop: Sequence[str] = ()
+    answering: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,11 @@ class Turn:
         check_stops(self.tokenizer, stops)
         ends = self.session.ends()
         tokens = self.session.generate_tokens(
-            list(self.prompt.ids) or None, self.prompt.limit, self.prompt.options, on_progress=self._progress
+            list(self.prompt.ids) or None,
+            self.prompt.limit,
+            self.prompt.options,
+            on_progress=self._progress,
+            answering=self.prompt.answering,
         )
         transcript: Transcript | None = None
         text, ids, first, reason = "", [], 0.0, ""
