@@ -275,4 +275,4 @@ def test_a_long_prompt_shows_its_progress_on_a_terminal_only(tiny_bundle: Path, 
         text=True,
         check=True,
     )
-    assert chat.stderr == ""
+    assert chat.stderr == "(1 token, ended by length)\n"

@@ -252,7 +252,7 @@ class _Conversation:
             tokens = self._session.position - mark.position - read
             exchange |= {"ended": self._session.ended, "tokens": tokens}
             if self._show:
-                say(f"({tokens:,} tokens, ended by {self._session.ended})", err=True)
+                say(f"({tokens:,} token{'' if tokens == 1 else 's'}, ended by {self._session.ended})", err=True)
         self._marks = [*self._marks[-31:], (mark, exchange)]  # each holds a state; so far back is enough
 
     def _save(self) -> None:
