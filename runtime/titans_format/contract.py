@@ -1,7 +1,7 @@
 """The contract between graphs, state table and schedule: what a manifest must hold together.
 
 Knows which data inputs and outputs each kind of graph may have, and with which shapes. Does not open the
-graphs: that the ONNX files agree with the manifest is `graph_check`'s business.
+graphs: that the ONNX files agree with the manifest is `titans_runtime.graphs.check`'s business.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from titans_format.specs import DataFile, GraphSpec, StateSpec
 from titans_runtime import files, memory
 from titans_runtime.arrays import Array
 from titans_runtime.errors import InputError, os_remedy
-from titans_runtime.graph_check import CheckedGraph, Interface, check_graph
+from titans_runtime.graphs.check import CheckedGraph, Interface, check_graph
 from titans_runtime.tensorfile import MAX_HEADER_BYTES, MappedTensor, map_file, read_tensors
 
 Form: TypeAlias = Literal["file", "cpu", "fused"]  # which of the files of one graph

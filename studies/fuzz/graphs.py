@@ -16,7 +16,7 @@ import onnx
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 
-from titans_runtime.graph_operators import OPERATORS
+from titans_runtime.graphs.operators import OPERATORS
 
 Case = dict[str, Any]
 TYPES = sorted(TensorProto.DataType.values())

@@ -17,7 +17,7 @@ from titans_export.export import export_model
 from titans_export.graph.fused_ops import DOMAIN, VERSION
 from titans_export.graph.model import IR_VERSION, OPSET
 from titans_export.passes.quantise import DOMAIN as CONTRIBUTED_DOMAIN
-from titans_runtime.graph_operators import (
+from titans_runtime.graphs.operators import (
     BY_HAND,
     CONTRIBUTED,
     FUSED,
@@ -25,7 +25,7 @@ from titans_runtime.graph_operators import (
     OPSETS,
     STANDARD,
 )
-from titans_runtime.graph_operators import (
+from titans_runtime.graphs.operators import (
     IR_VERSION as READ_IR_VERSION,
 )
 

@@ -27,7 +27,7 @@ from titans_format.specs import BATCH, TensorSpec
 from titans_runtime import BundleError, load, native
 from titans_runtime.bundle import open_bundle
 from titans_runtime.devices import host
-from titans_runtime.graph_check import Interface, check_graph
+from titans_runtime.graphs.check import Interface, check_graph
 
 SMALL = 2  # rows and columns of the weight in what is never run
 TYPES = sorted(TensorProto.DataType.values())

@@ -13,8 +13,8 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.runtime.forge import model, sound, table
-from titans_runtime.onnx_reader import Model, read_model
-from titans_runtime.protobuf import Reader, WireError, signed, varint
+from titans_runtime.graphs.onnx_reader import Model, read_model
+from titans_runtime.graphs.protobuf import Reader, WireError, signed, varint
 
 CASES = 4000  # damaged graphs; `make fuzz` has more
 

@@ -29,11 +29,11 @@ from titans_runtime.devices.ort_sessions import (
     wrap_weights,
 )
 from titans_runtime.errors import ExecutionError
+from titans_runtime.logs import record
 from titans_runtime.native import Kernels, kernels
 from titans_runtime.state.blocks import Block, Buffer, Shapes
 from titans_runtime.state.calls import LoadOptions
 from titans_runtime.state.host_memory import HostBlock, HostTensor
-from titans_runtime.stream.observe import record
 
 if TYPE_CHECKING:
     import onnxruntime as ort

@@ -22,7 +22,7 @@ import numpy as np
 
 from titans_format.dtypes import BY_ONNXRUNTIME
 from titans_runtime.arrays import Array
-from titans_runtime.stream.observe import record
+from titans_runtime.logs import record
 
 if TYPE_CHECKING:
     import onnxruntime as ort

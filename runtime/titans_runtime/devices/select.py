@@ -14,9 +14,9 @@ from titans_runtime import native
 from titans_runtime.arguments import is_unicode, shown
 from titans_runtime.bundle import Bundle
 from titans_runtime.errors import ProviderError
+from titans_runtime.logs import record
 from titans_runtime.state.backend import Backend
 from titans_runtime.state.calls import LoadOptions
-from titans_runtime.stream.observe import record
 
 # What `provider=` may name besides "auto".
 PROVIDERS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx", "webgpu", "ort-tensorrt", "ort-tensorrt-rtx")

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from titans_format.manifest import Manifest
 from titans_runtime.atomic import write_atomically
 from titans_runtime.errors import StateError
+from titans_runtime.logs import record
 from titans_runtime.serving.offload_folder import OffloadFolder
 from titans_runtime.state.backend import Backend
 from titans_runtime.state.calls import StreamState
 from titans_runtime.state.layout import State
 from titans_runtime.stream import state_file
-from titans_runtime.stream.observe import record
 from titans_runtime.stream.snapshot import Snapshot
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from types import FrameType
 from titans_format.errors import TitansError
 from titans_runtime.arrays import FloatArray
 from titans_runtime.errors import NonFiniteError
+from titans_runtime.logs import record
 from titans_runtime.serving.completion import FeedFuture, Outcome, Request
 from titans_runtime.stream.guard import Use
-from titans_runtime.stream.observe import record
 from titans_runtime.stream.run import Run
 from titans_runtime.stream.stream import Stream
 

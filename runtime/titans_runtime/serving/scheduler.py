@@ -24,6 +24,7 @@ import numpy as np
 from titans_format.errors import TitansError
 from titans_format.specs import GraphSpec
 from titans_runtime.errors import ExecutionError
+from titans_runtime.logs import record
 from titans_runtime.serving.completion import Flag, Question
 from titans_runtime.serving.lane_table import InLane, LaneSlot, LaneTable
 from titans_runtime.serving.offload import Offloader, OnDisk
@@ -31,7 +32,6 @@ from titans_runtime.serving.queued_run import QueuedRun, given_up
 from titans_runtime.state.backend import Backend
 from titans_runtime.state.calls import Stepped, StreamState
 from titans_runtime.state.layout import State
-from titans_runtime.stream.observe import record
 from titans_runtime.stream.plan import Planner
 
 _TURN = 32  # steps in a lane before somebody who waits may have it; a change costs a copy of two states

@@ -1,19 +1,15 @@
-"""What production wants to see: events for metrics, figures of a session, and structured log records.
+"""What production wants to see: events for metrics, and figures of a session.
 
-Knows plain data and `logging`. Does not know any metrics system; an observer is a function.
+Knows plain data. Does not know any metrics system; an observer is a function.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TypeAlias
 
 from titans_runtime.stream.memories import MemoryDistance
-
-logger = logging.getLogger("titans_runtime")
-logger.addHandler(logging.NullHandler())  # an application that did not ask for logs has none on its stderr
 
 
 @dataclass(frozen=True)
@@ -73,10 +69,3 @@ class SessionStats:
     def as_json(self) -> dict[str, object]:
         """Ready for JSON."""
         return {**asdict(self), "tokens_per_second": self.tokens_per_second}
-
-
-def record(level: int, event: str, **fields: object) -> None:
-    """Log `event` with its fields: in the message as key=value, and as the record's attribute `titans`."""
-    if logger.isEnabledFor(level):
-        text = " ".join(f"{key}={value}" for key, value in fields.items())
-        logger.log(level, "%s %s", event, text, extra={"titans": {"event": event, **fields}})

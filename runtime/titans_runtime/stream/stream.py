@@ -20,9 +20,10 @@ import numpy as np
 from titans_runtime.arguments import label
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.errors import NonFiniteError, SessionPoisonedError
+from titans_runtime.logs import record
 from titans_runtime.stream.feeder import Shared
 from titans_runtime.stream.guard import Guard
-from titans_runtime.stream.observe import FeedEvent, record
+from titans_runtime.stream.observe import FeedEvent
 from titans_runtime.stream.run import Run
 from titans_runtime.stream.snapshot import KEPT, Snapshot
 

@@ -3,7 +3,7 @@
 Knows the messages of `onnx.proto` as far as our exporter writes them, by field number and wire type. Every other field
 is refused, so nothing that this reader does not know can reach ONNX Runtime: no functions, sparse tensors, nested
 graphs or training information, and no field twice of which ONNX Runtime would take another one than we did. Does not
-know bundles, nor what a graph may say (`graph_check`).
+know bundles, nor what a graph may say (`check`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from titans_runtime.protobuf import Reader, WireError, signed, varint
+from titans_runtime.graphs.protobuf import Reader, WireError, signed, varint
 
 _FLOAT, _INT, _STRING, _INTS = 1, 2, 3, 7  # onnx.AttributeProto.AttributeType
 _EXTERNAL = 1  # onnx.TensorProto.DataLocation

@@ -2,7 +2,7 @@
 
 These are the operators that our exporter writes (`titans_export.graph` and `passes`); a test holds the two against each
 other. None of them has a graph inside or runs anything more than once, so a graph takes a bounded number of steps. Does
-not know files or tensors (`graph_check`).
+not know files or tensors (`check`).
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ from typing import NoReturn
 from titans_format.dtypes import BY_NAME, BY_ONNX, BY_SAFETENSORS
 from titans_format.errors import BundleError
 from titans_format.specs import MOST_AXES, TensorSpec
-from titans_runtime.graph_operators import DIVISIONS, INTEGERS, IR_VERSION, OPERATORS, OPSETS, STANDARD
-from titans_runtime.onnx_reader import Model, Node, Tensor, Value, read_model
-from titans_runtime.protobuf import WireError
+from titans_runtime.graphs.onnx_reader import Model, Node, Tensor, Value, read_model
+from titans_runtime.graphs.operators import DIVISIONS, INTEGERS, IR_VERSION, OPERATORS, OPSETS, STANDARD
+from titans_runtime.graphs.protobuf import WireError
 from titans_runtime.tensorfile import MappedTensor
 
 _HALF = frozenset({"F16", "BF16"})
