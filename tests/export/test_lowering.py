@@ -6,14 +6,15 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from onnx import helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from titans_export.errors import TraceError
+from titans_export.graph.builder import is_weight
 from titans_export.graph.lower import RULES, lower
 from titans_export.graph.record import BatchSize, Feeds, record
 
@@ -114,12 +115,12 @@ def example(batch: int) -> Feeds:
 
 
 def session(function: Callable[[Feeds], Feeds], module: nn.Module) -> ort.InferenceSession:
-    graph = lower(record(function, module, example), "test")
+    lowered = lower(record(function, module, example), "test")
     parameters = dict(module.named_parameters())
-    for tensor in graph.initializer:
-        if tensor.name in parameters:
-            tensor.raw_data = parameters[tensor.name].detach().numpy().tobytes()
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    for value in lowered.graph.initializers.values():
+        if value.name in parameters:
+            value.const_value = ir.tensor(parameters[value.name].detach().numpy())
+    model = ir.to_proto(lowered)
     onnx.checker.check_model(model, full_check=True)
     return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
@@ -172,11 +173,10 @@ class Scaled(nn.Module):
 
 def test_parameters_keep_their_names_and_only_small_results_of_them_are_folded() -> None:
     module = Scaled()
-    graph = lower(record(lambda feeds: module.apply_both(feeds), module, example), "test")
-    names = {tensor.name for tensor in graph.initializer if not tensor.HasField("raw_data")}
-    assert names == {"weight", "big"}
-    assert [node.op_type for node in graph.node].count("ReduceSum") == 0
-    assert [node.op_type for node in graph.node].count("Transpose") == 1
+    graph = lower(record(lambda feeds: module.apply_both(feeds), module, example), "test").graph
+    assert {name for name, value in graph.initializers.items() if is_weight(value)} == {"weight", "big"}
+    assert [node.op_type for node in graph].count("ReduceSum") == 0
+    assert [node.op_type for node in graph].count("Transpose") == 1
     found = session(lambda feeds: module.apply_both(feeds), module)
     feeds = example(3)
     np.testing.assert_allclose(run(found, feeds), module.apply_both(feeds)["out"].detach().numpy(), atol=1e-5)
@@ -185,9 +185,9 @@ def test_parameters_keep_their_names_and_only_small_results_of_them_are_folded()
 def test_nodes_carry_the_path_of_the_module_that_made_them() -> None:
     outer = nn.Module()
     outer.inner = Scaled()
-    graph = lower(record(lambda feeds: outer.inner.apply_both(feeds), outer, example), "test")
-    assert all(node.name.startswith("inner/") for node in graph.node if node.name != "out")
-    assert len({node.name for node in graph.node}) == len(graph.node)
+    graph = lower(record(lambda feeds: outer.inner.apply_both(feeds), outer, example), "test").graph
+    assert all(str(node.name).startswith("inner/") for node in graph)
+    assert len({node.name for node in graph}) == len(graph)
 
 
 def test_repeated_work_is_done_once_and_unused_work_not_at_all() -> None:
@@ -195,14 +195,29 @@ def test_repeated_work_is_done_once_and_unused_work_not_at_all() -> None:
         torch.exp(feeds["y"])
         return {"out": torch.exp(feeds["x"]) + torch.exp(feeds["x"])}
 
-    graph = lower(record(function, Nothing(), example), "test")
-    assert sorted(node.op_type for node in graph.node) == ["Add", "Exp"]
-    assert [value.name for value in graph.input] == ["x"]
+    graph = lower(record(function, Nothing(), example), "test").graph
+    assert sorted(node.op_type for node in graph) == ["Add", "Exp"]
+    assert [value.name for value in graph.inputs] == ["x"]
+
+
+def test_one_value_may_be_two_outputs_an_input_or_a_constant() -> None:
+    def function(feeds: Feeds) -> Feeds:
+        exp = torch.exp(feeds["x"])
+        return {"out": exp, "again": torch.exp(feeds["x"]), "same": exp, "x2": feeds["x"], "one": torch.ones(2)}
+
+    model = lower(record(function, Nothing(), example), "test")
+    assert sorted(node.op_type for node in model.graph) == ["Exp", "Identity", "Identity", "Identity", "Identity"]
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    x = example(2)["x"].numpy()
+    found = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    for got, want in zip(found, [np.exp(x), np.exp(x), np.exp(x), x, np.ones(2)], strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-6)
 
 
 def test_the_batch_axis_is_named() -> None:
-    graph = lower(record(lambda feeds: {"out": feeds["x"] * 2}, Nothing(), example), "test")
-    dims = [dim.dim_param or dim.dim_value for dim in graph.output[0].type.tensor_type.shape.dim]
+    graph = lower(record(lambda feeds: {"out": feeds["x"] * 2}, Nothing(), example), "test").graph
+    dims = list(graph.outputs[0].shape or ())
     assert dims == ["batch", 3, 4]
 
 

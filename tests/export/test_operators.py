@@ -14,8 +14,8 @@ import pytest
 import titans_export
 from tests.export.conftest import Exported, build
 from titans_export.export import export_model
+from titans_export.graph.builder import IR_VERSION, OPSET
 from titans_export.graph.fused_ops import DOMAIN, VERSION
-from titans_export.graph.model import IR_VERSION, OPSET
 from titans_export.passes.quantise import DOMAIN as CONTRIBUTED_DOMAIN
 from titans_runtime.graphs.operators import (
     BY_HAND,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
@@ -180,6 +181,18 @@ def test_integers_are_within_half_a_step_of_the_weights(width: int, count: int, 
     assert bool((error <= 0.5001 * (steps if axis == 1 else steps.T)).all())
 
 
+def quantised_graph(
+    model: onnx.ModelProto, weights: dict[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], onnx.ModelProto]:
+    """What `quantise` stores for one graph, and the graph with it inside."""
+    changed = ir.from_proto(model)
+    stored = quantise([changed], weights)
+    for value in changed.graph.initializers.values():
+        if value.name in stored:
+            value.const_value = ir.tensor(stored[value.name].numpy())
+    return stored, ir.to_proto(changed)
+
+
 @pytest.mark.parametrize(("width", "count"), [(32, 5), (100, 7), (130, 3)])
 def test_graphs_multiply_with_and_look_up_integers(width: int, count: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -192,11 +205,8 @@ g (int64[1, t] ids) => (float[1, t, {count}] y, float[1, t, 9] z, float[2, {coun
     model = onnx.parser.parse_model(text)
     for name, value in weights.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(value.numpy(), name))
-    stored = quantise([model], weights)
+    stored, model = quantised_graph(model, weights)
     assert sorted(stored) == sorted(["c", *(f(n) for n in ("m", "e") for f in (values_name, scales_name))])
-    for tensor in model.graph.initializer:
-        if tensor.name in stored:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(stored[tensor.name].numpy(), tensor.name))
     onnx.checker.check_model(model, full_check=True)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     ids = np.array([[3, 0, 8]])
@@ -218,10 +228,7 @@ def test_the_reference_rounds_activations_as_the_kernel_does(width: int, rows: i
     model = onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["" : 20]>
 g (float[{rows}, {width}] x) => (float[{rows}, 7] y) <float[{width}, 7] m> {{ y = MatMul(x, m) }}""")
     model.graph.initializer.append(onnx.numpy_helper.from_array(weights["m"].numpy(), "m"))
-    stored = quantise([model], weights)
-    for tensor in model.graph.initializer:
-        if tensor.name in stored:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(stored[tensor.name].numpy(), tensor.name))
+    _, model = quantised_graph(model, weights)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {"x": x.numpy()})
     matrix = rounded(weights["m"], 0)

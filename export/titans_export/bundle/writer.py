@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import torch
 from msgspec import structs
 from msgspec.structs import replace
@@ -32,9 +33,9 @@ from titans_export.bundle.texts import (
 )
 from titans_export.bundle.weights import write_tensors
 from titans_export.errors import ExportError
+from titans_export.graph.builder import OPSET
 from titans_export.graph.cost import cost
 from titans_export.graph.model import (
-    OPSET,
     ExportedGraph,
     check,
     export_graph,
@@ -199,15 +200,18 @@ def _write_graph(
 ) -> GraphSpec:
     """Write a graph, beside a half-precision one its twin for CPUs, and its fused form if it has one."""
     refer_to_weights(graph.model, WEIGHTS_FILE, places)
-    path = _save(graph.model, directory / f"{graph.source.name}.onnx")
+    portable = ir.to_proto(graph.model)
+    path = _save(portable, directory / f"{graph.source.name}.onnx")
     twin = None
     if is_half(graph.model):
-        twin = data_file(_save(float32_for_cpu(graph.model, set(places)), directory / f"{graph.source.name}.cpu.onnx"))
+        twin = data_file(
+            _save(ir.to_proto(float32_for_cpu(graph.model, set(places))), directory / f"{graph.source.name}.cpu.onnx")
+        )
     single = None
     if fused is not None:
         refer_to_weights(fused.model, WEIGHTS_FILE, places)
-        single = data_file(_save(fused.model, directory / f"{graph.source.name}.fused.onnx"))
-    needs = cost(graph.model, {name: length for name, (_, length) in places.items()})
+        single = data_file(_save(ir.to_proto(fused.model), directory / f"{graph.source.name}.fused.onnx"))
+    needs = cost(portable, {name: length for name, (_, length) in places.items()})
     return replace(graph.spec(path.name, sha256(path)), cpu=twin, fused=single, cost=needs)
 
 

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import onnx
+import onnx_ir as ir
 import torch
 from msgspec import to_builtins
-from onnx import TensorProto, helper
 from torch import Tensor
 
 from titans_core.state import StateSpec as CoreStateSpec
 from titans_export.dtypes import element_type
 from titans_export.errors import ExportError, TraceError
+from titans_export.graph.builder import dims, is_weight
 from titans_export.graph.fused_ops import DOMAIN, VERSION, fused
 from titans_export.graph.lower import lower
 from titans_export.graph.record import record
@@ -27,16 +28,13 @@ from titans_format.fields import ContinuousInputs, TokenInputs
 from titans_format.manifest import FORMAT_VERSION
 from titans_format.specs import BATCH, GraphSpec, Initial, Shape, StateSpec, TensorSpec
 
-OPSET = 20  # the first with Gelu; TensorRT 10 and ONNX Runtime 1.24 take it
-IR_VERSION = 10
-
 
 @dataclass(frozen=True)
 class ExportedGraph:
     """One graph: the ONNX model without weight data, and the parameters it uses."""
 
     source: StepGraph
-    model: onnx.ModelProto
+    model: ir.Model
     parameters: tuple[str, ...]
 
     def spec(self, file: str, sha256: str) -> GraphSpec:
@@ -48,8 +46,8 @@ class ExportedGraph:
             file=file,
             sha256=sha256,
             tokens=self.source.tokens,
-            inputs=tuple(_tensor_spec(value) for value in graph.input),
-            outputs=tuple(_tensor_spec(value) for value in graph.output),
+            inputs=tuple(_tensor_spec(value) for value in graph.inputs),
+            outputs=tuple(_tensor_spec(value) for value in graph.outputs),
         )
 
 
@@ -118,16 +116,14 @@ def export_graph(model: SteppableModel, graph: StepGraph) -> ExportedGraph:
         return {name if name in DATA_INPUTS else past(name): value for name, value in feeds.items()}
 
     try:
-        proto = lower(record(run, model.module, example), graph.name)
+        exported = lower(record(run, model.module, example), graph.name)
     except TraceError as error:
         raise TraceError(error.finding, error.remedy, where=f"graph {graph.name}") from error
-    parameters = tuple(tensor.name for tensor in proto.initializer if not tensor.HasField("raw_data"))
-    domains = [helper.make_opsetid("", OPSET)]
-    if any(node.domain == DOMAIN for node in proto.node):
-        domains.append(helper.make_opsetid(DOMAIN, VERSION))
-    onnx_model = helper.make_model(proto, opset_imports=domains, ir_version=IR_VERSION, producer_name="titans-deploy")
-    helper.set_model_props(onnx_model, _metadata(model, graph))
-    return ExportedGraph(graph, onnx_model, parameters)
+    if any(node.domain == DOMAIN for node in exported.graph):
+        exported.graph.opset_imports[DOMAIN] = VERSION
+    exported.metadata_props.update(_metadata(model, graph))
+    weights = tuple(name for name, value in exported.graph.initializers.items() if is_weight(value))
+    return ExportedGraph(graph, exported, weights)
 
 
 def fused_graph(model: SteppableModel, portable: ExportedGraph) -> ExportedGraph | None:
@@ -138,22 +134,23 @@ def fused_graph(model: SteppableModel, portable: ExportedGraph) -> ExportedGraph
     with fused(model.module):
         exported = export_graph(model, portable.source)
     graph = exported.model.graph
-    if not any(node.domain == DOMAIN for node in graph.node):
+    if not any(node.domain == DOMAIN for node in graph):
         return None
-    del graph.input[:]
-    graph.input.extend(portable.model.graph.input)
+    own = {value.name: value for value in graph.inputs}
+    graph.inputs.clear()
+    for like in portable.model.graph.inputs:
+        graph.inputs.append(own.get(like.name) or ir.Value(name=like.name, type=like.type, shape=like.shape))
     return exported
 
 
-def refer_to_weights(model: onnx.ModelProto, file: str, places: dict[str, tuple[int, int]]) -> None:
-    """Point every parameter at its bytes in the shared weight file; `places` are offsets and lengths by name."""
-    for tensor in model.graph.initializer:
-        if tensor.name in places:
-            offset, length = places[tensor.name]
-            tensor.data_location = TensorProto.EXTERNAL
-            del tensor.external_data[:]
-            for key, value in (("location", file), ("offset", str(offset)), ("length", str(length))):
-                tensor.external_data.add(key=key, value=value)
+def refer_to_weights(model: ir.Model, file: str, places: dict[str, tuple[int, int]]) -> None:
+    """Point every weight at its bytes in the shared file; `places` are offsets and lengths by name."""
+    for name, value in model.graph.initializers.items():
+        weight = value.const_value
+        if name in places and weight is not None:
+            value.const_value = ir.ExternalTensor(
+                file, *places[name], weight.dtype, shape=ir.Shape(dims(weight)), name=name
+            )
 
 
 def check(path: str) -> None:
@@ -188,7 +185,8 @@ def _metadata(model: SteppableModel, graph: StepGraph) -> dict[str, str]:
     }
 
 
-def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
-    tensor = value.type.tensor_type
-    shape = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
-    return TensorSpec(name=value.name, dtype=cast(DType, BY_ONNX[tensor.elem_type].name), shape=shape)
+def _tensor_spec(value: ir.Value) -> TensorSpec:
+    if value.name is None or value.dtype is None or value.shape is None:
+        raise ExportError(f"{value} has no name, type or shape", "this is a defect of the export, please report it")
+    shape = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape)
+    return TensorSpec(name=value.name, dtype=cast(DType, BY_ONNX[int(value.dtype)].name), shape=shape)

@@ -9,84 +9,107 @@ type, that the twin computes what the model computes says the same of the graph'
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+import onnx_ir as ir
 
-HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+from titans_export.graph.builder import dims
+
+HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_FLOAT32 = ir.TensorType(ir.DataType.FLOAT)  # assigned and never changed: a clone shares its types with the original
 
 
-def is_half(model: onnx.ModelProto) -> bool:
+def is_half(model: ir.Model) -> bool:
     """Whether any value of the graph is half-precision."""
-    graph = model.graph
-    values = (*graph.input, *graph.output, *graph.value_info)
-    return any(value.type.tensor_type.elem_type in HALF for value in values)
+    return any(value.dtype in HALF for value in _values(model.graph))
 
 
-def float32_for_cpu(model: onnx.ModelProto, weights: set[str]) -> onnx.ModelProto:
+def float32_for_cpu(model: ir.Model, weights: set[str]) -> ir.Model:
     """The float32 twin.
 
     Args:
         model: a graph; stays as it is.
         weights: its initializers that are the bundle's weights; all others are constants.
     """
-    twin = onnx.ModelProto()
-    twin.CopyFrom(model)
+    twin = model.clone()
     graph = twin.graph
-    looked_up = _only_looked_up(graph, weights)
-    initializers, inputs = [], []
-    for tensor in graph.initializer:
-        if tensor.data_type not in HALF or tensor.name in looked_up:
-            initializers.append(tensor)
-        elif tensor.name in weights:
-            inputs.append(helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, list(tensor.dims)))
-        else:
-            initializers.append(numpy_helper.from_array(_float32(tensor), tensor.name))
-    half_inputs = {value.name for value in graph.input if value.type.tensor_type.elem_type in HALF}
-    half_outputs = {value.name: value.type.tensor_type.elem_type for value in graph.output
-                    if value.type.tensor_type.elem_type in HALF}  # fmt: skip
-    wide = {name: f"{name}/wide" for name in (*half_inputs, *half_outputs)}
-    nodes = [_cast(name, wide[name], TensorProto.FLOAT) for name in sorted(half_inputs)]
-    for node in graph.node:
-        _widen_node(node, wide)
-        if node.op_type == "Gather" and node.input[0] in looked_up:
-            result = node.output[0]
-            node.output[0] = f"{result}/half"
-            nodes += [node, _cast(node.output[0], result, TensorProto.FLOAT)]
-        else:
-            nodes.append(node)
-    nodes += [_cast(wide[name], name, dtype) for name, dtype in half_outputs.items()]
-    for value in graph.value_info:
-        if value.type.tensor_type.elem_type in HALF:
-            value.type.tensor_type.elem_type = TensorProto.FLOAT
-    for field, items in ((graph.node, nodes), (graph.initializer, initializers)):
-        kept = list(items)
-        del field[:]
-        field.extend(kept)
-    graph.input.extend(inputs)
+    lookups = _widen_initializers(graph, weights)
+    doors = [value for value in (*graph.inputs, *graph.outputs) if value.dtype in HALF]
+    for value in _values(graph):
+        if value.dtype in HALF and value not in doors:
+            value.type = _FLOAT32
+    for node in graph:
+        if node.op_type == "Cast" and node.attributes["to"].as_int() in HALF:
+            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
+    for node, dtype in lookups:
+        _convert_lookup(graph, node, dtype)
+    _convert_inputs(graph)
+    _convert_outputs(graph)
     return twin
 
 
-def _widen_node(node: onnx.NodeProto, wide: dict[str, str]) -> None:
-    """Half-precision values of a node under their float32 names, casts to half-precision as casts to float32."""
-    for names in (node.input, node.output):
-        for place, name in enumerate(names):
-            names[place] = wide.get(name, name)
-    for attribute in node.attribute:
-        if node.op_type == "Cast" and attribute.name == "to" and attribute.i in HALF:
-            attribute.i = TensorProto.FLOAT
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Inputs, and what nodes compute."""
+    yield from graph.inputs
+    for node in graph:
+        yield from node.outputs
 
 
-def _only_looked_up(graph: onnx.GraphProto, weights: set[str]) -> set[str]:
-    """Weights that nothing but Gather reads."""
-    gathered = {node.input[0] for node in graph.node if node.op_type == "Gather"} & weights
-    others = {name for node in graph.node for name in (node.input if node.op_type != "Gather" else node.input[1:])}
-    return gathered - others
+def _widen_initializers(graph: ir.Graph, weights: set[str]) -> list[tuple[ir.Node, ir.DataType]]:
+    """Half-precision constants become float32, and weights float32 inputs.
+
+    A weight that is only looked up stays; returned are the nodes that do it.
+    """
+    lookups: list[tuple[ir.Node, ir.DataType]] = []
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype not in HALF:
+            continue
+        if name not in weights:
+            value.const_value = ir.tensor(tensor.numpy().astype(np.float32), name=name)
+        elif all(node.op_type == "Gather" and index == 0 for node, index in value.uses()):
+            lookups += [(node, tensor.dtype) for node in value.consumers()]
+        else:
+            del graph.initializers[name]
+            value.const_value, value.type, value.shape = None, _FLOAT32, ir.Shape(dims(tensor))
+            graph.inputs.append(value)
+    return lookups
 
 
-def _float32(tensor: TensorProto) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    return np.asarray(numpy_helper.to_array(tensor)).astype(np.float32)
+def _convert_lookup(graph: ir.Graph, node: ir.Node, dtype: ir.DataType) -> None:
+    """What is looked up in half precision goes on as float32."""
+    found = node.outputs[0]
+    cast = _cast(found, str(found.name), ir.DataType.FLOAT)
+    found.replace_all_uses_with(cast.outputs[0], replace_graph_outputs=True)
+    cast.replace_input_with(0, found)
+    cast.outputs[0].shape = found.shape
+    found.name, found.type = f"{found.name}/half", ir.TensorType(dtype)
+    graph.insert_after(node, cast)
 
 
-def _cast(source: str, result: str, to: int) -> onnx.NodeProto:
-    return helper.make_node("Cast", [source], [result], name=f"{result}/Cast", to=to)
+def _convert_inputs(graph: ir.Graph) -> None:
+    casts = []
+    for value in sorted((value for value in graph.inputs if value.dtype in HALF), key=lambda value: str(value.name)):
+        cast = _cast(value, f"{value.name}/wide", ir.DataType.FLOAT)
+        value.replace_all_uses_with(cast.outputs[0])
+        cast.replace_input_with(0, value)
+        casts.append(cast)
+    if casts:
+        graph.insert_before(graph[0], casts)
+
+
+def _convert_outputs(graph: ir.Graph) -> None:
+    for place, value in enumerate(list(graph.outputs)):
+        if value.dtype not in HALF:
+            continue
+        cast = _cast(value, str(value.name), value.dtype)
+        cast.outputs[0].shape = value.shape
+        graph.outputs[place] = cast.outputs[0]
+        value.name, value.type = f"{value.name}/wide", _FLOAT32
+        graph.append(cast)
+
+
+def _cast(value: ir.Value, result: str, to: ir.DataType) -> ir.Node:
+    output = ir.Value(name=result, type=ir.TensorType(to))
+    return ir.node("Cast", [value], {"to": to}, outputs=[output], name=f"{result}/Cast")

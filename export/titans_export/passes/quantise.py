@@ -13,13 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor
+
+from titans_export.graph.builder import weight_value
+from titans_export.passes.replacement import Replacement, initializer
 
 BLOCK = 64  # numbers per scale; 32 took 1.4 times as long, 128 no less
 SMALLEST_BLOCK = 16  # the kernel's least
@@ -87,7 +89,7 @@ def scales_name(weight: str) -> str:
     return f"{weight}.scales"
 
 
-def quantise(models: Iterable[onnx.ModelProto], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def quantise(models: Iterable[ir.Model], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Let graphs use integers for the matrices that they multiply with or look up, in place.
 
     Args:
@@ -98,141 +100,91 @@ def quantise(models: Iterable[onnx.ModelProto], weights: Mapping[str, Tensor]) -
         What to store: the integers and scales, and the weights that stay as they are.
     """
     models = list(models)
-    uses = [use for model in models for use in _uses(model.graph, weights)]
-    axes = {weight: axis for weight, axis in uses if axis is not None}
-    plain = {weight for weight, axis in uses if axis is None or axes[weight] != axis}
-    stored = {name: value for name, value in weights.items() if name not in axes or name in plain}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name in sorted(set(axes) - plain):
-        blocks = quantised(weights[name], axes[name])
+    uses = {name: [use for model in models for use in _uses(model.graph, name)] for name in weights}
+    axes = {name: _axis(found) for name, found in uses.items() if weights[name].dim() == 2}
+    stored = dict(weights)
+    for name, axis in sorted(axes.items()):
+        if axis is None:
+            continue
+        blocks = quantised(stored.pop(name), axis)
         stored |= {values_name(name): blocks.values, scales_name(name): blocks.scales}
-        shapes[name] = tuple(weights[name].shape)
+        for node, value in uses[name]:
+            _replace(node, value, name, weights[name].shape[axis], blocks)
     for model in models:
-        _Rewriter(model, shapes, stored).rewrite()
+        if any(node.domain == DOMAIN for node in model.graph):
+            model.graph.opset_imports[DOMAIN] = 1
+            RemoveUnusedNodesPass()(model)  # transposes of what is integers now
     return stored
 
 
-def _uses(graph: onnx.GraphProto, weights: Mapping[str, Tensor]) -> list[tuple[str, int | None]]:
-    """Every use of a weight: the axis that it may be cut along for this use, or None where it has to stay."""
-    transposed = {
-        node.output[0]: node.input[0] for node in graph.node if _transposes(node) and node.input[0] in weights
-    }
-    found: list[tuple[str, int | None]] = []
-    for node in graph.node:
-        for place, name in enumerate(node.input):
-            if name in transposed:
-                found.append((transposed[name], 1 if node.op_type == "MatMul" and place == 1 else None))
-            elif name in weights and not _transposes(node):
-                found.append((name, _axis(node, place) if weights[name].dim() == 2 else None))
+Use = tuple[ir.Node, ir.Value]  # a node and which of its inputs the weight is, as it lies or transposed
+
+
+def _uses(graph: ir.Graph, weight: str) -> list[Use]:
+    """Every use of a weight, also of its transpose."""
+    if weight not in graph.initializers:
+        return []
+    found: list[Use] = []
+    stored = graph.initializers[weight]
+    for node in stored.consumers():
+        if _transposes(node):
+            found += [(consumer, node.outputs[0]) for consumer in node.outputs[0].consumers()]
+        else:
+            found.append((node, stored))
     return found
 
 
-def _transposes(node: onnx.NodeProto) -> bool:
-    return node.op_type == "Transpose" and [list(a.ints) for a in node.attribute if a.name == "perm"] == [[1, 0]]
+def _transposes(node: ir.Node) -> bool:
+    return node.op_type == "Transpose" and list(node.attributes.get_ints("perm", ())) == [1, 0]
 
 
-def _axis(node: onnx.NodeProto, place: int) -> int | None:
-    if node.op_type == "MatMul" and place == 1:
-        return 0
-    if node.op_type == "Gather" and place == 0 and all(a.i == 0 for a in node.attribute if a.name == "axis"):
-        return 1
-    return None
+def _axis(uses: Iterable[Use]) -> int | None:
+    """The axis that a weight may be cut along for all of its uses, or None where it has to stay."""
+    axes = {_axis_of(node, value) for node, value in uses}
+    return axes.pop() if len(axes) == 1 else None
 
 
-class _Rewriter:
-    """One graph; `shapes` are those of the weights that become integers."""
+def _axis_of(node: ir.Node, value: ir.Value) -> int | None:
+    if node.op_type == "MatMul" and node.inputs[1] is value and node.inputs[0] is not value:
+        return 0 if value.is_initializer() else 1
+    looks_up = node.op_type == "Gather" and node.inputs[0] is value and node.attributes.get_int("axis", 0) == 0
+    return 1 if looks_up and value.is_initializer() else None
 
-    def __init__(
-        self, model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, Tensor]
-    ) -> None:
-        self.model, self.graph = model, model.graph
-        self.shapes, self.stored = shapes, stored
-        self.used: set[str] = set()
-        self.constants: dict[str, onnx.TensorProto] = {}
 
-    def rewrite(self) -> None:
-        transposed = {
-            node.output[0]: node.input[0]
-            for node in self.graph.node
-            if _transposes(node) and node.input[0] in self.shapes
+def _replace(node: ir.Node, value: ir.Value, weight: str, width: int, blocks: Blocks) -> None:
+    """Let a node use the integers and scales of a weight whose products sum over `width` numbers."""
+    graph = node.graph
+    if not isinstance(graph, ir.Graph):
+        raise TypeError(f"{node.name} is not in a graph")
+    made = Replacement(graph, node)
+    values = initializer(graph, weight_value(values_name(weight), ir.DataType.UINT8, blocks.values.shape))
+    scales = initializer(graph, weight_value(scales_name(weight), ir.DataType.FLOAT, blocks.scales.shape))
+    if node.op_type == "MatMul":
+        attributes = {
+            "K": width,
+            "N": len(blocks.scales),
+            "bits": 8,
+            "block_size": block_size(width),
+            "accuracy_level": INTEGER_KERNEL,
         }
-        nodes: list[onnx.NodeProto] = []
-        for node in self.graph.node:
-            source = next(
-                (transposed.get(name, name) for name in node.input if transposed.get(name, name) in self.shapes), None
-            )
-            if source is None:
-                nodes.append(node)
-            elif node.op_type == "MatMul":
-                width, count = self.shapes[source] if node.input[1] == source else self.shapes[source][::-1]
-                nodes.append(self._product(node, source, width, count))
-            elif node.op_type == "Gather":
-                nodes += self._lookup(node, source)
-        if not self.used:
-            return
-        kept = [tensor for tensor in self.graph.initializer if tensor.name not in self.shapes]
-        for name in sorted(self.used):
-            for key, dtype in ((values_name(name), TensorProto.UINT8), (scales_name(name), TensorProto.FLOAT)):
-                kept.append(TensorProto(name=key, data_type=dtype, dims=list(self.stored[key].shape)))
-        gone = set(transposed)
-        info = [value for value in self.graph.value_info if value.name not in gone]
-        for field, items in (
-            (self.graph.node, nodes),
-            (self.graph.initializer, kept + list(self.constants.values())),
-            (self.graph.value_info, info),
-        ):
-            del field[:]
-            field.extend(items)
-        self.model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+        made.step("MatMulNBits", [node.inputs[0], values, scales], domain=DOMAIN, attributes=attributes)
+    else:
+        _look_up(made, node.inputs[1], values, scales, width)
+    made.finish()
 
-    def _product(self, node: onnx.NodeProto, weight: str, width: int, count: int) -> onnx.NodeProto:
-        self.used.add(weight)
-        return helper.make_node(
-            "MatMulNBits",
-            [node.input[0], values_name(weight), scales_name(weight)],
-            list(node.output),
-            name=node.name,
-            domain=DOMAIN,
-            K=width,
-            N=count,
-            bits=8,
-            block_size=block_size(width),
-            accuracy_level=INTEGER_KERNEL,
-        )
 
-    def _lookup(self, node: onnx.NodeProto, weight: str) -> list[onnx.NodeProto]:
-        """Rows of integers and their scales, to rows of numbers `[..., width]`."""
-        self.used.add(weight)
-        width, out, ids = self.shapes[weight][1], node.output[0], node.input[1]
-        block = block_size(width)
-        blocks = -(-width // block)
+def _look_up(made: Replacement, ids: ir.Value | None, values: ir.Value, scales: ir.Value, width: int) -> None:
+    """Rows of integers and their scales, to rows of numbers `[..., width]`."""
 
-        def step(operator: str, inputs: list[str], last: bool = False, **attributes: Any) -> str:
-            result = out if last else f"{out}/{len(made)}"
-            made.append(helper.make_node(operator, inputs, [result], name=f"{node.name}/{len(made)}", **attributes))
-            return result
+    def integers(name: str, *numbers: int) -> ir.Value:
+        return made.constant(f"int8/{name}", np.array(numbers, np.int64))
 
-        made: list[onnx.NodeProto] = []
-        integers = step("Gather", [values_name(weight), ids], axis=0)
-        signed = step("Sub", [step("Cast", [integers], to=TensorProto.FLOAT), self._floats("zero", ZERO)])
-        scales = step("Unsqueeze", [step("Gather", [scales_name(weight), ids], axis=0), self._integers("last", -1)])
-        scaled = step("Mul", [signed, scales])
-        exact = blocks * block == width
-        rows = step("Reshape", [scaled, self._integers(f"rows_{blocks * block}", 0, 0, blocks * block)], last=exact)
-        if not exact:
-            bounds = [
-                self._integers(f"cut_{key}", value) for key, value in (("from", 0), (str(width), width), ("axis", 2))
-            ]
-            step("Slice", [rows, *bounds], last=True)
-        return made
-
-    def _floats(self, name: str, value: float) -> str:
-        return self._constant(name, np.array(value, np.float32))
-
-    def _integers(self, name: str, *values: int) -> str:
-        return self._constant(name, np.array(values, np.int64))
-
-    def _constant(self, name: str, value: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> str:
-        key = f"int8/{name}"
-        self.constants[key] = numpy_helper.from_array(value, key)
-        return key
+    padded = -(-width // block_size(width)) * block_size(width)
+    zero = made.constant("int8/zero", np.array(ZERO, np.float32))
+    rows = made.step("Gather", [values, ids], attributes={"axis": 0})
+    signed = made.step("Sub", [made.step("Cast", [rows], attributes={"to": ir.DataType.FLOAT}), zero])
+    factors = made.step("Gather", [scales, ids], attributes={"axis": 0})
+    scaled = made.step("Mul", [signed, made.step("Unsqueeze", [factors, integers("last", -1)])])
+    numbers = made.step("Reshape", [scaled, integers(f"rows_{padded}", 0, 0, padded)])
+    if padded != width:
+        made.step("Slice", [numbers, integers("cut_from", 0), integers(f"cut_{width}", width), integers("cut_axis", 2)])

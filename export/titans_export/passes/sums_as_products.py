@@ -9,15 +9,12 @@ normalisation and only the parser is given the product. Knows ONNX's protobuf. K
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+import onnx_ir as ir
 
 from titans_export.errors import ExportError
-
-_ONES = "normalisation/ones"
+from titans_export.passes.replacement import Replacement
 
 
 def sums_as_products(content: bytes, file: str) -> bytes | None:
@@ -29,45 +26,30 @@ def sums_as_products(content: bytes, file: str) -> bytes | None:
     Raises:
         ExportError: the size of a normalised axis is unknown.
     """
-    model = onnx.load_from_string(content)
-    if not any(_is_sum(node) for node in model.graph.node):
-        return None
-    values = (*model.graph.value_info, *model.graph.input, *model.graph.output)
-    shapes = {value.name: value.type.tensor_type for value in values}
-    ones: dict[tuple[int, int], str] = {}
-    nodes = []
-    for node in model.graph.node:
-        if not _is_sum(node):
-            nodes.append(node)
-            continue
-        kind = shapes[node.input[0]]
-        axis = _attribute(node, "axis", -1)
-        axis -= len(kind.shape.dim) if axis >= 0 else 0
-        size = kind.shape.dim[axis].dim_value
-        if axis not in (-1, -2) or size <= 0:
-            raise ExportError(f"{node.name} normalises axis {axis}, of size {size}", "report this", where=file)
-        if (kind.elem_type, size) not in ones:
-            ones[kind.elem_type, size] = name = f"{_ONES}_{size}_{kind.elem_type}"
-            filled = np.ones((size, size), helper.tensor_dtype_to_np_dtype(kind.elem_type))
-            model.graph.initializer.append(numpy_helper.from_array(filled, name))
-        nodes += _products(node, ones[kind.elem_type, size], first=axis == -2)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    return bytes(model.SerializeToString())
+    model = ir.from_proto(onnx.load_from_string(content))
+    sums = [node for node in model.graph if _is_sum(node)]
+    for node in sums:
+        _replace(model.graph, node, file)
+    return bytes(ir.to_proto(model).SerializeToString()) if sums else None
 
 
-def _products(node: onnx.NodeProto, ones: str, *, first: bool) -> Iterator[onnx.NodeProto]:
+def _replace(graph: ir.Graph, node: ir.Node, file: str) -> None:
     """`x / (|x| @ ones)`, or `x / (ones @ |x|)` for the axis before the last."""
-    (x,), (y,) = node.input, node.output
-    size, total = f"{y}/size", f"{y}/total"
-    yield helper.make_node("Abs", [x], [size], name=f"{node.name}/Abs")
-    yield helper.make_node("MatMul", [ones, size] if first else [size, ones], [total], name=f"{node.name}/MatMul")
-    yield helper.make_node("Div", [x, total], [y], name=f"{node.name}/Div")
+    x = node.inputs[0]
+    if x is None or x.shape is None or x.dtype is None:
+        raise ExportError(f"{node.name} normalises a tensor of unknown shape", "report this", where=file)
+    axis = node.attributes.get_int("axis", -1)
+    axis -= len(x.shape) if axis >= 0 else 0
+    size = x.shape[axis]
+    if axis not in (-1, -2) or not isinstance(size, int) or size <= 0:
+        raise ExportError(f"{node.name} normalises axis {axis}, of size {size}", "report this", where=file)
+    made = Replacement(graph, node)
+    ones = made.constant(f"normalisation/ones_{size}_{int(x.dtype)}", np.ones((size, size), x.dtype.numpy()))
+    magnitudes = made.step("Abs", [x])
+    total = made.step("MatMul", [ones, magnitudes] if axis == -2 else [magnitudes, ones])
+    made.step("Div", [x, total])
+    made.finish()
 
 
-def _is_sum(node: onnx.NodeProto) -> bool:
-    return node.op_type == "LpNormalization" and _attribute(node, "p", 2) == 1
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
+def _is_sum(node: ir.Node) -> bool:
+    return node.op_type == "LpNormalization" and node.attributes.get_int("p", 2) == 1

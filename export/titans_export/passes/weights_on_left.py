@@ -17,13 +17,15 @@ Knows ONNX. Does not know which models or files there are.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-import onnx
-from onnx import TensorProto, helper
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor
 
-from titans_export.graph.fused_ops import DOMAIN
+from titans_export.graph.builder import dims, weight_value
+from titans_export.graph.fused_ops import DOMAIN, VERSION
+from titans_export.passes.replacement import Replacement, initializer
 
 LARGE_BUNDLE = 64 * 2**20  # bytes of weights from which packed copies cost more than they are worth
 FEW_ROWS = 2  # of each stream: the tokens of a step, and in mac the answers before them
@@ -31,12 +33,12 @@ LARGE_MATRIX = 2**16  # numbers; below, the transposes around the product take l
 
 
 def weights_on_left(
-    models: Iterable[onnx.ModelProto], weights: Mapping[str, Tensor], fused: Iterable[onnx.ModelProto] = ()
+    models: Iterable[ir.Model], weights: Mapping[str, Tensor], fused: Iterable[ir.Model] = ()
 ) -> dict[str, Tensor]:
     """Turn the products with large matrices around, in place.
 
     Args:
-        models: graphs over shared weights, with value infos.
+        models: graphs over shared weights, with shapes.
         fused: more of them, for runtimes with fused kernels: of these, products of few rows become single operators.
         weights: by initializer name.
 
@@ -47,11 +49,11 @@ def weights_on_left(
     if sum(value.nbytes for value in weights.values()) < LARGE_BUNDLE:
         return dict(weights)
     large = {name for name, value in weights.items() if value.dim() == 2 and value.numel() >= LARGE_MATRIX}
-    turned = large.difference(*(_read_otherwise(model.graph, large) for model in (*models, *fused)))
+    turned = {name for name in large if all(_only_right(model.graph, name) for model in (*models, *fused))}
     for model in models:
-        _turn(model.graph, turned)
+        _turn(model, turned)
     for model in fused:
-        _turn(model.graph, turned, fused=True)
+        _turn(model, turned, few_rows=FEW_ROWS)
     return {
         transposed_name(name) if name in turned else name: value.T.contiguous() if name in turned else value
         for name, value in weights.items()
@@ -63,100 +65,66 @@ def transposed_name(weight: str) -> str:
     return f"{weight}.T"
 
 
-def _read_otherwise(graph: onnx.GraphProto, weights: set[str]) -> set[str]:
-    """Which of the weights a graph reads in another way than by multiplying rows of known rank with them."""
-    known, found = _shapes(graph), set[str]()
-    for node in graph.node:
-        read = weights.intersection(node.input)
-        if node.op_type == "MatMul" and node.input[0] in known:
-            read -= {node.input[1]} - {node.input[0]}
-        found |= read
-    return found
+def _only_right(graph: ir.Graph, name: str) -> bool:
+    """Whether all that a graph does with a weight is to multiply rows of known rank with it."""
+    weight = graph.initializers.get(name)
+    return weight is None or all(_multiplies(node, weight) for node in weight.consumers())
 
 
-def _shapes(graph: onnx.GraphProto) -> dict[str, list[int | None]]:
-    """Static sizes by value; None for an axis that depends on the batch."""
-    return {
-        value.name: [dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim]
-        for value in (*graph.value_info, *graph.input, *graph.output)
-    }
+def _multiplies(node: ir.Node, weight: ir.Value) -> bool:
+    rows = node.inputs[0]
+    return node.op_type == "MatMul" and node.inputs[1] is weight and rows is not None and rows.shape is not None
 
 
-def _turn(graph: onnx.GraphProto, turned: set[str], fused: bool = False) -> None:
-    shapes = _shapes(graph)
-    weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    # What stands on the left instead of a right operand, and its height. A tied embedding is transposed in the graph.
-    left = {name: (transposed_name(name), weights[name][1]) for name in turned if name in weights}
-    for node in graph.node:
-        if node.op_type == "Transpose" and len(weights.get(node.input[0], [])) == 2:
-            left[node.output[0]] = (node.input[0], weights[node.input[0]][0])
-    integers: dict[tuple[int, ...], str] = {}
-    nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
-        if node.op_type == "MatMul" and node.input[1] in left and node.input[0] in shapes:
-            rows = shapes[node.input[0]]
-            if fused and len(rows) == 3 and rows[1] is not None and rows[1] <= FEW_ROWS:
-                inputs = [node.input[0], left[node.input[1]][0]]
-                nodes.append(helper.make_node("Linear", inputs, list(node.output), name=node.name, domain=DOMAIN))
-            else:
-                nodes += _turned(node, shapes[node.input[0]], *left[node.input[1]], integers)
+def _turn(model: ir.Model, turned: set[str], few_rows: int = 0) -> None:
+    """Let a graph read the `turned` matrices transposed, and transposed ones (a tied embedding) as they are."""
+    graph = model.graph
+    for name, weight in list(graph.initializers.items()):
+        tensor = weight.const_value
+        if tensor is None or len(tensor.shape) != 2:
+            continue
+        if name in turned:
+            left = initializer(graph, weight_value(transposed_name(name), tensor.dtype, dims(tensor)[::-1]))
+            users = weight.consumers()
         else:
-            nodes.append(node)
-    read = {name for node in nodes for name in node.input}
-    nodes = [node for node in nodes if node.op_type != "Transpose" or node.output[0] in read | _outputs(graph)]
-    kept = []
-    for tensor in graph.initializer:
-        if tensor.name in turned:
-            dims = list(tensor.dims)[::-1]
-            kept.append(TensorProto(name=transposed_name(tensor.name), data_type=tensor.data_type, dims=dims))
+            left, transposes = weight, [node for node in weight.consumers() if node.op_type == "Transpose"]
+            users = tuple(user for node in transposes for user in node.outputs[0].consumers())
+        for node in users:
+            right = node.inputs[1] if len(node.inputs) > 1 else None
+            if right is not None and right is not left and _multiplies(node, right):
+                _turn_product(graph, node, left, few_rows)
+    RemoveUnusedNodesPass()(model)
+
+
+def _turn_product(graph: ir.Graph, node: ir.Node, left: ir.Value, few_rows: int) -> None:
+    """`[..., n] @ [n, m]` as a product with `left`, the matrix as `[m, n]`."""
+    rows = node.inputs[0]
+    if rows is None or rows.shape is None or left.const_value is None:
+        raise TypeError(f"{node.name} is not a product of rows with a weight")
+    sizes = [size if isinstance(size, int) else None for size in rows.shape]
+    height, width = dims(left.const_value)
+    made = Replacement(graph, node)
+
+    def transposed(value: ir.Value, *order: int) -> ir.Value:
+        return made.step("Transpose", [value], attributes={"perm": order})
+
+    def reshaped(value: ir.Value, *shape: int) -> ir.Value:
+        name = f"left/{'_'.join(map(str, shape))}"
+        return made.step("Reshape", [value, made.constant(name, np.array(shape, np.int64))])
+
+    if len(sizes) == 3 and sizes[1] is not None and sizes[1] <= few_rows:
+        made.step("Linear", [rows, left], domain=DOMAIN)
+        graph.opset_imports.setdefault(DOMAIN, VERSION)
+    elif len(sizes) == 2:
+        transposed(made.step("MatMul", [left, transposed(rows, 1, 0)]), 1, 0)
+    else:
+        if all(size == 1 for size in sizes[1:-1]):
+            # One row per stream. ONNX Runtime would fuse a transpose into the product behind it, and then not find the
+            # kernel for a single column: a step of 170 M weights took an eighth longer. So a reshape stands between.
+            last = len(sizes) - 1
+            columns = reshaped(transposed(rows, last, *range(last)), width, -1)
         else:
-            kept.append(tensor)
-    kept += [helper.make_tensor(name, TensorProto.INT64, [len(key)], key) for key, name in integers.items()]
-    made = {name for node in nodes for name in node.output}
-    info = [value for value in graph.value_info if value.name in made]
-    for field, items in ((graph.node, nodes), (graph.initializer, kept), (graph.value_info, info)):
-        del field[:]
-        field.extend(items)
-
-
-def _outputs(graph: onnx.GraphProto) -> set[str]:
-    return {value.name for value in graph.output}
-
-
-def _turned(
-    node: onnx.NodeProto,
-    shape: list[int | None],
-    weight: str,
-    height: int,
-    integers: dict[tuple[int, ...], str],
-) -> list[onnx.NodeProto]:
-    """`[..., n] @ [n, m]` with the matrix on the left, `[m, n]`; `shape` is that of the rows, `height` is m."""
-    rows, result = node.input[0], node.output[0]
-    made: list[onnx.NodeProto] = []
-
-    def step(operator: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
-        name = output or f"{result}/{len(made)}"
-        made.append(
-            helper.make_node(operator, inputs, [name], name=f"{node.name}/{operator}_{len(made)}", **attributes)
-        )
-        return name
-
-    def integer(*values: int) -> str:
-        return integers.setdefault(values, f"left/{'_'.join(map(str, values))}")
-
-    width = int(shape[-1] or 0)
-    if len(shape) > 2 and all(size == 1 for size in shape[1:-1]):
-        # One row per stream. ONNX Runtime would fuse a transpose into the product behind it, and then not find the
-        # kernel for a single column: a step of 170 M weights took an eighth longer. So a reshape stands between them.
-        columns = step("Transpose", [rows], perm=[len(shape) - 1, *range(len(shape) - 1)])
-        columns = step("Reshape", [columns, integer(width, -1)])
-    else:
-        flat = rows if len(shape) == 2 else step("Reshape", [rows, integer(-1, width)])
-        columns = step("Transpose", [flat], perm=[1, 0])
-    product = step("MatMul", [weight, columns])
-    if len(shape) == 2:
-        step("Transpose", [product], result, perm=[1, 0])
-    else:
-        back = integer(*(-1 if size is None else size for size in shape[:-1]), height)
-        step("Reshape", [step("Transpose", [product], perm=[1, 0]), back], result)
-    return made
+            columns = transposed(reshaped(rows, -1, width), 1, 0)
+        product = transposed(made.step("MatMul", [left, columns]), 1, 0)
+        reshaped(product, *(-1 if size is None else size for size in sizes[:-1]), height)
+    made.finish()
