@@ -125,6 +125,16 @@ def test_verify_drift_reports_and_draws(tiny_checkpoint: Path, tmp_path: Path) -
     assert plain.stdout.startswith("int8 bundle, 96 tokens: top-1 agreement")
 
 
+def test_titans_drift_is_verify_with_drift(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "m.titans"
+    export = ["export", str(tiny_checkpoint), "--out", str(bundle), "--dtype", "fp16", "--verify-tokens", "0"]
+    assert CliRunner().invoke(cli, export).exit_code == 0
+    common = [str(bundle), "--checkpoint", str(tiny_checkpoint), "--tokens", "40", "--json"]
+    old, new = (CliRunner().invoke(cli, words) for words in (["verify", *common, "--drift"], ["drift", *common]))
+    assert (old.exit_code, old.stdout) == (new.exit_code, new.stdout)
+    assert json.loads(new.stdout)["dtype"] == "fp16"
+
+
 def test_drift_is_printed_whatever_becomes_of_the_picture(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,8 +14,9 @@ from tests.export.conftest import Exported
 from titans_core.config import MemoryConfig, TitansConfig
 from titans_core.model import TitansModel
 from titans_export.export import export_model
-from titans_export.verification import agreement as verify
+from titans_export.verification import distance
 from titans_export.verification.agreement import compare
+from titans_export.verification.sides import TrainingSide
 from titans_runtime import native
 from titans_runtime.arrays import Array
 from titans_runtime.stream.driver import Driver
@@ -160,8 +161,8 @@ def test_verification_notices_a_state_that_is_wrong_alone(
 def test_verification_notices_a_training_form_that_says_something_else(
     exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    form = verify._training_form
-    monkeypatch.setattr(verify, "_training_form", lambda model, x: form(model, x) + 0.01)
+    feed = TrainingSide.feed
+    monkeypatch.setattr(TrainingSide, "feed", lambda side, piece: feed(side, piece) + 0.01)
     report = compare(exported.path, exported.model, tokens=100)
     assert not report.ok
     assert report.max_abs_error <= CLOSE
@@ -205,7 +206,7 @@ def test_amplified_rounding_excuses_no_other_model(amplifying: Exported, paramet
 def test_a_twin_that_is_not_finite_excuses_nothing_and_the_report_is_still_json(
     exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "_difference", lambda a, b: float("inf"))
+    monkeypatch.setattr(distance, "difference", lambda a, b: float("inf"))
     report = compare(exported.path, exported.model, tokens=40)
     assert not report.ok
     document = json.dumps(report.to_json_dict(), allow_nan=False)

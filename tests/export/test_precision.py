@@ -37,7 +37,8 @@ from titans_export.passes.quantise import (
     scales_name,
     values_name,
 )
-from titans_export.verification.agreement import compare, tolerance
+from titans_export.verification.agreement import compare
+from titans_export.verification.tolerances import tolerance
 from titans_format.manifest import Manifest
 from titans_runtime.errors import ProviderError, StateError
 from titans_runtime.tensorfile import map_tensors

@@ -31,6 +31,12 @@ def bundle_argument(function: Command) -> Command:
     return click.argument("bundle", type=click.Path(path_type=Path))(function)
 
 
+def checkpoint_option(function: Command) -> Command:
+    """`--checkpoint`: what a bundle is compared with."""
+    where = click.Path(path_type=Path)
+    return click.option("--checkpoint", type=where, required=True, help="What the bundle was made from.")(function)
+
+
 def json_option(function: Command) -> Command:
     """`--json`: one JSON document on stdout."""
     return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")(function)

@@ -9,7 +9,6 @@ State tensors are compared with our own PyTorch form under the same rule.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,42 +19,17 @@ from torch import Tensor
 from titans_export.errors import VerificationError
 from titans_export.titans_pytorch import installed as library
 from titans_export.titans_pytorch.steppable import TitansPytorchModel
-from titans_export.verification.torch_stream import TorchStream
-from titans_format.fields import ContinuousInputs, TokenInputs
+from titans_export.verification import distance
+from titans_export.verification.pieces import Piece, random_pieces, random_stream
+from titans_export.verification.sides import BundleSide, KnownSide, Progress, Side, TorchSide, side_by_side
+from titans_export.verification.tolerances import tolerance
 from titans_runtime.arrays import Array
 from titans_runtime.bundle import open_bundle
-from titans_runtime.devices.select import select
-from titans_runtime.state.calls import LoadOptions
-from titans_runtime.stream.driver import Driver
 from titans_runtime.stream.plan import FASTEST, STEPS_ONLY
 
-TOLERANCE = 2e-4  # fp32, absolute for outputs; for states relative to max(1, largest value)
-ROUNDING_SLACK = 5.0
+SOURCE = "titans-pytorch"  # in the table of tolerances
+POLICIES = (FASTEST, STEPS_ONLY)
 LONGEST_PIECE = 40  # tokens
-
-Progress = Callable[[int, int], None]
-
-
-def random_stream(inputs: TokenInputs | ContinuousInputs, tokens: int, seed: int) -> Array:
-    """Ids `[1, T]` or vectors `[1, T, F]`."""
-    random = np.random.default_rng(seed)
-    if isinstance(inputs, ContinuousInputs):
-        return random.standard_normal((1, tokens, inputs.features), dtype=np.float32)
-    return random.integers(0, inputs.vocab_size, (1, tokens), dtype=np.int64)
-
-
-def drive(driver: Driver, stream: Array, seed: int, progress: Progress | None = None) -> tuple[Array, int]:
-    """The bundle's outputs over a stream in random pieces, and how many pieces there were."""
-    random, outputs, position = np.random.default_rng(seed), [], 0
-    while position < stream.shape[1]:
-        length = int(random.integers(1, LONGEST_PIECE + 1))
-        policy = (FASTEST, STEPS_ONLY)[int(random.integers(2))]
-        piece = stream[:, position : position + length]
-        outputs.append(driver.feed(piece, all_outputs=True, policy=policy).outputs)
-        position += piece.shape[1]
-        if progress is not None:
-            progress(position, stream.shape[1])
-    return np.concatenate(outputs, axis=1), len(outputs)
 
 
 def compare(
@@ -83,28 +57,30 @@ def compare(
     installed = library.version()
     tokens = library.longest_answered(model.config, tokens)
     stream = random_stream(model.inputs, tokens, seed)
-    inputs = torch.from_numpy(stream)
-    eager, exact = TorchStream(model, 1), TorchStream(_in_double(model), 1)
-    ours, ours_exact = eager.feed(inputs), exact.feed(_double(inputs))
-    if installed is None:
-        reference, want, want_exact = "own PyTorch form", ours, ours_exact
-    else:
-        reference = f"titans-pytorch {installed}, full forward"
-        theirs = library.build(model.config, tensors)
-        want = library.answers(theirs, inputs, model.config)
-        want_exact = library.answers(theirs.double(), _double(inputs), model.config)
-    finite = torch.isfinite(want).all(-1).all(0)
-    if not bool(finite.all()):
-        first = int((~finite).nonzero()[0])
+    everything = Piece(stream, 0)
+    eager, exact = TorchSide(model), TorchSide(_in_double(model))
+    want, want_exact = eager.feed(everything), exact.feed(everything)
+    reference = "own PyTorch form"
+    if installed is not None:
+        reference = f"{SOURCE} {installed}, full forward"
+        want, want_exact = _answers(model.config, tensors, torch.from_numpy(stream))
+    finite = np.isfinite(want).all(-1).all(0)
+    if not finite.all():
         raise VerificationError(
-            f"{reference} itself computes numbers that are not finite from token {first} on",
+            f"{reference} itself computes numbers that are not finite from token {int(np.argmin(finite))} on",
             "lower default_step_transform_max_lr and train again, or verify fewer tokens",
         )
-    driver = Driver(opened.manifest, select(opened, "cpu", LoadOptions(threads=1)).backend)
-    got, pieces = drive(driver, stream, seed, progress)
-    error, own = _distance(got, want), _distance(want, want_exact)
-    states, allowed_states = _compare_states(driver, eager, exact)
-    allowed = max(TOLERANCE, ROUNDING_SLACK * own)
+    ours, error, pieces = BundleSide(opened), 0.0, 0
+    sides: dict[str, Side] = {"bundle": ours, "reference": KnownSide(want)}
+    cut = random_pieces(stream, LONGEST_PIECE, POLICIES, seed)
+    for _, results in side_by_side(sides, cut, tokens, progress):
+        error, pieces = max(error, distance.difference(results["bundle"], results["reference"])), pieces + 1
+    limit, own = tolerance(SOURCE), distance.difference(want, want_exact)
+    specs = eager.stream.specs.values()
+    states = distance.state_differences(ours.states(), eager.states(), specs, tokens)
+    rounded = distance.state_differences(eager.states(), exact.states(), specs, tokens)
+    allowed = max(limit.outputs, limit.rounding * own)
+    allowed_states = {name: max(limit.states, limit.rounding * rounded[name]) for name in states}
     worst = max(states, key=lambda name: states[name] / allowed_states[name])
     report = {
         # an infinite error is none that an infinite allowance could excuse
@@ -137,27 +113,9 @@ def _in_double(model: TitansPytorchModel) -> TitansPytorchModel:
     return twin
 
 
-def _double(inputs: Tensor) -> Tensor:
-    return inputs.double() if inputs.is_floating_point() else inputs
-
-
-def _distance(a: Array | Tensor, b: Array | Tensor) -> float:
-    """Largest absolute difference; infinite where either is not finite."""
-    largest = float(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max(initial=0.0))
-    return largest if np.isfinite(largest) else float("inf")
-
-
-def _compare_states(
-    driver: Driver, eager: TorchStream, exact: TorchStream
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Errors by state, and what is allowed."""
-    errors, allowed = {}, {}
-    for name, got in driver.state().items():
-        want, wanted = eager.state[name].numpy(), exact.state[name].numpy()
-        if eager.specs[name].kind == "rows":  # rows from the current place on are stale
-            filled = driver.position % got.shape[0]
-            got, want, wanted = got[:filled], want[:filled], wanted[:filled]
-        scale = max(1.0, float(np.abs(want).max(initial=0.0)))
-        errors[name] = _distance(got, want) / scale
-        allowed[name] = max(TOLERANCE, ROUNDING_SLACK * _distance(want, wanted) / scale)
-    return errors, allowed
+def _answers(config: dict[str, Any], tensors: dict[str, Tensor], inputs: Tensor) -> tuple[Array, Array]:
+    """What the installed library answers to a whole sequence, in fp32 and in fp64."""
+    theirs = library.build(config, tensors)
+    want = library.answers(theirs, inputs, config)
+    inputs = inputs.double() if inputs.is_floating_point() else inputs
+    return want.numpy(), library.answers(theirs.double(), inputs, config).numpy()

@@ -10,10 +10,7 @@ the stream. What is allowed is data, per precision. Knows nothing of plots."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +21,14 @@ from titans_export.errors import ExportError
 from titans_export.models.precision import at_precision, precision
 from titans_export.models.source_model import source_of
 from titans_export.models.titans import OurModel, TitansSteppable
-from titans_export.verification.agreement import threads_for
-from titans_export.verification.torch_stream import TorchStream
-from titans_format.fields import ContinuousInputs
+from titans_export.verification.pieces import even_pieces, random_stream, text_stream
+from titans_export.verification.sides import BundleSide, Progress, Side, TorchSide, side_by_side, threads_for
+from titans_export.verification.tolerances import DriftLimits, limits
 from titans_runtime.arrays import Array
 from titans_runtime.bundle import Bundle, open_bundle
-from titans_runtime.devices.select import select
-from titans_runtime.state.calls import LoadOptions
-from titans_runtime.stream.driver import Driver
-from titans_runtime.text.tokenizer import open_tokenizer
-from titans_tasks.documents import read_corpus
-
-Progress = Callable[[int, int], None]
-Feed = Callable[[Array], Array]
-States = Callable[[], dict[str, Array]]
 
 SAMPLES = 64  # places at which states are compared
 PER = 1000  # tokens that a slope is told for
-
-
-@dataclass(frozen=True)
-class DriftLimits:
-    """The least top-1 agreement, and the fastest growth of a state's relative error in a thousand tokens."""
-
-    top1: float
-    slope: float
 
 
 @dataclass
@@ -154,15 +134,6 @@ class DriftReport:
         return "\n".join([*lines, *(f"outside the limits: {excess}" for excess in self.excesses())])
 
 
-def limits(dtype: str) -> DriftLimits:
-    """What is allowed of a precision. Raises `ExportError` where nothing is."""
-    table = json.loads(resources.files(__package__).joinpath("tolerances.json").read_text(encoding="utf-8"))
-    if "drift" not in table.get(dtype, {}):
-        known = ", ".join(name for name, entry in table.items() if "drift" in entry)
-        raise ExportError(f"there are no drift limits for dtype {dtype!r}", f"drift is known for {known}")
-    return DriftLimits(table[dtype]["drift"]["top1"], table[dtype]["drift"]["slope_per_1000_tokens"])
-
-
 def measure_drift(
     bundle: Path,
     checkpoint: Path,
@@ -190,7 +161,8 @@ def measure_drift(
     opened = open_bundle(bundle)
     model = source_of(bundle, opened.manifest, checkpoint)
     model.eval().requires_grad_(False)
-    return drift(opened, model, _stream(opened, tokens, data, seed), progress)
+    stream = text_stream(opened, tokens, data) if data else random_stream(opened.manifest.inputs, tokens, seed)
+    return drift(opened, model, stream, progress)
 
 
 def drift(bundle: Bundle, model: OurModel, stream: Array, progress: Progress | None = None) -> DriftReport:
@@ -198,35 +170,22 @@ def drift(bundle: Bundle, model: OurModel, stream: Array, progress: Progress | N
     manifest, tokens = bundle.manifest, stream.shape[1]
     wanted = precision(manifest.dtype)
     report = DriftReport(manifest.dtype, tokens, limits(manifest.dtype))
-    driver = Driver(manifest, select(bundle, "cpu", LoadOptions(threads=1)).backend)
-    sides: dict[str, tuple[Feed, States]] = {
-        "bundle": (lambda piece: driver.feed(piece, all_outputs=True).outputs, driver.state)
-    }
+    sides: dict[str, Side] = {"bundle": BundleSide(bundle)}
     if wanted.compute != torch.float32:
-        sides["arithmetic"] = _eager(at_precision(model, wanted))
-    exact, exact_states = _eager(TitansSteppable(model))
+        sides["arithmetic"] = TorchSide(at_precision(model, wanted))
+    exact = TorchSide(TitansSteppable(model))
     carried = [state.name for state in manifest.states if state.kind == "carried"]
-    report.curves = {side: Curve(states={name: [] for name in carried}) for side in sides}
+    report.curves = {name: Curve(states={state: [] for state in carried}) for name in sides}
     stretch = max(manifest.chunk, -(-tokens // SAMPLES // manifest.chunk) * manifest.chunk)
     with threads_for(model):
-        for start in range(0, tokens, stretch):
-            piece = stream[:, start : start + stretch]
-            want, states = exact(piece), exact_states()
-            for side, (feed, state) in sides.items():
-                _compare(report.curves[side], feed(piece), want, state(), states, tokens=stream.ndim == 2)
-            report.positions.append(start + piece.shape[1])
-            report.weights.append(piece.shape[1])
-            if progress is not None:
-                progress(report.positions[-1], tokens)
+        pieces = even_pieces(stream, stretch)
+        for piece, results in side_by_side({**sides, "exact": exact}, pieces, tokens, progress):
+            want, states = results["exact"], exact.states()
+            for name, side in sides.items():
+                _compare(report.curves[name], results[name], want, side.states(), states, tokens=stream.ndim == 2)
+            report.positions.append(piece.stop)
+            report.weights.append(piece.inputs.shape[1])
     return report
-
-
-def _eager(model: TitansSteppable) -> tuple[Feed, States]:
-    stream = TorchStream(model, batch=1)
-    return (
-        lambda piece: stream.feed(torch.from_numpy(piece)).float().numpy(),
-        lambda: {name: value.float().numpy() for name, value in stream.state.items()},
-    )
 
 
 def _compare(
@@ -254,25 +213,3 @@ def _divergence(got: Array, want: Array) -> float:
         x - np.logaddexp.reduce(x, axis=-1, keepdims=True) for x in (want.astype(np.float64), got.astype(np.float64))
     )
     return float((np.exp(p) * (p - q)).sum(-1).mean())
-
-
-def _stream(bundle: Bundle, tokens: int, data: tuple[str, ...], seed: int) -> Array:
-    manifest, random = bundle.manifest, np.random.default_rng(seed)
-    if isinstance(manifest.inputs, ContinuousInputs):
-        if data:
-            raise ExportError("a continuous model reads no text", "leave the data out")
-        return random.standard_normal((1, tokens, manifest.inputs.features), dtype=np.float32)
-    if not data:
-        return random.integers(0, manifest.inputs.vocab_size, (1, tokens), dtype=np.int64)
-    tokenizer = open_tokenizer(bundle.path, manifest)
-    if tokenizer is None:
-        raise ExportError(f"{bundle.path} has no tokenizer to read text with", "leave the data out")
-    ids: list[int] = []
-    for document in read_corpus(data).held_out:
-        ids += tokenizer.encode(document.data, special=True)  # as it was trained on
-        if len(ids) >= tokens:
-            return np.array([ids[:tokens]])
-    raise ExportError(
-        f"the documents that are held out have {len(ids):,} tokens, {tokens:,} are wanted",
-        "ask for fewer, or name more data",
-    )

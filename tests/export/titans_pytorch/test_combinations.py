@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.export.titans_pytorch import cases
 from titans_export.titans_pytorch import installed as library
-from titans_export.titans_pytorch.parity import random_stream
 from titans_export.titans_pytorch.steppable import TitansPytorchModel
+from titans_export.verification.pieces import random_stream
 
 Draw = st.DrawFn
 

@@ -26,6 +26,7 @@ from titans_export.titans_pytorch.importer import import_checkpoint
 from titans_export.titans_pytorch.options import read_options
 from titans_export.titans_pytorch.parameters import CheckpointError
 from titans_export.titans_pytorch.steppable import TitansPytorchModel
+from titans_export.verification import distance
 from titans_runtime.arrays import Array
 from titans_runtime.stream.driver import Driver
 
@@ -215,7 +216,7 @@ def test_numbers_that_are_finite_nowhere_excuse_nothing(tmp_path: Path, monkeypa
     config = cases.memory({})
     _, tensors = cases.perturbed(config)
     case = cases.imported(config, tmp_path)
-    monkeypatch.setattr(parity, "_distance", lambda a, b: float("inf"))  # the twin in fp64 among them
+    monkeypatch.setattr(distance, "difference", lambda a, b: float("inf"))  # the twin in fp64 among them
     with pytest.raises(VerificationError, match="differ from titans-pytorch"):
         parity.compare(case.path, TitansPytorchModel(config, tensors), tensors, tokens=16)
 

@@ -10,7 +10,7 @@ import torch
 import titans_runtime
 from tests.export.titans_pytorch import cases
 from tests.export.titans_pytorch.cases import MEMORY_ALONE, MEMORY_OPTIONS, TRANSFORMERS, agreement, imported
-from titans_export.titans_pytorch.parity import random_stream
+from titans_export.verification.pieces import random_stream
 
 
 @pytest.mark.slow
