@@ -105,7 +105,7 @@ class GraphBuilder:
     def constant(self, value: np.ndarray[Any, Any] | Tensor) -> ir.Value:
         """A constant tensor; equal constants are stored once."""
         if isinstance(value, Tensor):
-            tensor: ir.TensorProtocol = TorchTensor(value.detach().contiguous())
+            tensor: ir.TensorProtocol = TorchTensor(value.detach().clone().contiguous())  # it may change later
         else:
             tensor = ir.tensor(value)
         key = (tensor.dtype, tuple(tensor.shape), tensor.tobytes())
