@@ -147,41 +147,41 @@ class Server:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        asked = wire.decode(await self._body(request), wire.ChatRequest)
-        wire.refuse_unknown_wishes(asked)
+        parsed = wire.decode(await self._body(request), wire.ChatRequest)
+        wire.refuse_unknown_wishes(parsed)
         wanted = Wanted(
-            asked,
-            messages=_messages(asked.messages),
-            limit=asked.max_completion_tokens or asked.max_tokens,
-            stop=_stops(asked.stop),
+            parsed,
+            messages=_messages(parsed.messages),
+            limit=parsed.max_completion_tokens or parsed.max_tokens,
+            stop=_stops(parsed.stop),
         )
-        usage = asked.stream_options is not None and asked.stream_options.include_usage
-        return await self._answer(request, wanted, chat_shape(self.service.name, usage, asked.surprise))
+        usage = parsed.stream_options is not None and parsed.stream_options.include_usage
+        return await self._answer(request, wanted, chat_shape(self.service.name, usage, parsed.surprise))
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        asked = wire.decode(await self._body(request), wire.CompletionRequest)
-        wire.refuse_unknown_wishes(asked)
-        wanted = Wanted(asked, text=_prompt(asked.prompt), limit=asked.max_tokens, stop=_stops(asked.stop))
-        usage = asked.stream_options is not None and asked.stream_options.include_usage
+        parsed = wire.decode(await self._body(request), wire.CompletionRequest)
+        wire.refuse_unknown_wishes(parsed)
+        wanted = Wanted(parsed, text=_prompt(parsed.prompt), limit=parsed.max_tokens, stop=_stops(parsed.stop))
+        usage = parsed.stream_options is not None and parsed.stream_options.include_usage
         return await self._answer(request, wanted, completion_shape(self.service.name, usage))
 
     async def responses(self, request: Request) -> Response:
         """POST /v1/responses."""
-        asked = wire.decode(await self._body(request), wire.ResponseRequest)
-        wire.refuse_unknown_wishes(asked)
-        if asked.memory is not None and asked.previous_response_id is not None:
+        parsed = wire.decode(await self._body(request), wire.ResponseRequest)
+        wire.refuse_unknown_wishes(parsed)
+        if parsed.memory is not None and parsed.previous_response_id is not None:
             raise bad_request("a response goes on from a memory or from a response; name one of both", "memory")
-        said = [Said("user", asked.input)] if isinstance(asked.input, str) else _messages(asked.input)
-        if asked.instructions:
-            said = [Said("system", asked.instructions), *said]
-        previous = asked.previous_response_id
+        said = [Said("user", parsed.input)] if isinstance(parsed.input, str) else _messages(parsed.input)
+        if parsed.instructions:
+            said = [Said("system", parsed.instructions), *said]
+        previous = parsed.previous_response_id
         wanted = Wanted(
-            asked,
+            parsed,
             messages=said,
-            limit=asked.max_output_tokens,
+            limit=parsed.max_output_tokens,
             previous=None if previous is None else previous.removeprefix("resp_"),
-            store=asked.store is not False,
+            store=parsed.store is not False,
         )
         return await self._answer(request, wanted, response_shape(self.service.name, previous))
 
@@ -278,9 +278,9 @@ class Server:
 
     async def create_memory(self, request: Request) -> Response:
         """POST /v1/memories."""
-        asked = wire.decode(await self._body(request), wire.CreateMemory)
-        await self.service.memories.create(Key(request.state.namespace, "memory", asked.id))
-        return _json({"id": asked.id, "object": "memory", "position": 0}, 201)
+        parsed = wire.decode(await self._body(request), wire.CreateMemory)
+        await self.service.memories.create(Key(request.state.namespace, "memory", parsed.id))
+        return _json({"id": parsed.id, "object": "memory", "position": 0}, 201)
 
     async def show_memory(self, request: Request) -> Response:
         """GET /v1/memories/{id}: how much it has read, how surprising it was, and how large its tensors are."""
@@ -344,8 +344,8 @@ class Server:
 
     async def feed_memory(self, request: Request) -> Response:
         """POST /v1/memories/{id}/feed: read a text without answering."""
-        key, asked = _memory(request), wire.decode(await self._body(request), wire.TellMemory)
-        ids = self.service.model.encode(asked.text)
+        key, parsed = _memory(request), wire.decode(await self._body(request), wire.TellMemory)
+        ids = self.service.model.encode(parsed.text)
         if not ids:
             raise bad_request("the text has no tokens; send some", "text")
         async with self.service.memories.turn(key, create=True) as change:
@@ -358,25 +358,25 @@ class Server:
 
     async def fork_memory(self, request: Request) -> Response:
         """POST /v1/memories/{id}/fork: another memory that begins as this one is."""
-        key, asked = _memory(request), wire.decode(await self._body(request), wire.ForkMemory)
+        key, parsed = _memory(request), wire.decode(await self._body(request), wire.ForkMemory)
         memory = await self.service.memories.get(key)
-        target = Key(key.namespace, "memory", asked.id)
+        target = Key(key.namespace, "memory", parsed.id)
         if target == key:
             raise bad_request("a fork needs a name of its own; choose another one", "id")
         await self.service.memories.put(target, type(memory)(memory.session, memory.said))
-        return _json({"id": asked.id, "object": "memory", "position": memory.session.position}, 201)
+        return _json({"id": parsed.id, "object": "memory", "position": memory.session.position}, 201)
 
     async def mark_memory(self, request: Request) -> Response:
         """POST /v1/memories/{id}/marks: remember this moment under a name."""
-        key, asked = _memory(request), wire.decode(await self._body(request), wire.MarkMemory)
+        key, parsed = _memory(request), wire.decode(await self._body(request), wire.MarkMemory)
         memory = await self.service.memories.get(key)
-        await self.service.memories.put(_mark(key, asked.mark), type(memory)(memory.session, memory.said))
-        return _json({"id": key.name, "object": "mark", "mark": asked.mark, "position": memory.session.position}, 201)
+        await self.service.memories.put(_mark(key, parsed.mark), type(memory)(memory.session, memory.said))
+        return _json({"id": key.name, "object": "mark", "mark": parsed.mark, "position": memory.session.position}, 201)
 
     async def rewind_memory(self, request: Request) -> Response:
         """POST /v1/memories/{id}/rewind: go back to a mark."""
-        key, asked = _memory(request), wire.decode(await self._body(request), wire.MarkMemory)
-        mark = await self.service.memories.get(_mark(key, asked.mark))
+        key, parsed = _memory(request), wire.decode(await self._body(request), wire.MarkMemory)
+        mark = await self.service.memories.get(_mark(key, parsed.mark))
         async with self.service.memories.turn(key) as change:
             change.session = mark.session.fork()
             memory = await change.keep(mark.said)
