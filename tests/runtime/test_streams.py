@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.runtime.toy import FEATURES, C, Oracle, Toy, write_toy
-from titans_runtime import Driver, Model, load
+from titans_format.manifest import TokenInputs
+from titans_runtime import Driver, InputError, Model, load
 from titans_runtime.arrays import Array
+from titans_runtime.stream.inputs import Inputs, checked_streams
 from titans_runtime.stream.plan import FASTEST, STEPS_ONLY, Policy
 
 TOLERANCE = 2e-5  # float32 graphs against the float64 oracle
@@ -93,6 +95,32 @@ def test_a_stream_does_not_depend_on_its_neighbours(toy_model: Model) -> None:
     for b in range(3):
         alone = toy_model.driver(1).feed(inputs[b : b + 1], all_outputs=True)
         np.testing.assert_allclose(together.outputs[b], alone.outputs[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ids", "told"),
+    [
+        ([[0], [256]], "token 256 at index 0"),
+        ([[-1], [0]], "token -1 at index 0"),
+        ([[0, 1], [2, 256]], "token 256 at index 1"),  # of its own stream, not of both
+        (np.zeros((2, 0), np.int64), "at least one"),
+        (np.zeros((2, 1, 1), np.int64), "shape"),
+        (np.zeros((2, 1)), "integers"),
+        (np.zeros((3, 1), np.int64), "shape"),
+    ],
+)
+def test_wrong_tokens_of_one_stream_are_refused_and_no_stream_moves(toy_model: Model, ids: Inputs, told: str) -> None:
+    driver = toy_model.driver(2)
+    with pytest.raises(InputError, match=told):
+        driver.feed(np.asarray(ids))
+    assert driver.position == 0
+    np.testing.assert_array_equal(driver.feed(np.array([[1], [2]])).outputs[0, 0], toy_model.session().feed([1]))
+
+
+def test_what_is_fed_is_the_callers_to_change(toy_model: Model) -> None:
+    seen = checked_streams(TokenInputs(vocab_size=256), ids := np.array([[1], [2]]), 2)
+    ids[:] = 3
+    np.testing.assert_array_equal(seen, [[1], [2]])
 
 
 def test_two_sessions_of_a_model_share_nothing_but_weights(toy_model: Model) -> None:

@@ -251,24 +251,21 @@ void fold(const MemoryCall& call, Index lane, Index l, const Coefficients& g, In
     for (Index t = 0; t < T; ++t) map(out, weighed + t * out, [&](Vec x) { return x * -weights[t]; }, e + t * e_row);
     product(in, out, T, {a, 1, a_row}, weighed, out, to, out, nullptr, true);
   };
-  float* new_w = call.new_memory[l] + place;
-  if (p) {
-    float* new_p = call.new_momentum[l] + place;
-    const float f = g.last_momentum_scale, m = g.last_momentum_decay;
-    for (Index i = 0; i < in * out; i += kLanes) {  // both at once: either is read once
-      const Index some = in * out - i < kLanes ? in * out - i : kLanes;
-      const Vec weight = get(w + i, some), push = get(p + i, some);
-      put(new_w + i, b * weight + f * push, some);
+  const float* start = call.start[l] ? call.start[l] + lane % s.heads * in * out : nullptr;
+  float *new_w = call.new_memory[l] + place, *new_p = p ? call.new_momentum[l] + place : nullptr;
+  const float f = g.last_momentum_scale, m = g.last_momentum_decay;
+  for (Index i = 0; i < in * out; i += kLanes) {  // all at once: each is read once
+    const Index some = in * out - i < kLanes ? in * out - i : kLanes;
+    Vec kept = b * get(w + i, some);
+    if (start) kept += (1 - b) * get(start + i, some);
+    if (p) {
+      const Vec push = get(p + i, some);
+      kept += f * push;
       put(new_p + i, m * push, some);
     }
-    add(g.momentum_writes, new_p);
-  } else {
-    map(in * out, new_w, [&](Vec x) { return x * b; }, w);
+    put(new_w + i, kept, some);
   }
-  if (call.start[l]) {
-    const float* start = call.start[l] + lane % s.heads * in * out;
-    map(in * out, new_w, [&](Vec x, Vec begun) { return x + (1 - b) * begun; }, new_w, start);
-  }
+  if (p) add(g.momentum_writes, new_p);
   add(g.writes, new_w);
 }
 

@@ -1,5 +1,6 @@
 // Matrix products of the sizes a memory has: tens to hundreds of rows and columns that lie in the first two caches, so
-// nothing is packed. A block of 6 rows by 2 vectors is kept in registers, which is what sixteen of them hold.
+// nothing is packed. A block of 6 rows by 2 vectors is kept in registers, which is what sixteen of them hold; by 4 where
+// there are thirty-two.
 #pragma once
 #include <type_traits>
 
@@ -71,8 +72,13 @@ inline void column_block(Index rows, Index inner, Left a, const float* b, Index 
 inline void product(Index rows, Index columns, Index inner, Left a, const float* b, Index b_row, float* c, Index c_row,
                     const float* scale, bool add) {
   Index n = 0;
-  if (rows == 1)  // one row has no other use for the registers than more columns
+  if (rows == 1) {  // one row has no other use for the registers than more columns
     for (; n + 8 * kLanes <= columns; n += 8 * kLanes) block<1, 8>(inner, a, b + n, b_row, c + n, c_row, scale, add);
+    for (; n + 4 * kLanes <= columns; n += 4 * kLanes) block<1, 4>(inner, a, b + n, b_row, c + n, c_row, scale, add);
+  }
+  if constexpr (kLanes == 16)
+    for (; n + 4 * kLanes <= columns; n += 4 * kLanes)
+      column_block<4>(rows, inner, a, b + n, b_row, c + n, c_row, scale, add);
   for (; n + 2 * kLanes <= columns; n += 2 * kLanes)
     column_block<2>(rows, inner, a, b + n, b_row, c + n, c_row, scale, add);
   for (; n + kLanes <= columns; n += kLanes) column_block<1>(rows, inner, a, b + n, b_row, c + n, c_row, scale, add);

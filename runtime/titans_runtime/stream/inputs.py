@@ -45,9 +45,8 @@ def checked_tokens(inputs: Inputs, vocab_size: int) -> IdArray:
         raise InputError("there are no tokens to feed", "pass at least one")
     if array.dtype.kind not in "iu":
         raise InputError(f"tokens are {array.dtype}", f"pass integers from 0 to {vocab_size - 1}")
-    wrong = np.flatnonzero((array < 0) | (array >= vocab_size))
-    if wrong.size:
-        at = int(wrong[0])
+    if array.min() < 0 or array.max() >= vocab_size:
+        at = int(np.flatnonzero((array < 0) | (array >= vocab_size))[0])
         raise InputError(
             f"token {int(array[at])} at index {at} is outside the vocabulary", f"pass ids from 0 to {vocab_size - 1}"
         )
@@ -79,12 +78,21 @@ def checked_ids(tokens: Inputs) -> list[int]:
 
 def checked_streams(kind: TokenInputs | ContinuousInputs, inputs: Inputs, batch: int) -> Array:
     """Inputs of `batch` streams, int64 `[B, T]` or float32 `[B, T, F]`, T >= 1. Raises `InputError`."""
+    tokens = isinstance(kind, TokenInputs)
+    if tokens and isinstance(inputs, np.ndarray) and inputs.shape == (batch, 1) and inputs.dtype == np.int64:
+        ids = inputs.ravel().tolist()
+        if min(ids) >= 0 and max(ids) < kind.outputs:
+            return inputs.copy()  # a decoder's case, five times faster
     array = as_array(inputs, "inputs", f"an array of {batch} streams")
-    wanted = 2 if isinstance(kind, TokenInputs) else 3
+    wanted = 2 if tokens else 3
     if array.ndim != wanted or array.shape[0] != batch:
         raise InputError(f"inputs have shape {list(array.shape)}", f"pass {batch} streams, shape [{batch}, T, ...]")
-    checked = [checked_inputs(kind, stream) for stream in array]
-    return checked[0][None] if batch == 1 else np.stack(checked)
+    try:
+        return checked_inputs(kind, array.reshape(batch * array.shape[1], *array.shape[2:])).reshape(array.shape)
+    except InputError:
+        for stream in array:
+            checked_inputs(kind, stream)  # the index that is told is one of the stream's own
+        raise
 
 
 def checked_vectors(inputs: Inputs, features: int) -> FloatArray:
