@@ -67,12 +67,11 @@ def test_messages_that_the_template_does_not_take_are_the_clients_error(server: 
     assert "the system speaks first" in json.loads(body)["error"]["message"]
 
 
-def test_a_memory_takes_another_conversation_with_a_system_message(server: Running, read: list[str]) -> None:
-    """The template takes it at the beginning of a stream only; later it stands before the user's words."""
+def test_a_memory_takes_another_conversation_behind_its_last_answer(server: Running, read: list[str]) -> None:
     for system in ("Be brief.", "Be kind."):
         messages = [{"role": "system", "content": system}, {"role": "user", "content": "Who?"}]
         said(server, messages, memory="diary")
     assert read == [
         "<system>Be brief.</system><user>Who?</user><assistant>",
-        "</assistant><user>Be kind.\n\nWho?</user><assistant>",
+        "</assistant><system>Be kind.</system><user>Who?</user><assistant>",
     ]

@@ -7,9 +7,9 @@ memories or HTTP.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from titans_runtime import Model, Session, TextError
+from titans_runtime import Model, Session
 from titans_serve.errors import bad_request
 
 
@@ -50,13 +50,7 @@ class Dialogue:
     def _by_template(self, messages: Sequence[Said], session: Session, begin: bool) -> list[int]:
         """What a user wrote is text here, whatever it spells."""
         _check(messages)
-        try:
-            return session.chat_prompt([asdict(each) for each in messages], begin)
-        except TextError:  # some templates take a system message at the very beginning of a stream only
-            joined = _without_system(messages)
-            if joined is messages or (begin and session.position == 0):
-                raise
-            return session.chat_prompt([asdict(each) for each in joined], begin)
+        return session.chat_prompt([{"role": each.role, "content": each.content} for each in messages], begin)
 
     def _plain(self, messages: Sequence[Said]) -> list[int]:
         """A line for each message, and the beginning of the answer's."""
@@ -71,10 +65,3 @@ def _check(messages: Sequence[Said]) -> None:
     """Raise `RefusalError` where there is nothing to answer."""
     if not messages:
         raise bad_request("there is no new message to answer; add one", "messages")
-
-
-def _without_system(messages: Sequence[Said]) -> Sequence[Said]:
-    """A leading system message as the beginning of the message behind it."""
-    if len(messages) < 2 or messages[0].role != "system":
-        return messages
-    return (Said(messages[1].role, f"{messages[0].content}\n\n{messages[1].content}"), *messages[2:])
