@@ -257,17 +257,19 @@ def test_the_state_tensor_that_went_bad_is_named(toy_bundle: Path) -> None:
         driver.feed(np.zeros((1, 3), np.int64))
 
 
-def test_a_lane_that_goes_bad_leaves_its_neighbours_alone(device_model: Model) -> None:
-    bad, good = device_model.driver(), device_model.session()
+@pytest.mark.parametrize("place", ["the host", "a device"])
+def test_a_lane_that_goes_bad_is_named_and_leaves_its_neighbours_alone(toy_bundle: Path, place: str) -> None:
+    model = load(toy_bundle, provider="cpu", threads=1) if place == "the host" else on_device(toy_bundle)
+    bad, good = model.driver(), model.session()
     bad.load({"0.trace": np.full((1, 6), np.nan, np.float32)})
     good.feed(TEXT[:3])
-    lanes = device_model._backend.lanes(3)
+    lanes = model._backend.lanes(3)
     lanes.seat(0, bad._now)
     lanes.seat(2, good._stream.now.state)
-    told = lanes.step([0, 2], np.array([7, 7]))
-    assert list(told.failed) == [0]
-    np.testing.assert_allclose(told.outputs[2], good.feed([7]), rtol=CLOSE, atol=CLOSE)
-    after = device_model._backend.read(lanes.copy(2))
+    stepped = lanes.step([0, 2], np.array([7, 7]))
+    assert {lane: error.state for lane, error in stepped.failed.items()} == {0: "0.trace"}
+    np.testing.assert_allclose(stepped.outputs[2], good.feed([7]), rtol=CLOSE, atol=CLOSE)
+    after = model._backend.read(lanes.copy(2))
     for name, value in state(good).items():
         np.testing.assert_allclose(after[name], value, rtol=CLOSE, atol=CLOSE)
     lanes.undo(2)
