@@ -202,7 +202,7 @@ class TitansConfig:
         """
         values = _fields(cls, values, "configuration")
         if "memory" in values:
-            values["memory"] = MemoryConfig(**_fields(MemoryConfig, values["memory"], "memory"))
+            values["memory"] = memory_from_dict(values["memory"])
         if isinstance(values.get("memory_layers"), list):
             values["memory_layers"] = tuple(values["memory_layers"])
         return cls(**values)
@@ -226,6 +226,11 @@ class TitansConfig:
     def from_stored_json(cls, text: str) -> TitansConfig:
         """As `from_json`, of a configuration that stands beside weights."""
         return cls.from_stored(_parsed(text))
+
+
+def memory_from_dict(values: object) -> MemoryConfig:
+    """A memory's options out of plain JSON values. Raises `ConfigError`."""
+    return MemoryConfig(**_fields(MemoryConfig, values, "memory"))
 
 
 def _parsed(text: str) -> object:

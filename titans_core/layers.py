@@ -22,7 +22,12 @@ class Linear(nn.Module):
 
     Row vectors, as in the paper. Stored this way round (torch.nn.Linear stores `[out, in]`) so that the exported
     MatMul reads the shared weight file directly, without a transposed copy per graph.
+
+    Attributes:
+        adapted: modules of somebody else's whose outputs are added (`titans_core.decoder.adapters`).
     """
+
+    adapted: tuple[nn.Module, ...] = ()
 
     def __init__(self, inputs: int, outputs: int, std: float | None = None) -> None:
         super().__init__()
@@ -30,7 +35,10 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in] -> [..., out]`."""
-        return x @ self.weight
+        out = x @ self.weight
+        for module in self.adapted:
+            out = out + module(x)
+        return out
 
 
 class RMSNorm(nn.Module):

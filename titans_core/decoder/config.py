@@ -12,8 +12,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from titans_core.config import memory_from_dict
+from titans_core.decoder.side_memory import SideConfig
+from titans_core.decoder.stream_memory import StreamConfig
 from titans_core.errors import ConfigError
 
+DOCUMENT = "decoder"  # the key of a JSON document under which the configuration stands
+_FORMS: dict[str, type[SideConfig] | type[StreamConfig]] = {"side": SideConfig, "stream": StreamConfig}
 WINDOW, SINKS, CHUNK, PREFILL = 256, 4, 64, 256  # unless somebody says otherwise
 # More than any model in use has. They bound what a stranger's file can make us allocate.
 _MOST = {
@@ -28,6 +33,7 @@ _MOST = {
     "sinks": 2**12,
     "chunk": 2**14,
     "prefill": 2**16,
+    "lora": 2**12,
 }
 
 
@@ -58,9 +64,12 @@ class DecoderConfig:
     chunk: int = CHUNK  # tokens between two commits
     prefill: int = PREFILL  # tokens of a prefill call, whole chunks
 
+    graft: SideConfig | StreamConfig | None = None  # a memory beside it, or memories in its stream
+    lora: int = 0  # rank of adapters beside every projection; 0 is none
+
     def __post_init__(self) -> None:
         for name, most in _MOST.items():
-            least = 0 if name == "sinks" else 1
+            least = 0 if name in ("sinks", "lora") else 1
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
                 raise ConfigError(f"{name} is {value!r}", f"it must be a whole number from {least} to {most:,}")
@@ -80,6 +89,9 @@ class DecoderConfig:
         if any(type(layer) is not int or not 0 <= layer < self.layers for layer in self.unrotated_layers):
             raise ConfigError(f"unrotated_layers is {list(self.unrotated_layers)}", f"name layers below {self.layers}")
         self._check_stream()
+        named = self.graft.read if isinstance(self.graft, SideConfig) else self.graft.layers if self.graft else ()
+        if named and named[-1] >= self.layers:
+            raise ConfigError(f"the memory asks for layer {named[-1]}", f"name layers below {self.layers}")
 
     def _check_stream(self) -> None:
         if self.window < 2:
@@ -113,7 +125,13 @@ class DecoderConfig:
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON values."""
         values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        if self.graft is not None:
+            values["graft"]["form"] = "side" if isinstance(self.graft, SideConfig) else "stream"
         return values
+
+    def to_json(self) -> str:
+        """The configuration as an indented JSON document that says whose it is."""
+        return json.dumps({DOCUMENT: self.to_dict()}, indent=2)
 
     @classmethod
     def from_dict(cls, values: object) -> DecoderConfig:
@@ -132,7 +150,24 @@ class DecoderConfig:
         needed = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
         if missing := [name for name in needed if name not in values]:
             raise ConfigError(f"the decoder's configuration has no {missing[0]}", "restore the file that it came from")
-        return cls(**{name: _typed(name, str(fields[name].type), value) for name, value in values.items()})
+        plain = {name: value for name, value in values.items() if name != "graft"}
+        own = {name: _typed(name, str(fields[name].type), value) for name, value in plain.items()}
+        return cls(**own, graft=_graft(values.get("graft")))
+
+
+def _graft(values: object) -> SideConfig | StreamConfig | None:
+    """The graft in a configuration, by its form."""
+    if values is None:
+        return None
+    if not isinstance(values, dict) or values.get("form") not in _FORMS:
+        raise ConfigError("the graft has no form that is known", f"use one of {', '.join(_FORMS)}, or null")
+    form = _FORMS[values["form"]]
+    fields = {field.name: str(field.type) for field in dataclasses.fields(form)}
+    own = {name: value for name, value in values.items() if name != "form"}
+    if sorted(own) != sorted(fields):
+        raise ConfigError(f"the graft has the options {', '.join(sorted(own))}", f"use {', '.join(sorted(fields))}")
+    memory = memory_from_dict(own.pop("memory"))
+    return form(**{name: _typed(name, fields[name], value) for name, value in own.items()}, memory=memory)
 
 
 def _typed(name: str, kind: str, value: object) -> Any:
@@ -140,9 +175,12 @@ def _typed(name: str, kind: str, value: object) -> Any:
     if kind.startswith("tuple"):
         if not isinstance(value, (list, tuple)) or any(type(item) not in (int, float) for item in value):
             raise ConfigError(f"decoder option {name} must be a list of numbers, found {value!r}", "change it")
+        if "int" in kind and any(type(item) is not int for item in value):
+            raise ConfigError(f"decoder option {name} must be a list of whole numbers, found {value!r}", "change it")
         return tuple(value)
     kinds: dict[str, tuple[type, ...]] = {
         "str": (str,),
+        "Place": (str,),
         "bool": (bool,),
         "int": (int,),
         "float": (int, float),

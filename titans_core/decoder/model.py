@@ -2,23 +2,36 @@
 
 The forms are those of `titans_core.model`: `forward` for whole streams, `prefill`, `extend` and `commit` for graphs.
 Everything that a stream leaves behind is in tensors named by `state_specs`, of one size however long it is.
-Knows nothing about files (`titans_core.pretrained`), ONNX or training.
+A decoder may have a graft, a memory beside it or memories in its stream, under `graft.`, and adapters under `lora.`;
+everything else is what it was trained with. Knows nothing about files (`titans_core.pretrained`), ONNX or training.
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 
+from titans_core.blocks import Extension, extension
+from titans_core.decoder.adapters import Adapters
 from titans_core.decoder.attention import WindowAttention, rotary_table
 from titans_core.decoder.config import DecoderConfig
+from titans_core.decoder.graft import GraftCall, graft_of
+from titans_core.decoder.side_memory import SideConfig
+from titans_core.decoder.stream_memory import StreamConfig
 from titans_core.layers import MLP, Linear, RMSNorm
 from titans_core.model import Outputs
 from titans_core.state import State, StateSpec, pick, prefixed
 
+GRAFT, LORA = "graft.", "lora."  # below which everything stands that a decoder did not come with
+
 
 class DecoderLayer(nn.Module):
-    """`x + attention(norm(x))`, then `x + feed_forward(norm(x))`."""
+    """`x + attention(norm(x))`, then `x + feed_forward(norm(x))`.
+
+    `beside` is what a memory adds that reads the same x as attention.
+    """
 
     def __init__(self, config: DecoderConfig, table: Tensor) -> None:
         super().__init__()
@@ -27,16 +40,16 @@ class DecoderLayer(nn.Module):
         self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = MLP(config.dim, config.ffn_hidden, "swiglu")
 
-    def chunks(self, x: Tensor, state: State, position: Tensor) -> tuple[Tensor, State]:
+    def chunks(self, x: Tensor, state: State, position: Tensor, beside: Tensor | None = None) -> tuple[Tensor, State]:
         """`[B, n * C, dim]`, from a chunk boundary."""
         attended, changed = self.attention.chunks(self.attention_norm(x), state, position)
-        x = x + attended
+        x = x + attended if beside is None else x + attended + beside
         return x + self.mlp(self.mlp_norm(x)), changed
 
-    def extend(self, x: Tensor, state: State, position: Tensor, place: Tensor) -> tuple[Tensor, State]:
+    def extend(self, x: Tensor, state: State, call: Extension, beside: Tensor | None = None) -> tuple[Tensor, State]:
         """`[B, T, dim]`, inside a chunk."""
-        attended, changed = self.attention.extend(self.attention_norm(x), state, position, place)
-        x = x + attended
+        attended, changed = self.attention.extend(self.attention_norm(x), state, call.position, call.place)
+        x = x + attended if beside is None else x + attended + beside
         return x + self.mlp(self.mlp_norm(x)), changed
 
 
@@ -55,6 +68,24 @@ class Decoder(nn.Module):
         )
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.head = None if config.tie_embeddings else Linear(config.dim, config.vocab_size)
+        self.graft = graft_of(config)
+        self.lora = Adapters(self.layers, config.lora) if config.lora else None
+
+    def attach(self, graft: SideConfig | StreamConfig | None, lora: int = 0) -> None:
+        """Take a graft and adapters that change nothing yet; the weights that were there stay as they are.
+
+        Args:
+            graft: a memory beside this decoder or memories in its stream, or None.
+            lora: rank of the adapters; 0 is none.
+
+        Raises:
+            ConfigError: the graft does not fit.
+        """
+        self.config = dataclasses.replace(self.config, graft=graft, lora=lora)
+        self.graft = graft_of(self.config)
+        for linear in (module for module in self.modules() if isinstance(module, Linear)):
+            linear.adapted = ()
+        self.lora = Adapters(self.layers, lora) if lora else None
 
     def num_parameters(self) -> int:
         """Numbers in the weights, a tied embedding counted once."""
@@ -64,15 +95,23 @@ class Decoder(nn.Module):
 
     def state_specs(self) -> list[StateSpec]:
         """The state table; names start with the layer number, `0.key`."""
+        tables = {f"{number}.": layer.attention.state_specs() for number, layer in enumerate(self._layers())}
+        if self.graft is not None:
+            tables[GRAFT] = self.graft.state_specs()
         return [
-            StateSpec(f"{number}.{spec.name}", spec.kind, spec.shape, spec.initial, spec.dtype)
-            for number, layer in enumerate(self._layers())
-            for spec in layer.attention.state_specs()
+            StateSpec(f"{prefix}{spec.name}", spec.kind, spec.shape, spec.initial, spec.dtype)
+            for prefix, specs in tables.items()
+            for spec in specs
         ]
 
     def initial_tensor(self, spec: StateSpec) -> Tensor:
-        """What one fresh stream starts `spec` from, `[*spec.shape]`."""
-        return torch.full(spec.shape, float(spec.initial), dtype=self.embedding.dtype, device=self.embedding.device)
+        """What one fresh stream starts `spec` from, `[*spec.shape]`; differentiable where it is learned."""
+        dtype = self.embedding.dtype
+        if spec.dtype == "memory" and dtype != torch.float64:
+            dtype = torch.float32
+        if isinstance(spec.initial, str) and self.graft is not None:
+            return self.graft.start_of(spec.name.removeprefix(GRAFT), spec.initial).to(dtype)
+        return torch.full(spec.shape, float(spec.initial), dtype=dtype, device=self.embedding.device)
 
     def initial_state(self, batch: int, rows: bool = False) -> State:
         """The state of `batch` fresh streams, and their `position` `[batch]`.
@@ -122,12 +161,15 @@ class Decoder(nn.Module):
             position: `[B]` tokens of each stream before this call, multiples of C.
             state: the carried entries.
         """
-        x = self.embedding[inputs]
+        tokens = x = self.embedding[inputs]
+        graft = self._grafted(state, None)
         changed: State = {}
         for number, layer in enumerate(self._layers()):
-            x, new = layer.chunks(x, pick(state, f"{number}."), position)
+            x, beside = graft.at(number, x)
+            x, new = layer.chunks(x, pick(state, f"{number}."), position, beside)
             changed |= prefixed(new, f"{number}.")
-        return self.logits(self.norm(x)), None, changed
+        x = graft.behind(self.norm(x), tokens)
+        return self.logits(x), graft.surprise, changed | prefixed(graft.changed, GRAFT)
 
     def extend(self, inputs: Tensor, position: Tensor, length: Tensor | None, state: State) -> Outputs:
         """Some tokens inside a chunk; with one token, the step.
@@ -135,19 +177,24 @@ class Decoder(nn.Module):
         Args:
             inputs: ids `[B, T]`, right-padded.
             position: `[B]` tokens of each stream before this call.
-            length: `[B]` real tokens, which only the driver has to know: nothing before them depends on padding.
+            length: `[B]` real tokens, at least 1, not beyond the chunk's end; None means all T.
             state: all entries.
 
         Returns:
-            Logits for all T places (meaningless beyond `length`), no surprise, and the T new rows of every rows entry.
+            Logits for all T places (meaningless beyond `length`), the memories' surprise, and the entries that change:
+            rows entries are the T new rows.
         """
-        x = self.embedding[inputs]
-        place = (position % self.config.chunk)[:, None] + torch.arange(inputs.shape[1], device=position.device)
+        tokens = x = self.embedding[inputs]
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        call = extension(position, inputs.shape[1], self.config.chunk, length, dtype)
+        graft = self._grafted(state, call)
         changed: State = {}
         for number, layer in enumerate(self._layers()):
-            x, new = layer.extend(x, pick(state, f"{number}."), position, place)
+            x, beside = graft.at(number, x)
+            x, new = layer.extend(x, pick(state, f"{number}."), call, beside)
             changed |= prefixed(new, f"{number}.")
-        return self.logits(self.norm(x)), None, changed
+        x = graft.behind(self.norm(x), tokens)
+        return self.logits(x), graft.surprise, changed | prefixed(graft.changed, GRAFT)
 
     def commit(self, state: State) -> State:
         """Fold every layer's full chunk of rows; `state` holds `position`, the tokens up to here, as well."""
@@ -155,7 +202,56 @@ class Decoder(nn.Module):
         for number, layer in enumerate(self._layers()):
             new = layer.attention.commit(pick(state, f"{number}."), state["position"])
             changed |= prefixed(new, f"{number}.")
+        if self.graft is not None:
+            changed |= prefixed(self.graft.commit(pick(state, GRAFT)), GRAFT)
         return changed
+
+    def hidden(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, Tensor, State]:
+        """What a memory beside the decoder reads, from as many layers as that takes.
+
+        Args:
+            inputs: ids `[B, T]`, whole chunks from a chunk boundary.
+            state: as returned by an earlier call; None for fresh streams.
+
+        Returns:
+            Inputs of the read layers side by side `[B, T, n * dim]`, embeddings `[B, T, dim]`, and the next state.
+
+        Raises:
+            ValueError: there is no such memory.
+        """
+        if not isinstance(self.config.graft, SideConfig):
+            raise ValueError("this decoder has no memory beside it; graft one with a list of layers to read")
+        read = self.config.graft.read
+        state = self.initial_state(inputs.shape[0]) if state is None else state
+        found: list[Tensor] = []
+        for piece in torch.split(inputs, self.config.prefill, dim=1):
+            x, kept = self.embedding[piece], []
+            for number, layer in enumerate(self._layers()[: read[-1] + 1]):
+                if number in read:
+                    kept.append(x)
+                if number < read[-1]:
+                    x, new = layer.chunks(x, pick(state, f"{number}."), state["position"])
+                    state = state | prefixed(new, f"{number}.")
+            state = state | {"position": state["position"] + piece.shape[1]}
+            found.append(torch.cat(kept, dim=-1))
+        return torch.cat(found, dim=1), self.embedding[inputs], state
+
+    @torch.no_grad()
+    def folded(self) -> Decoder:
+        """The same without adapters: they become part of the weights. Shares whatever it does not change."""
+        if self.lora is None:
+            return self
+        with torch.device("meta"):
+            plain = Decoder(dataclasses.replace(self.config, lora=0))
+        tensors = {name: value for name, value in self.state_dict().items() if not name.startswith(LORA)}
+        names = {id(module): name for name, module in self.named_modules()}
+        for linear, adapter in self.lora.pairs(self.layers):
+            tensors[f"{names[id(linear)]}.weight"] = linear.weight + adapter.product()
+        plain.load_state_dict(tensors, assign=True)
+        return plain.requires_grad_(False).train(self.training)
+
+    def _grafted(self, state: State, call: Extension | None) -> GraftCall:
+        return GraftCall(self.graft, pick(state, GRAFT), call)
 
     def logits(self, x: Tensor) -> Tensor:
         """The head over normed hidden states `[B, T, dim]`: `[B, T, vocab_size]`, at least fp32."""
