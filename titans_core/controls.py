@@ -15,7 +15,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from titans_core.config import TitansConfig
+from titans_core.config import MemoryConfig, TitansConfig
+from titans_core.decoder import Decoder
 from titans_core.errors import ConfigError
 from titans_core.model import TitansModel
 
@@ -47,12 +48,35 @@ def writes_off(config: TitansConfig, tensors: Mapping[str, Tensor]) -> tuple[Tit
         raise ConfigError(
             "this model never writes to a memory, so there is nothing to switch off", "export it as it is"
         )
+    return writes_off_config(config), _without_step_size(config.memory, tensors)
+
+
+def decoder_writes_off(decoder: Decoder) -> Decoder:
+    """A decoder whose graft is never written; shares whatever it does not change.
+
+    Raises:
+        ConfigError: it has no graft, or one that is never written anyway.
+    """
+    graft = decoder.config.graft
+    if graft is None or graft.memory.step_size == "off":
+        raise ConfigError(
+            "this model never writes to a memory, so there is nothing to switch off", "export it as it is"
+        )
+    silent = replace(graft, memory=replace(graft.memory, step_size="off"))
+    with torch.device("meta"):
+        control = Decoder(replace(decoder.config, graft=silent))
+    control.load_state_dict(_without_step_size(graft.memory, decoder.state_dict()), assign=True)
+    return control.requires_grad_(False).train(decoder.training)
+
+
+def _without_step_size(memory: MemoryConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without the weights that made the step size."""
     kept = {name: value for name, value in tensors.items() if not name.endswith(".gate_bias.step_size")}
-    if config.memory.step_size == "token":
+    if memory.step_size == "token":
         for name, value in kept.items():
-            if name.endswith(".memory.to_write.weight"):  # [dim, keys | values | gates], the step size's columns last
-                kept[name] = value[:, : -config.memory.heads].contiguous()
-    return writes_off_config(config), kept
+            if name.endswith((".memory.to_write.weight", "graft.to_gates.weight")):  # the step size's columns are last
+                kept[name] = value[:, : -memory.heads].contiguous()
+    return kept
 
 
 def attention_only(config: TitansConfig) -> TitansConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from titans_core.pretrained import Texts
@@ -37,16 +38,16 @@ def export_checkpoint(
     With `writes_off` the bundle is the control whose memory is never written (`titans_core.controls`), and its
     provenance says so.
     """
-    model, loaded = load_source(checkpoint, writes_off=writes_off)
-    provenance = {key: str(value) for key, value in loaded.provenance.items()}
+    loaded = load_source(checkpoint, writes_off=writes_off)
+    provenance = {key: str(value) for key, value in loaded.checkpoint.provenance.items()}
     if writes_off:
         provenance[CONTROL] = WRITES_OFF
     return export_model(
-        model,
+        loaded.model,
         out,
         dtype=dtype,
-        texts=Texts(tokenizer_json=loaded.tokenizer_json, chat_template=chat_template or None),
-        series=_scaling(checkpoint, loaded.series_json),
+        texts=loaded.texts if chat_template is None else replace(loaded.texts, chat_template=chat_template or None),
+        series=_scaling(checkpoint, loaded.checkpoint.series_json),
         provenance=provenance,
         verify_tokens=verify_tokens,
         progress=progress,

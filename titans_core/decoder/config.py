@@ -19,7 +19,7 @@ from titans_core.errors import ConfigError
 
 DOCUMENT = "decoder"  # the key of a JSON document under which the configuration stands
 _FORMS: dict[str, type[SideConfig] | type[StreamConfig]] = {"side": SideConfig, "stream": StreamConfig}
-WINDOW, SINKS, CHUNK, PREFILL = 256, 4, 64, 256  # unless somebody says otherwise
+WINDOW, SINKS, CHUNK, PREFILL = 256, 4, 32, 256  # unless somebody says otherwise
 # More than any model in use has. They bound what a stranger's file can make us allocate.
 _MOST = {
     "vocab_size": 2**22,
@@ -35,6 +35,7 @@ _MOST = {
     "prefill": 2**16,
     "lora": 2**12,
 }
+_MOST_ANGLES = 2**24  # numbers in a table of rotations, of which there are four in fp64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +110,8 @@ class DecoderConfig:
             raise ConfigError(
                 f"sinks {self.sinks} do not fit into the first chunk of {self.chunk} tokens", "use fewer of them"
             )
+        if (self.window + 2 * self.chunk + self.prefill) * self.head_width > _MOST_ANGLES:
+            raise ConfigError(f"window {self.window} and prefill {self.prefill} are too large", "lower them")
         if self.prefill % self.chunk:
             raise ConfigError(f"prefill {self.prefill} is not a multiple of chunk {self.chunk}", "change one of them")
 

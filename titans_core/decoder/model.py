@@ -206,36 +206,6 @@ class Decoder(nn.Module):
             changed |= prefixed(self.graft.commit(pick(state, GRAFT)), GRAFT)
         return changed
 
-    def hidden(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, Tensor, State]:
-        """What a memory beside the decoder reads, from as many layers as that takes.
-
-        Args:
-            inputs: ids `[B, T]`, whole chunks from a chunk boundary.
-            state: as returned by an earlier call; None for fresh streams.
-
-        Returns:
-            Inputs of the read layers side by side `[B, T, n * dim]`, embeddings `[B, T, dim]`, and the next state.
-
-        Raises:
-            ValueError: there is no such memory.
-        """
-        if not isinstance(self.config.graft, SideConfig):
-            raise ValueError("this decoder has no memory beside it; graft one with a list of layers to read")
-        read = self.config.graft.read
-        state = self.initial_state(inputs.shape[0]) if state is None else state
-        found: list[Tensor] = []
-        for piece in torch.split(inputs, self.config.prefill, dim=1):
-            x, kept = self.embedding[piece], []
-            for number, layer in enumerate(self._layers()[: read[-1] + 1]):
-                if number in read:
-                    kept.append(x)
-                if number < read[-1]:
-                    x, new = layer.chunks(x, pick(state, f"{number}."), state["position"])
-                    state = state | prefixed(new, f"{number}.")
-            state = state | {"position": state["position"] + piece.shape[1]}
-            found.append(torch.cat(kept, dim=-1))
-        return torch.cat(found, dim=1), self.embedding[inputs], state
-
     @torch.no_grad()
     def folded(self) -> Decoder:
         """The same without adapters: they become part of the weights. Shares whatever it does not change."""

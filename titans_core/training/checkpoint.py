@@ -9,6 +9,9 @@
         series.json                  only of a forecaster: how its series was scaled
         checkpoint.json              step, settings, provenance, and size and hash of the files above
 
+    CKPT/backbone/                   of a pretrained decoder: the files that it was made from, untouched. A step then
+                                     holds only the weights that are new or changed (`titans_core.training.backbone`)
+
 A step directory is written under a temporary name, flushed to disk and renamed. Nothing is ever unpickled.
 
 Knows files. Does not know the loop, nor what the training tensors mean.
@@ -21,6 +24,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +35,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from titans_core.config import TitansConfig
+from titans_core.decoder import DecoderConfig
+from titans_core.decoder.config import DOCUMENT
 from titans_core.errors import CheckpointError, ConfigError
 from titans_core.files import MIB, check_regular, read_regular
 from titans_core.model import TitansModel
@@ -52,12 +58,26 @@ MOST_BESIDES = 2**30  # bytes of rotations and masks; the largest preset has 4 M
 class Checkpoint:
     """A trained model as stored: all that export needs."""
 
-    config: TitansConfig
-    tensors: dict[str, Tensor]  # the model's state_dict, on the CPU
+    config: TitansConfig | DecoderConfig
+    tensors: dict[str, Tensor]  # the model's state_dict, on the CPU; of a decoder, what its backbone does not hold
     tokenizer_json: str | None
     provenance: dict[str, str | int | float]
     series_json: str | None = None  # `Forecasting.document` as JSON
     weights_sha256: str = ""  # of the stored file; "" before it is stored
+
+    @property
+    def titans(self) -> TitansConfig:
+        """The configuration of a model that is ours from the start.
+
+        Raises:
+            CheckpointError: it is a pretrained decoder's.
+        """
+        if isinstance(self.config, DecoderConfig):
+            raise CheckpointError(
+                "this is a checkpoint of a pretrained decoder, which has no variant or preset",
+                "use one that titans train has made without --from",
+            )
+        return self.config
 
 
 @dataclass(frozen=True)
@@ -142,10 +162,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: it is missing, damaged, or not a checkpoint.
     """
-    step = _newest(path)
+    step = newest_step(path)
     manifest = _verified_manifest(step)
     try:
-        config = TitansConfig.from_stored_json(_text(step / _CONFIG))
+        config = _config(_text(step / _CONFIG))
     except RecursionError as error:
         raise _damaged(step, f"{_CONFIG} is nested too deeply") from error
     except ConfigError as error:
@@ -155,11 +175,26 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(config, weights, tokenizer, manifest.provenance, series, manifest.files[_WEIGHTS])
 
 
+def _config(text: str) -> TitansConfig | DecoderConfig:
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if isinstance(values, dict) and DOCUMENT in values:
+        return DecoderConfig.from_dict(values[DOCUMENT])
+    return TitansConfig.from_stored_json(text)
+
+
 def load_model(path: Path) -> tuple[TitansModel, Checkpoint]:
-    """The newest model in `path`, built and filled, on the CPU in fp32. Raises `CheckpointError`."""
+    """The newest model in `path`, built and filled, on the CPU in fp32.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or is a pretrained decoder.
+    """
     checkpoint = load_checkpoint(path)
-    _check_model(path, checkpoint)
-    model = TitansModel(checkpoint.config)
+    config = checkpoint.titans
+    _check_model(path, config, checkpoint.tensors)
+    model = TitansModel(config)
     try:
         model.load_state_dict(checkpoint.tensors, assign=True)  # no second copy of a large model
     except RuntimeError as error:
@@ -169,13 +204,12 @@ def load_model(path: Path) -> tuple[TitansModel, Checkpoint]:
     return model, checkpoint
 
 
-def _check_model(path: Path, checkpoint: Checkpoint) -> None:
+def _check_model(path: Path, config: TitansConfig, stored: Mapping[str, Tensor]) -> None:
     """Whether the tensors are those of the configured model, before memory is taken for it.
 
     Raises:
         CheckpointError: they are not, or the rest of the model (rotations, masks) asks for more memory than they do.
     """
-    config, stored = checkpoint.config, checkpoint.tensors
     remedy = "train it again, or restore the files"
     if max(config.layers, config.memory.depth) > len(stored):
         raise CheckpointError(f"the weights in {path} do not fit its configuration, which has more layers", remedy)
@@ -211,7 +245,7 @@ def _shown(shape: tuple[int, ...] | None) -> str:
 
 def load_progress(path: Path) -> Progress:
     """Where the run stored in `path` stands. Raises `CheckpointError` as `load_checkpoint` does."""
-    step = _newest(path)
+    step = newest_step(path)
     manifest = _verified_manifest(step)
     return Progress(manifest.step, _tensors(step / _TRAINING), manifest.settings)
 
@@ -229,7 +263,8 @@ def _check_name(path: Path) -> None:
         raise CheckpointError(f"{path} has a name that is not UTF-8", "rename it, or choose another place") from None
 
 
-def _newest(path: Path) -> Path:
+def newest_step(path: Path) -> Path:
+    """The newest step directory of `path`, or `path` itself if it is one. Raises `CheckpointError`."""
     _check_name(path)
     if (path / _MANIFEST).is_file():
         return path

@@ -26,6 +26,7 @@ from titans_runtime.errors import os_remedy
 # have a `_` at the end where the name is a word of Python's.
 COMMANDS = {
     "train": "Train a model and leave a checkpoint.",
+    "graft": "Give a pretrained language model a memory, and leave a checkpoint.",
     "export": "Turn a checkpoint into a bundle of ONNX graphs, and verify it.",
     "import": "Turn a model that was trained elsewhere into a bundle.",
     "verify": "Drive a bundle beside its checkpoint and compare everything.",
@@ -45,6 +46,7 @@ COMMANDS = {
 # Subcommand -> the extra of titans-deploy that brings what it imports beyond the base dependencies.
 _EXTRAS = {
     "train": "train",
+    "graft": "train",
     "export": "export",
     "import": "export",
     "verify": "export",

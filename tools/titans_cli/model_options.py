@@ -60,7 +60,7 @@ class ModelOptions:
         from titans_core.presets import preset
 
         if self.beginning is not None:
-            return self.beginning.checkpoint.config
+            return self.beginning.checkpoint.titans
         if self.config is not None:
             values = _read_json(self.config)
         else:

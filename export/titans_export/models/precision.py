@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from titans_core.decoder.side_memory import SideMemory
 from titans_core.layers import Linear, RMSNorm
 from titans_core.memory import AssociativeMemory
 from titans_core.state import StateSpec
@@ -178,14 +179,17 @@ def _wider(wanted: Precision) -> str:
 
 
 def _kept(model: OurModel) -> set[str]:
-    """Parameters that stay fp32: norms, and of a memory the gates' biases and the initial fast weights."""
+    """Parameters that stay fp32: norms, and of a memory the gates' biases and the initial fast weights.
+
+    Of a memory beside a decoder it is all of them, as all of its arithmetic is fp32.
+    """
     kept = set()
     for path, module in model.named_modules():
         if isinstance(module, RMSNorm):
             kept |= {f"{path}.{name}" for name, _ in module.named_parameters()}
         if isinstance(module, AssociativeMemory):
-            own = [name for name, _ in module.named_parameters()]
-            kept |= {f"{path}.{name}" for name in own if name.startswith(("gate_bias.", "initial"))}
+            own, whole = [name for name, _ in module.named_parameters()], isinstance(module, SideMemory)
+            kept |= {f"{path}.{name}" for name in own if whole or name.startswith(("gate_bias.", "initial"))}
     return kept
 
 

@@ -7,6 +7,7 @@ Does not know bundles beyond their provenance.
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 from titans_core import controls
@@ -14,7 +15,7 @@ from titans_core.config import TitansConfig
 from titans_core.decoder import Decoder
 from titans_core.errors import ConfigError
 from titans_core.model import TitansModel
-from titans_core.training.checkpoint import Checkpoint, load_model
+from titans_core.training.backbone import Loaded, open_model
 from titans_export.errors import ExportError
 from titans_export.models.titans import OurModel
 from titans_format.manifest import Manifest
@@ -23,8 +24,8 @@ CONTROL = "control"  # the entry of a manifest's provenance
 WRITES_OFF = "writes-off"
 
 
-def load_source(checkpoint: Path, *, writes_off: bool) -> tuple[TitansModel, Checkpoint]:
-    """A checkpoint's model, in fp32, and what else the checkpoint holds.
+def load_source(checkpoint: Path, *, writes_off: bool) -> Loaded:
+    """A checkpoint's model, in fp32, and what else the checkpoint holds; a decoder's adapters are folded away.
 
     Args:
         checkpoint: the checkpoint directory.
@@ -34,12 +35,16 @@ def load_source(checkpoint: Path, *, writes_off: bool) -> tuple[TitansModel, Che
         CheckpointError: it cannot be loaded.
         ConfigError: there are no writes to switch off.
     """
-    model, loaded = load_model(checkpoint)
-    if writes_off:
-        config, tensors = controls.writes_off(loaded.config, loaded.tensors)
-        model = TitansModel(config)
-        model.load_state_dict(tensors, assign=True)
-    return model, loaded
+    loaded = open_model(checkpoint)
+    if isinstance(loaded.model, Decoder):
+        decoder = loaded.model.folded()
+        return replace(loaded, model=controls.decoder_writes_off(decoder) if writes_off else decoder)
+    if not writes_off:
+        return loaded
+    config, tensors = controls.writes_off(loaded.model.config, loaded.checkpoint.tensors)
+    model = TitansModel(config)
+    model.load_state_dict(tensors, assign=True)
+    return replace(loaded, model=model)
 
 
 def made_from(manifest: Manifest, model: OurModel) -> bool:
@@ -52,7 +57,7 @@ def made_from(manifest: Manifest, model: OurModel) -> bool:
         return False
 
 
-def source_of(bundle: Path, manifest: Manifest, checkpoint: Path) -> TitansModel:
+def source_of(bundle: Path, manifest: Manifest, checkpoint: Path) -> OurModel:
     """The model that a bundle was made from, out of its checkpoint; a control is the control again.
 
     Raises:
@@ -61,7 +66,7 @@ def source_of(bundle: Path, manifest: Manifest, checkpoint: Path) -> TitansModel
     """
     writes_off = manifest.provenance.get(CONTROL) == WRITES_OFF
     with contextlib.suppress(ConfigError):  # nothing to switch off, so this checkpoint is not the one
-        model, _ = load_source(checkpoint, writes_off=writes_off)
+        model = load_source(checkpoint, writes_off=writes_off).model
         if made_from(manifest, model):
             return model
     raise ExportError(

@@ -89,20 +89,6 @@ def test_adapters_fold_into_the_weights_and_leave_those_that_were_there() -> Non
     assert (folded.layers[0].mlp.up.weight - model.layers[0].mlp.up.weight).abs().max() > 1e-3
 
 
-@torch.no_grad()
-def test_what_a_memory_beside_the_decoder_reads_can_be_had_alone() -> None:
-    model, ids = grafted("side"), tokens(48)
-    seen: list[Tensor] = []
-    features = model.graft.features
-    model.graft.features = lambda hidden: seen.append(hidden) or features(hidden)
-    model(ids)
-    whole = torch.cat(seen, dim=1)
-    hidden, embedded, state = model.hidden(ids[:, :16])
-    rest, _, _ = model.hidden(ids[:, 16:], state)
-    assert (torch.cat([hidden, rest], dim=1) - whole).abs().max() <= 1e-5
-    assert torch.equal(embedded, model.embedding[ids[:, :16]])
-
-
 @pytest.mark.parametrize("name", GRAFTS)
 def test_gradients_reach_all_that_is_new_and_trainable(name: str) -> None:
     model = grafted(name, lora=2)
