@@ -155,9 +155,17 @@ class _FusedReader:
         self.reader, self.memory, self.parts = reader, reader.memory, _Memory(reader.memory)
 
     def chunks(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
-        """Exactly one chunk, as exported graphs have it."""
-        if x.shape[1] != self.memory.chunk:
-            raise ValueError(f"a fused memory takes one chunk at a time, not {x.shape[1]} tokens")
+        """Whole chunks, each of them one operator."""
+        answers, surprises = [], []
+        changed: State = {}
+        for chunk in torch.split(x, self.memory.chunk, dim=1):
+            answer, new, surprise = self._chunk(chunk, state | changed)
+            changed |= new
+            answers.append(answer)
+            surprises.append(surprise)
+        return torch.cat(answers, dim=1), changed, torch.cat(surprises, dim=1)
+
+    def _chunk(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         matrices = self.parts.matrices()
         inputs = [*self._projections(x, state), *(state[name] for name in matrices), *self.parts.starts()]
         return self._call(x, state, inputs, [*self.parts.coefficients(), *matrices], fold=True)
