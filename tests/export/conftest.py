@@ -1,4 +1,4 @@
-"""Small bundles of every variant and both input kinds, exported once per process."""
+"""Small bundles of every variant and both input kinds and of a decoder with a memory, exported once per process."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.titans_core.decoder.grafts import grafted
 from titans_core.config import VARIANTS, TitansConfig
+from titans_core.decoder import Decoder
 from titans_core.model import TitansModel
 from titans_export.export import export_model
 
-KINDS = [f"{variant}-{kind}" for variant in VARIANTS for kind in ("tokens", "continuous")]
+KINDS = [f"{variant}-{kind}" for variant in VARIANTS for kind in ("tokens", "continuous")] + ["decoder-tokens"]
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,15 @@ class Exported:
     """A bundle and the model it was made from."""
 
     path: Path
-    model: TitansModel
+    model: TitansModel | Decoder
     continuous: bool
 
 
-def build(kind: str) -> TitansModel:
+def build(kind: str) -> TitansModel | Decoder:
     """A model of `variant-inputs`, its parameters moved off their start, its gates stable."""
     variant, inputs = kind.split("-")
+    if variant == "decoder":
+        return grafted("side")
     torch.manual_seed(len(kind))
     config = TitansConfig.from_dict(
         {

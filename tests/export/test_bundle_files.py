@@ -13,7 +13,7 @@ import safetensors.numpy
 import torch
 from onnx import TensorProto
 
-from tests.export.conftest import Exported, build
+from tests.export.conftest import KINDS, Exported, build
 from titans_core.model import TitansModel
 from titans_core.presets import preset
 from titans_export.bundle import writer as bundle_writer
@@ -126,6 +126,7 @@ def test_an_unknown_precision_is_refused_by_name(tmp_path: Path) -> None:
         export_model(build("lmm-tokens"), tmp_path / "model.titans", dtype="fp12")
 
 
+@pytest.mark.parametrize("exported", [kind for kind in KINDS if kind != "decoder-tokens"], indirect=True)
 def test_the_learned_start_is_a_state_and_where_forgetting_leads_a_weight(exported: Exported, tmp_path: Path) -> None:
     start = safetensors.numpy.load_file(exported.path / "initial_state.safetensors")
     weights = safetensors.numpy.load_file(exported.path / "weights.safetensors")

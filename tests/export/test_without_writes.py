@@ -11,19 +11,22 @@ import torch
 import titans_runtime
 from tests.export.conftest import Exported, moved
 from titans_core.config import TitansConfig
-from titans_core.controls import writes_off
+from titans_core.controls import decoder_writes_off, writes_off
+from titans_core.decoder import Decoder
 from titans_core.model import TitansModel
 from titans_export.export import export_model
 
 
-def control(model: TitansModel) -> TitansModel:
+def control(model: TitansModel | Decoder) -> TitansModel | Decoder:
+    if isinstance(model, Decoder):
+        return decoder_writes_off(model).eval()
     config, tensors = writes_off(model.config, model.state_dict())
     twin = TitansModel(config)
     twin.load_state_dict(tensors)
     return twin.eval().requires_grad_(False)
 
 
-def stream(model: TitansModel, tokens: int) -> torch.Tensor:
+def stream(model: TitansModel | Decoder, tokens: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     if model.config.vocab_size is None:
         return torch.randn(1, tokens, model.config.features or 0, generator=generator)
@@ -31,7 +34,7 @@ def stream(model: TitansModel, tokens: int) -> torch.Tensor:
 
 
 def test_writes_are_switched_off_in_every_graph(exported: Exported) -> None:
-    inputs = stream(exported.model, 5 * exported.model.config.chunk)
+    inputs = stream(exported.model, 80)
     want, _ = control(exported.model)(inputs)
     off = titans_runtime.load(exported.path, provider="cpu", threads=1).without_writes()
     driver = off.driver()
