@@ -88,11 +88,12 @@ def graft(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Give a pretrained language model a memory, and leave a checkpoint for titans train and titans export.
+    """Give a pretrained language model a memory, and leave a checkpoint.
 
     MODEL is a Hugging Face folder with safetensors or a .gguf file, of the architectures llama, mistral, qwen2, qwen3
     and smollm3. Its files are copied and stay as they are. A fresh memory changes nothing: until it is trained, the
-    model answers as before, with attention over a window and the first tokens.
+    model answers as before, with attention over a window and the first tokens. titans train and titans export go on
+    from the checkpoint.
     """
     torch_threads(threads)
     import torch
