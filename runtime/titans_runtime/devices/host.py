@@ -138,7 +138,7 @@ class HostDevice(HostMemory):
             bundle.graph(graph, self._form(graph))
 
     def program(self, graph: GraphSpec, batch: int) -> HostProgram:
-        """A graph, its session created by whoever needs it first. Raises `BundleError` if ONNX Runtime refuses it."""
+        """A graph, its session created when it is first needed. Raises `BundleError` if ONNX Runtime refuses it."""
         session = self._session(graph)
         return HostProgram(graph.name, session, self._weight_inputs(session))
 
@@ -150,7 +150,7 @@ class HostDevice(HostMemory):
             return {name: Path(session.end_profiling()) for name, session in self._sessions.items()}
 
     def _session(self, graph: GraphSpec) -> ort.InferenceSession:
-        """The ONNX Runtime session of a graph, created by whoever needs it first.
+        """The ONNX Runtime session of a graph, created when it is first needed.
 
         Raises:
             BundleError: ONNX Runtime refuses the graph.

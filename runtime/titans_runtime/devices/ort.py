@@ -241,7 +241,7 @@ class OrtDevice(OrtMemory):
         self._weights = wrap_weights(module, bundle)  # must outlive the sessions, which may use the memory in place
 
     def program(self, graph: GraphSpec, batch: int) -> OrtProgram:
-        """A graph, its session created by whoever needs it first."""
+        """A graph, its session created when it is first needed."""
         size = self._target.sizes(batch)
         if (graph.name, size) not in self._sessions:
             self._sessions[graph.name, size] = self._load(graph, size)

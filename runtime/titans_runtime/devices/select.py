@@ -78,7 +78,7 @@ def prove(name: str) -> str:
 
 
 def software(name: str) -> bool:
-    """Whether a provider's device is no device of its own. Raises `ProviderError` as `select` does."""
+    """Whether a provider's device is the processor in disguise. Raises `ProviderError` as `select` does."""
     if name != "webgpu":
         return False
     from titans_runtime.devices.ort_providers import TARGETS

@@ -20,7 +20,7 @@ from titans_runtime.arrays import FloatArray
 
 # Seconds. A Ctrl-C that comes as a thread begins to wait does not end the wait; Python sees to it between two of them.
 _LOOK = 0.05
-_HELD = 1.0  # seconds after which a future's lock was left locked; whoever takes it has it for microseconds
+_HELD = 1.0  # seconds after which a future's lock was left locked; it is held for microseconds
 
 A = TypeVar("A")
 
@@ -49,7 +49,7 @@ class Flag:
 
 
 class Request:
-    """Something that the batch's thread is to do, unless whoever asked withdraws it first."""
+    """Something that the batch's thread is to do, unless the caller withdraws it first."""
 
     def __init__(self) -> None:
         self._fate: dict[int, Literal["begun", "withdrawn"]] = {}
@@ -177,7 +177,7 @@ class _Condition(_thread.RLock):  # type: ignore[misc]  # only the stubs say tha
 
 
 class FeedFuture(Future[FloatArray]):
-    """One feed's outcome for whoever called `submit`. Only the batch's thread fulfils it, and never waits for it."""
+    """One feed's outcome for the caller of `submit`. Only the batch's thread fulfils it, and never waits for it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ class FeedFuture(Future[FloatArray]):
                 self.set_result(cast(FloatArray, result))
 
     def _free(self) -> None:
-        """Take another lock if somebody was stopped while he held this one."""
+        """Take another lock if a thread was stopped while it held this one."""
         if self._condition.acquire(timeout=_HELD):
             self._condition.release()
         else:

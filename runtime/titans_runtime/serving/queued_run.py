@@ -64,7 +64,7 @@ class Task(Use):
         super().leave()
 
     def over(self) -> bool:
-        """See `Use`. A run whose caller was stopped is withdrawn by whoever asks."""
+        """See `Use`. A run whose caller was stopped is withdrawn by the next user."""
         if self.done:
             return True
         if self._future is not None:

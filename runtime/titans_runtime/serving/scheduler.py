@@ -34,7 +34,7 @@ from titans_runtime.state.calls import Stepped, StreamState
 from titans_runtime.state.layout import State
 from titans_runtime.stream.plan import Planner
 
-_TURN = 32  # steps in a lane before somebody who waits may have it; a change costs a copy of two states
+_TURN = 32  # steps in a lane before a stream that waits may have it; a change costs a copy of two states
 _CALM = 64  # rounds with few decoders before the lanes become fewer
 # After a round its callers sample and come back one by one. Starting without them would split them into groups that
 # never meet again, so the thread waits this share of a round's time for as many as there were.
@@ -264,7 +264,7 @@ class Scheduler:
                     queued.fail(stepped.failed[lane])
                     continue
                 self._finish_step(queued, slot, lane, stepped, lane in together)
-        except BaseException:  # a defect: nobody's lane may be a step ahead of his session
+        except BaseException:  # a defect: no lane may be a step ahead of its session
             for queued, lane in moved:
                 if not queued.task.done:
                     self.table.lanes.undo(lane)
@@ -339,6 +339,6 @@ class Scheduler:
 
 
 def _most_wanted(runs: list[QueuedRun]) -> int | None:
-    """How many of the largest outputs do for all of these; None if somebody wants all of them."""
+    """How many of the largest outputs do for all of these; None if one needs all of them."""
     counts = [queued.run.top_k for queued in runs if queued.run.top_k is not None]
     return max(counts) if len(counts) == len(runs) else None

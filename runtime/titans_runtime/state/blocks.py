@@ -78,7 +78,7 @@ class Table(Lease):
 
     def __init__(self, pool: Pool, block: Block) -> None:
         super().__init__(pool, block)
-        self._filled = [0]  # empty while somebody claims rows, and for good if he was stopped: nobody appends then
+        self._filled = [0]  # empty while a thread claims rows, and for good if it was stopped: then nobody appends
 
     @property
     def filled(self) -> int:

@@ -58,7 +58,7 @@ class TopK:
 
     ids: int64 `[B, k]`, their places.
     scores: float32 `[B, k]`.
-    rest: gives all outputs after that token, `[B, outputs]`; whoever holds it holds their memory.
+    rest: gives all outputs after that token, `[B, outputs]`; holding it holds their memory.
     """
 
     ids: IdArray

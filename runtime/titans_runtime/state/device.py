@@ -69,7 +69,7 @@ class Device(Protocol):
 
     @property
     def lock(self) -> AbstractContextManager[object]:
-        """Held by whoever uses the device: its queue is one. The host's is free for any number of threads."""
+        """Held around every use: a device has one queue. The host's is free for any number of threads."""
         ...
 
     @property

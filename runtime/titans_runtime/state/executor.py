@@ -6,7 +6,7 @@ Knows what a graph reads and writes, and how its outputs are brought and checked
 A call reads the blocks of the state it is given and writes carried tensors into spare blocks, so a stream alternates
 between a few; a binding is kept for each combination. Rows come out into a place of their own and are then appended to
 their table. Tokens and positions go to the device; surprise and the wanted outputs come back. Outputs stay in a block
-of their own, so that the last token's can be fetched later by whoever holds the block.
+of their own, so that the last token's can be fetched later, as long as the block is held.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class BoundGraph:
 
     def run(self, leases: Sequence[Lease], written: Mapping[int, Lease]) -> None:
         """Run, reading `leases` (carried, then rows) and writing `written` (by group)."""
-        self._head = None  # its block is the next run's, unless somebody holds it
+        self._head = None  # its block is the next run's, unless it is held elsewhere
         key = (*[leases[i].block.id for i in self._reads], *[lease.block.id for lease in written.values()])
         if self._heads is not None:
             self._head = self._heads.take()

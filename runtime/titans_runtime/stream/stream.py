@@ -31,7 +31,7 @@ _numbers = itertools.count(1)
 
 
 class Stream:
-    """One stream. `guard` is held by whoever uses it.
+    """One stream. `guard` is held around every use.
 
     Args:
         shared: the model, and what its streams have in common.
@@ -119,7 +119,7 @@ class Stream:
         self.now = replace(self.now, last=self.now.outputs)
 
     def move(self, elsewhere: Callable[[Snapshot], Snapshot]) -> bool:
-        """Replace the snapshot by an equal one that is kept elsewhere. False if somebody uses the stream."""
+        """Replace the snapshot by an equal one that is kept elsewhere. False if the stream is in use."""
         use = self.guard.enter_to_keep_house()
         if use is None:
             return False

@@ -70,7 +70,7 @@ class CudaMemory:
         return array
 
     def finite(self, blocks: Sequence[Block]) -> bool | None:
-        """None: there is no kernel here but the engines'."""
+        """None: only engines compute here."""
         return None
 
     def rows(self, head: Buffer, first: int, count: int) -> FloatArray:

@@ -24,7 +24,7 @@ class TopKGraph:
     """The graph.
 
     spec: what goes in and comes out: logits `[B, V]`; the `count` largest, in descending order, as ids and logits
-        `[B, count]`, and the sum of all `[B]`. It is no graph of the manifest's; `file` is what errors call it.
+        `[B, count]`, and the sum of all `[B]`. The manifest does not list it; `file` is what errors call it.
     onnx: the graph itself.
     count: how many it finds.
     """
