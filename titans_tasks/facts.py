@@ -79,8 +79,12 @@ class FactSource:
     """Makes streams for one tokenizer and one chat template, with text of one share of the documents in between."""
 
     def __init__(self, documents: Sequence[Document], encode: Encode, render: Render | None, *, held_out: bool) -> None:
-        """Args: `render` is None for a model without a chat template: then no question has the form `chat`."""
-        self._words, self._encoder, self._render = Words(held_out=held_out), encode, render
+        """Args: `render` is None for a model without a chat template: then no question has the form `chat`.
+
+        Nor has one where the template leaves out what somebody said.
+        """
+        self._words, self._encoder = Words(held_out=held_out), encode
+        self._render = render if render is not None and _says_everything(render) else None
         text = b"\n\n".join(document.data for document in documents)
         self._filler: NDArray[np.unsignedinteger] = encode(text)
         if len(self._filler) < 2:
@@ -245,3 +249,11 @@ class FactsTask:
                 targets[row, first + question.queries] = question.answers
                 mask[row, first + question.queries] = True
         return Batch(inputs, targets, mask, np.ones(len(streams), np.bool_))
+
+
+def _says_everything(render: Render) -> bool:
+    """Whether a template writes every turn of a conversation once, and as it is."""
+    words = ("harbour", "lantern", "meadow", "pebble")
+    turns = [{"role": ("user", "assistant")[i % 2], "content": word + _VALUE} for i, word in enumerate(words)]
+    text = render(turns, False)
+    return all(text.count(word + _VALUE) == 1 for word in words)

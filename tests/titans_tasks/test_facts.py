@@ -42,6 +42,8 @@ def test_chat_turns_go_through_the_template_and_only_where_there_is_one() -> Non
     stream = source(held_out=True).stream(2, 0, [3], form="chat")
     assert b"<user>" in bytes(stream.asked.tolist())
     assert source(held_out=True, template=None).forms == ("same", "other")
+    silent = source(held_out=True, template=lambda turns, _: turns[0]["content"])
+    assert silent.forms == ("same", "other")  # a template that leaves out what was said is as good as none
 
 
 def test_a_corrected_fact_is_told_twice_and_asked_for_as_it_was_told_last() -> None:

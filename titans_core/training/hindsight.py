@@ -50,8 +50,9 @@ def hindsight(
         finding = finding + (every - mine.logsumexp(1)).sum()
         wanted = torch.zeros(inputs.shape[1], device=inputs.device, dtype=gates.dtype)
         wanted[mine.detach().argmax(1)] = 1.0
-        each = gates[row]
-        writing = writing + F.binary_cross_entropy_with_logits(each, wanted.expand_as(each), reduction="sum") / len(
-            each
-        )
+        # An answer stands in the stream as well, and looks like what was told: it is not judged.
+        judged = torch.ones_like(wanted)
+        judged[(mask[row].nonzero()[:, 0] + 1).clamp(max=inputs.shape[1] - 1)] = 0.0
+        loss = F.binary_cross_entropy_with_logits(gates[row], wanted.expand_as(gates[row]), reduction="none")
+        writing = writing + (loss * judged.maximum(wanted)).sum() / gates.shape[1]
     return finding, writing

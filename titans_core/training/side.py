@@ -78,13 +78,12 @@ class SideObjective(Trainable):
         cached_tokens: tokens whose features are kept, each `cached_bytes / cached_tokens` bytes large.
     """
 
-    def __init__(self, model: SideMemory, decoder: Decoder, *, seed: int = 0) -> None:
+    def __init__(self, model: SideMemory, decoder: Decoder) -> None:
         super().__init__()
         self.model = model
         self._frozen = (decoder, LowerLayers(decoder, model.config.read))  # a tuple, so that nothing of it is trained
         self._meter = WriteMeter(model)
         self._cache: dict[bytes, _Kept] = {}
-        self._random = torch.Generator().manual_seed(seed)
 
     @property
     def cached_tokens(self) -> int:
@@ -133,7 +132,7 @@ class SideObjective(Trainable):
         """Among the batch's tokens and some of the others: the whole vocabulary costs more than all the rest."""
         decoder, _ = self._frozen
         vocabulary = decoder.config.vocab_size
-        others = torch.randint(vocabulary, (min(OTHERS, vocabulary),), generator=self._random)
+        others = torch.randint(vocabulary, (min(OTHERS, vocabulary),))
         candidates = torch.unique(torch.cat([wanted, inputs.flatten(), others]))
         places = torch.searchsorted(candidates, wanted)
         head = decoder.embedding[candidates].T if decoder.head is None else decoder.head.weight[:, candidates]

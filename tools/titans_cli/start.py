@@ -18,14 +18,18 @@ import click
 from titans_cli.task_options import was_given
 
 if TYPE_CHECKING:
+    from titans_core.decoder import DecoderConfig
+    from titans_core.pretrained import Texts
     from titans_core.training.checkpoint import Checkpoint
     from titans_core.training.loop import Start
+    from titans_tasks.facts import Render
     from titans_tasks.series import Forecasting, Scaling
     from titans_tasks.series_data import Series
     from titans_tasks.tokens import Tokenizer
 
 _MODEL_OPTIONS = {"variant": "--variant", "preset": "--preset", "config": "--config", "overrides": "--set"}
 _MODEL_OPTIONS |= {"control": "--control"}
+GRAFT_TASKS = ("facts", "text")  # what a pretrained decoder can learn: it has words already
 # Options of tasks that say what the model's inputs and outputs are.
 _FIXED = {"series": ("horizon",), "recall": ("keys",)}
 
@@ -56,6 +60,13 @@ class Beginning:
     def task(self, requested: str | None) -> str:
         """The task that the checkpoint was trained on, which is also what was `requested` for, if anything was."""
         known = self.checkpoint.provenance.get("task.task")
+        if self.decoder is not None and requested is not None:
+            if requested not in GRAFT_TASKS:
+                raise click.UsageError(
+                    f"a pretrained model learns --task {' or '.join(GRAFT_TASKS)}, and {requested} has ids of its own;"
+                    " train a new model without --from"
+                )
+            return requested
         if known is None and requested is None:
             raise click.UsageError(f"{self.path} does not say what it was trained on; add --task")
         if known is not None and requested not in (None, known):
@@ -84,7 +95,7 @@ class Beginning:
         """The checkpoint's tokenizer, which is also the one `given`, if one is."""
         from titans_tasks.tokens import load_tokenizer, parse_tokenizer
 
-        text = self.checkpoint.tokenizer_json
+        text = self.checkpoint.tokenizer_json if self.decoder is None else self._texts.tokenizer_json
         own = load_tokenizer(None) if text is None else parse_tokenizer(text, f"the tokenizer in {self.path}")
         if given is not None and _plain(load_tokenizer(given).json) != _plain(text):
             kind = "bytes" if text is None else "another tokenizer"
@@ -104,6 +115,32 @@ class Beginning:
     def scaled(self, forecasting: Forecasting) -> Forecasting:
         """`forecasting` with the scaling that the checkpoint's model has learned to read."""
         return forecasting if self._scaling is None else forecasting.scaled_as(self._scaling)
+
+    @property
+    def decoder(self) -> DecoderConfig | None:
+        """The configuration of a pretrained decoder; None for a model that is ours from the start."""
+        from titans_core.decoder import DecoderConfig
+
+        config = self.checkpoint.config
+        return config if isinstance(config, DecoderConfig) else None
+
+    @cached_property
+    def _texts(self) -> Texts:
+        from titans_core.training.backbone import open_backbone
+
+        return open_backbone(self.path, self.checkpoint).texts
+
+    @property
+    def render(self) -> Render | None:
+        """Writes turns as the pretrained model's chat template does; None without one."""
+        source = self._texts.chat_template
+        if source is None:
+            return None
+        from titans_runtime.chat.template import ChatTemplate
+        from titans_runtime.chat.user_text import plain
+
+        template = ChatTemplate(source, self._texts.special)
+        return lambda turns, opened: plain(template.render(turns, opened))
 
     @cached_property
     def _scaling(self) -> Scaling | None:

@@ -33,6 +33,7 @@ Examples:
   titans train --task recall --variant lmm --steps 400 --out recall --json
   titans train ... --steps 2000 --save-every 200 --out checkpoint --resume
   titans train --from checkpoint --data more.txt --steps 500 --lr 1e-3 --out further
+  titans train --from grafted --task facts --only memory --steps 300 --batch 8 --out remembers
   torchrun --nproc-per-node 2 -m titans_cli.main train --task text --data stdlib --steps 300 --out checkpoint"""
 )
 @click.option("--task", type=click.Choice(list(TASKS)), help="What to learn.  [required, but with --from]")
@@ -48,6 +49,11 @@ Examples:
 @click.option("--resume", is_flag=True, help="Continue the checkpoint in --out exactly; start one if there is none.")
 @click.option(
     "--from", "start", type=click.Path(path_type=Path), help="Train the model in this checkpoint further, into --out."
+)
+@click.option(
+    "--only",
+    metavar="PART",
+    help="What of a pretrained model is trained: memory, lora:RANK, memory,lora:RANK or all.  [default: memory]",
 )
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Streams read side by side.")
 @click.option("--accumulate", type=click.IntRange(1), default=1, show_default=True, help="Pieces to run a batch in.")
@@ -84,6 +90,7 @@ def train(
     out: Path,
     resume: bool,
     start: Path | None,
+    only: str | None,
     batch: int,
     accumulate: int,
     lr: float,
@@ -107,6 +114,9 @@ def train(
     --from takes the model, its tokenizer and its task from a checkpoint, with any data, steps, rates and seed. The
     optimizer and the learning rate begin anew.
 
+    From the --out of titans graft, only the memory is trained unless --only says otherwise. What a memory beside the
+    model reads of a stream is computed once and kept in memory for when the stream comes again.
+
     --control writes-off trains the model with a memory that is never written, attention-only one without memories whose
     feed-forward is widened to at least the same number of parameters.
     """
@@ -129,6 +139,10 @@ def train(
                     f"--{name} is for presets, and --config has a whole model; leave one of them out,"
                     " or change single options with --set"
                 )
+
+    decoder = None if beginning is None else beginning.decoder
+    if only is not None and decoder is None:
+        raise click.UsageError("--only says what of a pretrained model is trained; give one by --from")
 
     from titans_core.training.log import ProgressLine
     from titans_core.training.loop import TrainOptions
@@ -158,18 +172,23 @@ def train(
         for note in lesson.notes:
             say(f"note: {note}", err=True)
     with ProgressLine(sys.stderr, steps=steps) as progress:
-        result = run(
-            lesson.model,
-            lesson.task,
-            options,
-            out,
-            tokenizer_json=lesson.tokenizer_json,
-            series_json=lesson.series_json,
-            start=None if beginning is None else beginning.start(),
-            resume=resume,
-            observers=[progress],
-        )
+        if start is not None and decoder is not None:
+            from titans_cli.train_grafted import train_grafted
+
+            result = train_grafted(start, only or "memory", lesson, options, out, resume=resume, progress=progress)
+        else:
+            result = run(
+                lesson.titans,
+                lesson.task,
+                options,
+                out,
+                tokenizer_json=lesson.tokenizer_json,
+                series_json=lesson.series_json,
+                start=None if beginning is None else beginning.start(),
+                resume=resume,
+                observers=[progress],
+            )
     if as_json and result.rank == 0:
-        document = {"checkpoint": str(out), "task": task, "variant": lesson.model.variant, **dataclasses.asdict(result)}
+        document = {"checkpoint": str(out), "task": task, "variant": lesson.variant, **dataclasses.asdict(result)}
         document |= {"notes": list(lesson.notes)} if lesson.notes else {}
         print_json(document, indent=None)

@@ -19,6 +19,7 @@ from titans_cli.task_options import task_option
 
 if TYPE_CHECKING:
     from titans_core.config import TitansConfig
+    from titans_core.decoder import DecoderConfig
     from titans_tasks.needle import Form
     from titans_tasks.task import Task
 
@@ -27,8 +28,8 @@ CHUNKS_PER_WINDOW = 4  # tokens per slice, in chunks of the model
 
 OPTIONS = (
     task_option(
-        "--data", tasks=["text", "needle", "series", "dna"], multiple=True, metavar="NAME|FILE",
-        help="What to read; any number. stdlib or files of text; one series, by name or in a file; FASTA files.",
+        "--data", tasks=["text", "needle", "facts", "series", "dna"], multiple=True, metavar="NAME|FILE",
+        help="What to read; any number. stdlib, topics or files of text; one series by name or in a file; FASTA files.",
     ),
     task_option(
         "--tokenizer", tasks=["text"], type=click.Path(path_type=Path), help="A tokenizer.json; the default is bytes."
@@ -51,16 +52,23 @@ OPTIONS = (
         "--pairs", tasks=["recall"], type=click.IntRange(1), default=16, show_default=True, help="Pairs to remember."
     ),
     task_option(
+        "--facts", tasks=["facts"], type=click.IntRange(1), default=8, show_default=True, help="Facts to remember."
+    ),
+    task_option(
+        "--repeat", tasks=["facts"], type=click.IntRange(1), default=100, show_default=True,
+        help="Steps after which the same streams come again; their features are kept.",
+    ),
+    task_option(
         "--families", tasks=["dna without --data"], type=click.IntRange(1), default=4, show_default=True,
         help="Planted repeats.",
     ),
     task_option(
-        "--gap", tasks=["recall", "dna without --data"], type=click.IntRange(0), default=128, show_default=True,
-        help="Longest training gap.",
+        "--gap", tasks=["recall", "facts", "dna without --data"], type=click.IntRange(0), default=128,
+        show_default=True, help="Longest training gap.",
     ),
     task_option(
-        "--eval-gap", tasks=["recall", "dna without --data"], type=click.IntRange(0), default=4096, show_default=True,
-        help="Held-out gap.",
+        "--eval-gap", tasks=["recall", "facts", "dna without --data"], type=click.IntRange(0), default=4096,
+        show_default=True, help="Held-out gap.",
     ),
     task_option(
         "--form", tasks=["needle"], type=click.Choice(FORMS), default="passkey", show_default=True,
@@ -87,12 +95,28 @@ class Lesson:
     notes: what whoever trains should know of the data, as sentences.
     """
 
-    model: TitansConfig
+    model: TitansConfig | DecoderConfig
     task: Task
     tokenizer_json: str | None = None
     series_json: str | None = None
     read: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def titans(self) -> TitansConfig:
+        """The model, where it is ours from the start."""
+        from titans_core.config import TitansConfig
+
+        if not isinstance(self.model, TitansConfig):
+            raise TypeError("a pretrained decoder is not trained as a Titans model")
+        return self.model
+
+    @property
+    def variant(self) -> str:
+        """How the model is called in a report: its variant, or the architecture of a pretrained one."""
+        from titans_core.config import TitansConfig
+
+        return self.model.variant if isinstance(self.model, TitansConfig) else self.model.architecture
 
 
 def _text(
@@ -111,7 +135,8 @@ def _text(
     from titans_tasks.tokens import load_tokenizer
 
     reader = base.beginning.tokenizer(tokenizer) if base.beginning else load_tokenizer(tokenizer)
-    model = base.build(reader.vocab_size)
+    known = base.beginning.decoder if base.beginning else None
+    model = known or base.build(reader.vocab_size)
     window = _slice(window, model)
     corpus = read_corpus(data)
     end = None if eos is None else reader.token_id(unescaped(eos))
@@ -125,6 +150,24 @@ def _recall(base: ModelOptions, seed: int, *, keys: int, pairs: int, gap: int, e
     recall = RecallConfig(keys=keys, values=keys, pairs=pairs, gap=gap, held_out_gap=eval_gap)
     model = base.build(recall.vocab_size)
     return Lesson(model, RecallTask(recall, chunk=model.chunk, seed=seed))
+
+
+def _facts(
+    base: ModelOptions, seed: int, *, data: tuple[str, ...], facts: int, gap: int, eval_gap: int, repeat: int
+) -> Lesson:
+    if base.beginning is None or base.beginning.decoder is None:
+        raise click.UsageError(
+            "--task facts is told and asked in plain language; give a pretrained model by --from, the --out of"
+            " titans graft"
+        )
+    from titans_tasks.documents import TOPICS, read_corpus
+    from titans_tasks.facts import FactsConfig, FactsTask
+
+    model, reader = base.beginning.decoder, base.beginning.tokenizer(None)
+    corpus = read_corpus(data or (TOPICS,))
+    sizes = FactsConfig(facts=facts, gap=gap, repeat=repeat, held_out_gap=eval_gap, held_out_streams=6)
+    task = FactsTask(sizes, corpus, reader.encode, base.beginning.render, chunk=model.chunk, seed=seed)
+    return Lesson(model, task, reader.json, read=(corpus.described(),))
 
 
 def _needle(
@@ -181,7 +224,7 @@ def _dna(
     return Lesson(model, PlantedTask(planted, chunk=model.chunk, seed=seed))
 
 
-def _slice(window: int | None, model: TitansConfig) -> int:
+def _slice(window: int | None, model: TitansConfig | DecoderConfig) -> int:
     """Tokens per slice, whole chunks of the model."""
     window = window or CHUNKS_PER_WINDOW * model.chunk
     if window % model.chunk:
@@ -194,6 +237,7 @@ TASKS: dict[str, Callable[..., Lesson]] = {
     "text": _text,
     "recall": _recall,
     "needle": _needle,
+    "facts": _facts,
     "series": _series,
     "dna": _dna,
 }

@@ -9,16 +9,16 @@ from torch import Tensor
 
 from titans_core.training.hindsight import SHARPNESS, hindsight
 
-TOKENS = 6
+TOKENS = 7
 
 
 def stream(target: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids 10 to 15; the last prediction counts and wants `target`."""
+    """Ids 10 to 16; the last prediction but one counts and wants `target`, and the last token is the answer."""
     inputs = torch.arange(10, 10 + TOKENS)[None]
     targets = torch.zeros_like(inputs)
-    targets[0, -1] = target
+    targets[0, -2] = target
     mask = torch.zeros(1, TOKENS, dtype=torch.bool)
-    mask[0, -1] = True
+    mask[0, -2] = True
     return inputs, targets, mask
 
 
@@ -33,7 +33,7 @@ def test_finding_costs_nothing_where_the_query_is_the_key_of_the_wanted_token() 
     wrong = keys[:, :, [4] * TOKENS]
     found, _ = hindsight(right, keys, *stream(12), gates)
     missed, _ = hindsight(wrong, keys, *stream(12), gates)
-    among = TOKENS - 2  # what stood before the wanted token is no rival
+    among = TOKENS - 3  # what stood before the wanted token is no rival
     torch.testing.assert_close(float(found), math.log(1 + (among - 1) * math.exp(-SHARPNESS)), rtol=1e-3, atol=1e-4)
     assert missed > SHARPNESS - 1
 
@@ -53,9 +53,9 @@ def test_the_step_size_is_to_be_open_for_the_wanted_token_alone() -> None:
     _, writing = hindsight(queries, keys, *stream(12), gates)
     (gradient,) = torch.autograd.grad(writing, gates)
     expected = torch.full((TOKENS,), 0.5)
-    expected[2] = -0.5
+    expected[2], expected[-1] = -0.5, 0.0  # the answer itself is not judged
     torch.testing.assert_close(gradient[0, 0], expected)
-    torch.testing.assert_close(float(writing), TOKENS * math.log(2), rtol=1e-6, atol=0)
+    torch.testing.assert_close(writing.item(), (TOKENS - 1) * math.log(2), rtol=1e-6, atol=0)
 
 
 def test_a_token_that_never_stood_before_teaches_nothing() -> None:
