@@ -2,6 +2,7 @@
 
     python -m studies.fuzz --cases 20000
     python -m studies.fuzz --cases 2000 --target state --seed 7 --json
+    python -m studies.fuzz --cases 6000 --target interrupts    # about 100,000 interrupts that met a call
 
 Exit codes: 0 every case was refused with an error of ours or works as it should, 1 some case crashed, hung, raised
 something else, or passed unnoticed. With --keep such cases are added to regressions.json, which the tests replay.
@@ -48,10 +49,11 @@ SHARES = {
 
 @dataclass
 class Findings:
-    """What came of all blocks. `failed`: target, case and what went wrong."""
+    """What came of all blocks. `failed`: target, case and what went wrong. `interrupts`: how many met a call."""
 
     verdicts: dict[str, Counter[str]] = field(default_factory=dict)
     failed: list[dict[str, Any]] = field(default_factory=list)
+    interrupts: Counter[str] = field(default_factory=Counter)
 
     @property
     def cases(self) -> int:
@@ -135,6 +137,7 @@ def run(bundle: Path, blocks: list[tuple[str, int, int]], workers: int, console:
             result = watched([sys.executable, "-m", "studies.fuzz.worker", *words], current)
             with lock:
                 findings.verdicts.setdefault(target, Counter()).update(result["verdicts"])
+                findings.interrupts.update(result.get("interrupts", {}))
                 if result["error"] is not None:
                     findings.failed.append({"target": target, "case": result["failed"], "error": result["error"]})
                     progress.console.print(f"[red]{target}[/]:", result["error"], highlight=False)
@@ -181,6 +184,7 @@ def main(
         "cases": found.cases,
         "verdicts": found.verdicts,
         "failed": found.failed,
+        "interrupts": found.interrupts,
         "seconds": round(time.monotonic() - began, 1),
     }
     if as_json:
@@ -188,6 +192,8 @@ def main(
     else:
         for target, verdicts in found.verdicts.items():
             click.echo(f"{target:10} " + "  ".join(f"{name} {count}" for name, count in sorted(verdicts.items())))
+        for kind, count in sorted(found.interrupts.items()):
+            click.echo(f"{count} interrupts met a call of a {kind}")
         click.echo(f"{found.cases} cases in {report['seconds']} s, {len(found.failed)} failed")
     sys.exit(1 if found.failed else 0)
 

@@ -10,6 +10,7 @@ import contextlib
 import random
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,7 +21,8 @@ from studies.fuzz.calls import CLOSE
 from titans_runtime import InputError, Model, SamplingOptions, Session
 from titans_runtime.serving.batch import Batch, BatchSession
 
-INTERRUPTS = 25  # of one case
+INTERRUPTS = 25  # calls of one case, each with a Ctrl-C on its way
+delivered: Counter[str] = Counter()  # interrupts that met a call of this process, by "session" and "batch"
 _GREEDY = SamplingOptions(temperature=0)
 _WAITS = (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3)  # seconds until Ctrl-C
 _THREADS, _TURNS = 16, 6
@@ -32,7 +34,7 @@ mixups = st.fixed_dictionaries({"seed": st.integers(0, 2**32)})
 def play_interrupts(model: Model, seed: int, in_batch: bool) -> None:
     """Calls of one session that Ctrl-C ends at random moments: it stands for the tokens in its book, after each."""
     draw = random.Random(seed)
-    with model.batch(lanes=2, resident=3) as batch, _ctrl_c() as arm:
+    with model.batch(lanes=2, resident=3) as batch, _ctrl_c("batch" if in_batch else "session") as arm:
         place = batch if in_batch else model
         session, tokens = place.session(), list[int]()
         for _ in range(INTERRUPTS):
@@ -143,8 +145,8 @@ def _same(model: Model, session: Session, tokens: list[int]) -> None:
 
 
 @contextlib.contextmanager
-def _ctrl_c() -> Iterator[Callable[[float], None]]:
-    """A function that has KeyboardInterrupt raised once after so many seconds; 0: not any more."""
+def _ctrl_c(kind: str) -> Iterator[Callable[[float], None]]:
+    """A function that has KeyboardInterrupt raised once after so many seconds, and counted; 0: not any more."""
     armed = False
 
     def arm(seconds: float) -> None:
@@ -156,6 +158,7 @@ def _ctrl_c() -> Iterator[Callable[[float], None]]:
         nonlocal armed
         if armed:
             armed = False
+            delivered[kind] += 1
             raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, ring)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from studies.fuzz import streams
 from studies.fuzz.targets import CASES, Case, DefectError, check
 from studies.fuzz.victim import Victim
 
@@ -51,8 +52,8 @@ def run_block(bundle: Path, target: str, number: int, examples: int, current: Pa
             block()
         except DefectError:
             case, error = failed[-1]  # the smallest that Hypothesis found
-            return {"verdicts": verdicts, "failed": case, "error": error}
-    return {"verdicts": verdicts, "failed": None, "error": None}
+            return {"verdicts": verdicts, "failed": case, "error": error, "interrupts": streams.delivered}
+    return {"verdicts": verdicts, "failed": None, "error": None, "interrupts": streams.delivered}
 
 
 def main() -> None:
