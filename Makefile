@@ -15,7 +15,7 @@ SOURCES := $(shell find titans_core titans_tasks export runtime tools/titans_cli
 TEST_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: site prose setup kernels demo demo-llm bench test fuzz cover lint format docs wheel wheel-anywhere wheel-check extras-check help clean
+.PHONY: site prose commands setup kernels demo demo-llm bench test fuzz cover lint format docs wheel wheel-anywhere wheel-check extras-check help clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ site: $(DEV)  ## build the documentation as a site into site/
 
 prose: $(DEV)  ## how the documents read: words a sentence, page by page
 	$(BIN)/python scripts/docs/prose.py
+
+commands: $(KERNELS)  ## run the commands that README and the guides print, as they print them
+	$(BIN)/python scripts/docs/run_commands.py
 
 wheel: $(WHEEL)  ## build the wheel into dist/
 
