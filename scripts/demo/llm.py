@@ -44,12 +44,12 @@ def main() -> None:
     titans("graft", backbone(), "--out", graft)
     trained = titans("train", "--from", graft, *TRAIN, "--seed", seed, "--out", checkpoint)
     titans("export", checkpoint, "--out", bundle, "--dtype", "int8", "--overwrite")
-    told = without_torch("tell", bundle, OUT / "me.state")
+    first = without_torch("tell", bundle, OUT / "me.state")
     kept = without_torch("ask", bundle, OUT / "me.state")
     reset = without_torch("ask", bundle, None)
     results = {
         "training_seconds": trained["seconds"],
-        "other_tokens": told["other_tokens"],
+        "other_tokens": first["other_tokens"],
         "kept": kept,
         "reset": reset,
         "seconds": round(time.perf_counter() - began),

@@ -73,11 +73,11 @@ def ask(model: titans.Model, state: Path | None) -> dict[str, object]:
     """Ask for every fact; each question is asked of a fork, so that none hears the answers to the others."""
     session = model.session() if state is None else model.restore(state)
     answers, right = [], 0
-    for _, asked, wanted in FACTS:
-        said = "".join(session.fork().chat(asked, max_new_tokens=24, temperature=0)).strip()
+    for _, question, wanted in FACTS:
+        said = "".join(session.fork().chat(question, max_new_tokens=24, temperature=0)).strip()
         right += wanted.lower() in said.lower()
-        answers.append({"asked": asked, "said": said, "wanted": wanted})
-        print(f"> {asked}\n  {said}", flush=True)
+        answers.append({"asked": question, "said": said, "wanted": wanted})
+        print(f"> {question}\n  {said}", flush=True)
     return {"answers": answers, "right": right / len(FACTS)}
 
 
