@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis  # noqa: F401  (imported at the end of a run, it meets a fault of CPython 3.11 with many types loaded)
 import openai
 import pytest
 import uvicorn
