@@ -57,6 +57,7 @@ format: $(DEV)  ## let ruff and clang-format rewrite what they can
 
 docs: $(DEV)  ## regenerate the parts of docs/ that come from code
 	$(BIN)/python scripts/docs/generate_cli.py docs/cli.md
+	$(BIN)/python scripts/docs/drawings.py
 
 site: $(DEV)  ## build the documentation as a site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict

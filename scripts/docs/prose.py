@@ -42,8 +42,8 @@ GENERATED = {"cli.md"}  # its sentences are the commands' own and are tested wit
 # Home-made or translated phrases, and what to write instead.
 BANNED = {
     r"\bwhoever\b": "name the reader or the user",
-    r"\bthat there (?:is|are)\b": "say 'that exists' or name the thing",
-    r"(?<!there )\b(?:is|are|was|were) no (?!longer|more|less|\w+er\b|different|worse)\w+": "write 'is not a ...'",
+    r"\bthat there (?:is|are)\b(?! no)": "say 'that exists' or name the thing",
+    r"(?<![Tt]here )\b(?:is|are|was|were) no (?!longer|more|less|\w+er\b|different|worse)\w+": "write 'is not a ...'",
     r"\bwhat is asked for\b": "write 'the requested ...'",
     r"\bis told\b|\bare told\b|\btold on\b": "write 'is printed', 'is reported'",
     r"\bhome-made\b": "name the thing",
