@@ -45,7 +45,7 @@ BANNED = {
     r"\bthat there (?:is|are)\b(?! no)": "say 'that exists' or name the thing",
     r"(?<![Tt]here )\b(?:is|are|was|were) no (?!longer|more|less|\w+er\b|different|worse)\w+": "write 'is not a ...'",
     r"\bwhat is asked for\b": "write 'the requested ...'",
-    r"\bis told\b|\bare told\b|\btold on\b": "write 'is printed', 'is reported'",
+    r"\btold on\b": "write 'is printed', 'is reported'",
     r"\bhome-made\b": "name the thing",
     r"\bTODO\b|\bTBD\b": "finish the page",
 }
