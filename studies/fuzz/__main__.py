@@ -34,7 +34,7 @@ PATIENCE = 60.0  # seconds a case may take before it counts as a hang; they take
 _LOOK = 0.05  # seconds between two looks at a worker
 REGRESSIONS = Path(__file__).with_name("regressions.json")
 SHARES = {
-    "manifest": 0.2,
+    "manifest": 0.1,
     "graph": 0.1,
     "types": 0.1,
     "operators": 0.1,
@@ -44,6 +44,7 @@ SHARES = {
     "calls": 0.1,
     "interrupts": 0.05,
     "mixups": 0.05,
+    "pretrained": 0.1,
 }
 
 

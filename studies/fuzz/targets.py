@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 import onnx
 from hypothesis import strategies as st
 
-from studies.fuzz import calls, graphs, streams
+from studies.fuzz import calls, graphs, pretrained, streams
 from studies.fuzz.mutation import byte_ops, damage, distort, json_ops
 from studies.fuzz.victim import MANIFEST, Victim, use
 from titans_format.seal import seal
@@ -54,6 +54,7 @@ CASES: dict[str, st.SearchStrategy[Case]] = {
     "calls": calls.cases,
     "interrupts": streams.interrupts,
     "mixups": streams.mixups,
+    "pretrained": pretrained.cases(),
 }
 
 
@@ -106,6 +107,14 @@ def _external(victim: Victim, case: Case) -> Verdict:
     if verdict == "works":
         raise DefectError("a graph that takes its weights from elsewhere was accepted")
     return verdict
+
+
+def _pretrained(victim: Victim, case: Case) -> Verdict:
+    """A pretrained model is opened and run, or refused."""
+    try:
+        return "works" if pretrained.attempt(case, victim.folder.parent) else "unchanged"
+    except TitansError:
+        return "refused"
 
 
 def _run_graph(victim: Victim, name: str, content: bytes, signed: bool) -> Verdict:
@@ -193,6 +202,7 @@ _CHECKS: dict[str, Callable[[Victim, Case], Verdict]] = {
     "calls": _calls,
     "interrupts": _interrupts,
     "mixups": _mixups,
+    "pretrained": _pretrained,
 }
 
 

@@ -75,7 +75,7 @@ class GgufWeights:
 
     def names(self) -> set[str]:
         """Every tensor but the frequencies' factors."""
-        return {_translated(name) for name in self._file.tensors if name != _FACTORS}
+        return {hugging_face_name(name) for name in self._file.tensors if name != _FACTORS}
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """As the file has it."""
@@ -117,7 +117,7 @@ def _gguf_name(name: str) -> str:
     return f"blk.{match[1]}.{_INNER[match[2]]}.{match[3]}"
 
 
-def _translated(name: str) -> str:
+def hugging_face_name(name: str) -> str:
     """The Hugging Face name of a tensor; one that has none keeps its own."""
     if name in _OUTER_BACK:
         return _OUTER_BACK[name]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from titans_core.errors import CheckpointError
 
+MOST = 1e30  # of a base or a factor; no model in use comes near
 KNOWN = ("default", "linear", "llama3", "yarn")
 
 
@@ -116,7 +117,7 @@ def _number(scaling: Mapping[str, Any], name: str, where: str, other: float | No
 
 
 def _positive(value: object, what: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < MOST:
         raise CheckpointError(
             f"{what} is {value!r}, not a number above 0",
             "restore the file",
