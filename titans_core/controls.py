@@ -17,6 +17,7 @@ from torch import Tensor
 
 from titans_core.config import MemoryConfig, TitansConfig
 from titans_core.decoder import Decoder
+from titans_core.decoder.side_memory import gate_taps
 from titans_core.errors import ConfigError
 from titans_core.model import TitansModel
 
@@ -74,8 +75,11 @@ def _without_step_size(memory: MemoryConfig, tensors: Mapping[str, Tensor]) -> d
     kept = {name: value for name, value in tensors.items() if not name.endswith(".gate_bias.step_size")}
     if memory.step_size == "token":
         for name, value in kept.items():
-            if name.endswith((".memory.to_write.weight", "graft.to_gates.weight")):  # the step size's columns are last
+            # The step size's columns are last; a memory beside a decoder has them for each of some tokens.
+            if name.endswith(".memory.to_write.weight"):
                 kept[name] = value[:, : -memory.heads].contiguous()
+            elif name.endswith(("graft.to_gates.weight", "graft.tap_weight")):
+                kept[name] = value[:, : -memory.heads * gate_taps(memory)].contiguous()
     return kept
 
 

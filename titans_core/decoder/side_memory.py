@@ -5,7 +5,9 @@
     q = unit(a_q * b_q),  k = unit(a_k * b_k)   halves a | b of two causal convolutions of u; k starts a token earlier
     v = unit(E(token) A)                        the token itself, by its whitened embedding
     y = M(q);  M(k) <- v                        the memory of `titans_core.memory`
-    answer = scale * sigmoid(x r + c |y|^2 + d) * y W_o
+    answer = scale * sigmoid(s + c |y|^2) * y W_o
+
+The step size of a write, and how sure an answer is (s), are linear in x of the last three tokens.
 
 A key is what stood in the last tokens, and a value the token that came next. The product of two halves makes a key that
 shares half of its words with another one far less similar to it than half. No gradient goes through the decoder, so
@@ -37,12 +39,14 @@ from titans_core.layers import (
 from titans_core.memory import AssociativeMemory, MemoryInputs
 from titans_core.state import State
 
+GATE_TAPS = 3  # tokens that say whether one is written or answered; "is" before a word says more than the word
 TAP_DECAY = 0.8  # weight of a token in the key before training, relative to the token after it
 SCALE = 30.0  # logits that a value gains where the memory is sure, before training
 SURE_FROM, SURE_STEEPNESS = 0.3, 12.0  # square of the answer's length around which it counts, before training
 RIDGE = 0.1  # added to every second moment before it is inverted, in units of their mean
 
-Projected = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # queries, keys, values, gate logits, convolution state
+# Queries, keys, values, gate logits, how sure an answer is, convolution state.
+Projected = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +97,20 @@ class SideMemory(AssociativeMemory):
             variant="lmm", persistent_tokens=0, layers=1, dim=config.dim, chunk=chunk, memory=config.memory
         )
         super().__init__(inner, conv_channels=2 * config.dim)
-        self.config = config
+        self.config, self.key_channels = config, 2 * config.dim
         features, taps = len(config.read) * dim, config.memory.conv_kernel
         self.whiten = nn.Parameter(torch.eye(dim).repeat(len(config.read), 1, 1), requires_grad=False)
-        self.to_key = Linear(features, self.conv_channels)
-        self.to_gates = Linear(features, 2 + len(self.gate_names) * self.heads, std=0.0)  # matters | sure | the gates
+        self.to_key = Linear(features, self.key_channels)
+        # How much a token matters, then for every tap how sure the answer is, then for every tap and head the gates.
+        widths = [1, *[self.heads] * len(self.gate_names)]
+        self.gate_taps = gate_taps(config.memory)
+        self.to_gates = Linear(features, 1 + self.gate_taps * sum(widths), std=0.0)
+        self.tap_weight = nn.Parameter(_taps(widths, self.gate_taps, taps), requires_grad=False)
+        self.conv_channels += self.gate_taps * sum(widths)
         self.gate_start = nn.Parameter(torch.tensor([0.0, -SURE_FROM * SURE_STEEPNESS]))
         self.sure = nn.Parameter(torch.tensor(SURE_STEEPNESS))
-        self.query_conv = CausalConv(self.conv_channels, taps)
-        self.key_conv = CausalConv(self.conv_channels, taps)
+        self.query_conv = CausalConv(self.key_channels, taps)
+        self.key_conv = CausalConv(self.key_channels, taps)
         self.to_value = nn.Parameter(torch.zeros(dim, config.dim), requires_grad=False)
         self.out = Linear(config.dim, dim)
         self.scale = nn.Parameter(torch.tensor(SCALE))
@@ -143,54 +152,57 @@ class SideMemory(AssociativeMemory):
             length: `[B]` real tokens of right-padded `x`, or None for all.
 
         Returns:
-            `q, k, v` `[B, H, T, d]`, logits `[B, H, T, gates]`, and the next `past`.
+            `q, k, v` `[B, H, T, d]`, logits `[B, H, T, gates]`, how sure an answer is `[B, T, 1]`, the next `past`.
         """
         dtype = self._dtype(x)
         gates = self.to_gates(x).to(dtype)
         matters = 2 * torch.sigmoid(gates[..., :1] + self.gate_start[0])
-        stream = self.to_key(x).to(dtype) * matters
-        queries, following = self.query_conv(stream, past, self.query_conv.weight, length)
-        keys, _ = self.key_conv(stream, past, self.key_conv.weight, length)
+        stream, words = self.to_key(x).to(dtype) * matters, self.key_channels
+        queries, following = self.query_conv(stream, past[..., :words], self.query_conv.weight, length)
+        keys, _ = self.key_conv(stream, past[..., :words], self.key_conv.weight, length)
+        taps, follow = self.query_conv(gates[..., 1:], past[..., words:], self.tap_weight.to(dtype), length)
+        sure = taps[..., : self.gate_taps].sum(-1, keepdim=True) + self.gate_start[1]
+        each = taps[..., self.gate_taps :].reshape(*x.shape[:2], len(self.gate_names), self.gate_taps, self.heads)
         values = l2_normalise(l2_normalise(tokens.to(dtype)) @ self.to_value.to(dtype))
-        logits = gates[..., 2:].reshape(*x.shape[:2], len(self.gate_names), self.heads).permute(0, 3, 1, 2)
-        return self._product(queries), self._product(keys), split_heads(values, self.heads), logits, following
+        logits, following = each.sum(3).permute(0, 3, 1, 2), torch.cat([following, follow], dim=-1)
+        return self._product(queries), self._product(keys), split_heads(values, self.heads), logits, sure, following
 
     def _product(self, halves: Tensor) -> Tensor:
         """`[B, T, 2 * dim] -> [B, H, T, d]`: the halves times each other, of unit length."""
         first, second = rms_normalise(halves).chunk(2, dim=-1)
         return normalised_heads(first * second, self.width, l2_normalise)
 
-    def answer(self, answers: Tensor, x: Tensor) -> Tensor:
+    def answer(self, answers: Tensor, sure: Tensor, dtype: torch.dtype) -> Tensor:
         """What is added behind the decoder's last norm.
 
         Args:
             answers: the memory's, `[B, H, T, d]`.
-            x: `features`.
+            sure: how sure an answer is, from `project`.
+            dtype: of the result.
 
         Returns:
             `[B, T, dim]`.
         """
-        sure = torch.sigmoid(self.confidence(answers, x))
-        answer: Tensor = self.scale * sure * self.out(merge_heads(answers))
-        return answer.to(x.dtype)
+        share = torch.sigmoid(self.confidence(answers, sure))
+        answer: Tensor = self.scale * share * self.out(merge_heads(answers))
+        return answer.to(dtype)
 
-    def confidence(self, answers: Tensor, x: Tensor) -> Tensor:
+    def confidence(self, answers: Tensor, sure: Tensor) -> Tensor:
         """The logit of how far an answer counts, `[B, T, 1]`; arguments as for `answer`."""
         y = merge_heads(answers)
-        length = (y * y).sum(-1, keepdim=True)
-        logit: Tensor = self.to_gates(x)[..., 1:2].to(length.dtype) + self.gate_start[1] + self.sure * length
-        return logit
+        return sure + self.sure * (y * y).sum(-1, keepdim=True)
 
     # ---------------------------------------------------------------- forms
 
     def run_chunks(self, x: Tensor, tokens: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         """Read and write whole chunks `[B, n * C, ...]`; answers, changed entries, surprise `[B, n * C]`."""
-        answers, changed, surprise = self.run_projected(self.project(x, tokens, state["conv_state"]), state)
-        return self.answer(answers, x), changed, surprise
+        projected = self.project(x, tokens, state["conv_state"])
+        answers, changed, surprise = self.run_projected(projected, state)
+        return self.answer(answers, projected[4], x.dtype), changed, surprise
 
     def run_projected(self, projected: Projected, state: State) -> tuple[Tensor, State, Tensor]:
         """The same from what `project` returned, with the answers as the memory gives them, `[B, H, T, d]`."""
-        q, k, v, logits, past = projected
+        q, k, v, logits, _, past = projected
         answers, surprise = [], []
         changed: State = {}
         for chunk in self.chunks(q, k, v, logits):
@@ -204,11 +216,11 @@ class SideMemory(AssociativeMemory):
 
     def run_piece(self, x: Tensor, tokens: Tensor, state: State, call: Extension) -> tuple[Tensor, State, Tensor]:
         """The same for tokens inside a chunk."""
-        q, k, v, logits, past = self.project(x, tokens, state["conv_state"], call.length)
+        q, k, v, logits, sure, past = self.project(x, tokens, state["conv_state"], call.length)
         held, changed = self.held_inside_chunk(logits, state, call.one_hot)
         inputs = MemoryInputs(q, k, v, self.gates(held))
         answers, new, surprise = self.extend(inputs, state, call.one_hot, call.length)
-        return self.answer(answers, x), changed | new | {"conv_state": past}, surprise.mean(1)
+        return self.answer(answers, sure, x.dtype), changed | new | {"conv_state": past}, surprise.mean(1)
 
     def initial_state(self, batch: int) -> State:
         """The carried entries of `batch` streams that have read nothing."""
@@ -259,6 +271,22 @@ def _orthogonal(rows: int, columns: int) -> Tensor:
     size = max(rows, columns)
     turn: Tensor = torch.linalg.qr(torch.randn(size, size))[0]
     return turn[:rows, :columns]
+
+
+def gate_taps(memory: MemoryConfig) -> int:
+    """Tokens that a gate is made of."""
+    return min(GATE_TAPS, memory.conv_kernel)
+
+
+def _taps(widths: list[int], gate_taps: int, taps: int) -> Tensor:
+    """Which tap of a convolution every column of `to_gates` goes through: ones and zeros `[taps, columns]`."""
+    weight = torch.zeros(taps, gate_taps * sum(widths))
+    column = 0
+    for width in widths:
+        for tap in range(gate_taps):
+            weight[-1 - tap, column : column + width] = 1.0
+            column += width
+    return weight
 
 
 def _orthogonal_blocks(weight: Tensor, count: int) -> None:

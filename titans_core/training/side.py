@@ -114,14 +114,14 @@ class SideObjective(Trainable):
             own = pick(carried, _SIDE)
             projected = self.model.project(x, decoder.embedding[inputs], own["conv_state"])
             answers, changed, _ = self.model.run_projected(projected, own)
-        answer = self.model.answer(answers, x)
+        answer = self.model.answer(answers, projected[4], x.dtype)
         following = prefixed(after, _LOWER) | prefixed(own | changed, _SIDE)
         if not learning:
             logits = decoder.logits(answer[mask])
             loss = F.cross_entropy(logits, targets[mask], reduction="sum")
             return loss, (logits.argmax(-1) == targets[mask]).sum(), detach(following)
         loss, correct = self._loss(answer[mask], targets[mask], inputs)
-        confidence = self.model.confidence(answers, x)[..., 0]
+        confidence = self.model.confidence(answers, projected[4])[..., 0]
         loss = loss + F.binary_cross_entropy_with_logits(confidence, mask.to(confidence.dtype), reduction="sum")
         step_size = projected[3][..., -1] + self.model.gate_bias["step_size"][:, None]
         loss = loss + sum(hindsight(projected[0], projected[1], inputs, targets, mask, step_size))

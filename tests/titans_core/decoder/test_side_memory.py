@@ -27,8 +27,9 @@ def memory() -> SideMemory:
     torch.manual_seed(0)
     side = SideMemory(CONFIG, DIM, CHUNK).double()
     with torch.no_grad():
-        for parameter in side.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+        for name, parameter in side.named_parameters():
+            if name != "tap_weight":
+                parameter.add_(torch.randn_like(parameter) * 0.1)
     return side
 
 
@@ -57,11 +58,14 @@ def literal(side: SideMemory, hidden: Tensor, tokens: Tensor) -> Tensor:
     heads, width, taps = 2, 8, 4
     written = [side.initial[0][h].clone() for h in range(heads)]
     past = [torch.zeros(32).double()] * (taps - 1)
-    answers = []
+    answers, last = [], []
     for t in range(len(hidden)):
         layers = [rms_normalise(part) @ side.whiten[i] for i, part in enumerate(torch.split(hidden[t], DIM))]
         x = torch.cat(layers)
-        gates = x @ side.to_gates.weight
+        last.append(x @ side.to_gates.weight)
+        gates = last[-1]
+        sure = sum((last[-1 - tap][1 + tap] for tap in range(min(3, t + 1))), side.gate_start[1])
+        each = [last[-1 - tap][4 + 2 * tap : 6 + 2 * tap] for tap in range(min(3, t + 1))]
         u = x @ side.to_key.weight * 2 * torch.sigmoid(gates[0] + side.gate_start[0])
         past = [*past, u]
         query, key = (
@@ -71,7 +75,7 @@ def literal(side: SideMemory, hidden: Tensor, tokens: Tensor) -> Tensor:
         query, key = (rms_normalise(z) for z in (query, key))
         query, key = (z[:16] * z[16:] for z in (query, key))
         v = unit(unit(tokens[t]) @ side.to_value)
-        step = 0.5 * torch.sigmoid(gates[2:] + side.gate_bias["step_size"])
+        step = 0.5 * torch.sigmoid(torch.stack(each).sum(0) + side.gate_bias["step_size"])
         if t % CHUNK == 0:
             base = [w.clone() for w in written]
         y = []
@@ -81,7 +85,7 @@ def literal(side: SideMemory, hidden: Tensor, tokens: Tensor) -> Tensor:
             written[h] = written[h] - step[h] * 2 * torch.outer(k, k @ base[h] - v[part])
             y.append(q @ written[h])
         whole = torch.cat(y)
-        sure = torch.sigmoid(gates[1] + side.gate_start[1] + side.sure * whole.square().sum())
+        sure = torch.sigmoid(sure + side.sure * whole.square().sum())
         answers.append(side.scale * sure * whole @ side.out.weight)
     return torch.stack(answers)
 
