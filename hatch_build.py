@@ -21,14 +21,14 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 NATIVE = Path("runtime/titans_runtime/native")
 LIBRARY = "titans_kernels.so"
-PER_LEVEL = ("memory.cpp", "attention.cpp", "linear.cpp", "kernels.cpp")
+PER_LEVEL = ("memory.cpp", "attention.cpp", "linear.cpp", "blocks.cpp", "window.cpp", "kernels.cpp")
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"]
 FLOATS = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 # The levels of the x86-64 psABI that make a difference here; the best one a machine has is chosen when it is loaded.
 LEVELS = {"v1": []}
 if platform.machine().lower() in {"x86_64", "amd64"}:
     LEVELS["v3"] = ["-mavx2", "-mfma"]
-    LEVELS["v4"] = [*LEVELS["v3"], "-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw"]
+    LEVELS["v4"] = [*LEVELS["v3"], "-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx512vnni"]
 
 
 class KernelsHook(BuildHookInterface[Any]):

@@ -174,6 +174,66 @@ void a_product(long rows) {
   show("product", call.out, rows * call.outputs);
 }
 
+void a_block_product(long rows, int bits, bool least, bool gated) {
+  BlockCall call{};
+  call.rows = rows, call.inputs = 77, call.outputs = 30, call.bits = bits, call.gated = gated;
+  const long blocks = (call.inputs + kBlockSize - 1) / kBlockSize, bytes = kBlockSize * bits / 8;
+  call.x = numbers(rows * call.inputs);
+  auto* codes = static_cast<std::uint8_t*>(std::malloc(call.outputs * blocks * bytes));
+  auto* scales = static_cast<std::uint16_t*>(std::malloc(2 * call.outputs * blocks * sizeof(std::uint16_t)));
+  for (long i = 0; i < call.outputs * blocks * bytes; ++i)
+    codes[i] = static_cast<std::uint8_t>((state = state * 1664525u + 1013904223u) >> 16);
+  for (long i = 0; i < 2 * call.outputs * blocks; ++i)  // float16 up to 0.03, subnormal ones among them
+    scales[i] = static_cast<std::uint16_t>((state = state * 1664525u + 1013904223u) >> 16) % 0x2800;
+  call.codes = codes;
+  call.scales = scales;
+  if (least) call.least = scales + call.outputs * blocks;
+  if (gated) call.norm = numbers(call.inputs), call.epsilon = 1e-5f;
+  const long width = call.outputs / (gated ? 2 : 1);
+  call.added = gated ? nullptr : numbers(rows * width);
+  call.out = numbers(rows * width);
+  call.rounded = std::malloc(kernels.block_bytes(call));
+  kernels.block_round(call, 0, rows);
+  kernels.block_products(call, 0, 7);
+  kernels.block_products(call, 7, width);
+  show("block product", call.out, rows * width);
+}
+
+void a_window(long tokens, long window, long sinks, long first, long second, bool whole) {
+  constexpr long kChunk = 6, kHeads = 4, kKeys = 2, kPast = 3, kSpan = kPast * kChunk;
+  const std::int64_t position[B] = {first, second};
+  WindowCall call{};
+  call.batch = B, call.tokens = tokens, call.heads = kHeads, call.kv_heads = kKeys, call.width = d;
+  call.chunk = kChunk, call.past = kPast, call.window = window, call.sinks = sinks;
+  call.positions = kSpan + (tokens > 2 * kChunk ? tokens : 2 * kChunk);
+  call.position = position;
+  call.projected = numbers(B * tokens * (kHeads + 2 * kKeys) * d);
+  if (sinks) call.query_gain = numbers(d), call.key_gain = numbers(d), call.epsilon = 1e-5f;
+  call.cosine = numbers(2 * call.positions * d);
+  call.sine = numbers(2 * call.positions * d);
+  call.key = numbers(B * kKeys * kSpan * d);
+  call.value = numbers(B * kKeys * kSpan * d);
+  call.sink_key = numbers(B * kKeys * sinks * d);
+  call.sink_value = numbers(B * kKeys * sinks * d);
+  call.row_key = numbers(kChunk * B * kKeys * d);
+  call.row_value = numbers(kChunk * B * kKeys * d);
+  call.out = numbers(B * tokens * kHeads * d);
+  const long kept = whole ? kSpan : tokens;
+  call.new_key = numbers(B * kKeys * kept * d);
+  call.new_value = numbers(B * kKeys * kept * d);
+  call.new_sink_key = numbers(B * kKeys * sinks * d);
+  call.new_sink_value = numbers(B * kKeys * sinks * d);
+  if (whole)
+    for (long b = 0; b < B; ++b)
+      for (long k = 0; k < kKeys; ++k)
+        for (long part = 0; part * kWindowTokens < tokens; ++part) kernels.window_chunks(call, b, k, part);
+  else
+    for (long lane = 0; lane < B * kHeads; ++lane) kernels.window_tokens(call, lane / kHeads, lane % kHeads);
+  show("window", call.out, B * tokens * kHeads * d);
+  show("window key", call.new_key, B * kKeys * kept * d);
+  show("window sinks", call.new_sink_value, B * kKeys * sinks * d);
+}
+
 }  // namespace
 
 int main() {
@@ -192,6 +252,15 @@ int main() {
     an_attention(0, 0, 3, position, position + 1);
   }
   for (const long rows : {1, 2, 3, 4, 5, 16, 17, 33}) a_product(rows);
+  for (const long rows : {1, 2, 3, 4, 5, 16, 17, 33})
+    for (const int bits : {4, 8})
+      for (const bool gated : {false, true}) a_block_product(rows, bits, rows % 2 == 0, gated);
+  for (const long position : {0, 3, 5, 6, 17, 40}) {
+    a_window(1, 14, 3, position, position + 5, false);
+    a_window(6, 19, 0, position, 0, false);
+    a_window(6, 14, 3, position / 6 * 6, 0, true);
+    a_window(72, 8, 2, position / 6 * 6, 6, true);
+  }
   float *from = numbers(62), to[31];
   kernels.gate(from, 31, to);
   show("gate", to, 31);

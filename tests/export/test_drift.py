@@ -51,19 +51,20 @@ def small(kind: str, dtype: str, path: Path) -> TitansModel:
     return model
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16", "int8"])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "int8", "int4"])
 def test_every_precision_stays_near_fp32(dtype: str, tmp_path: Path) -> None:
     model = small("mal-tokens", dtype, tmp_path / "m.titans")
     bundle = open_bundle(tmp_path / "m.titans")
     stream = np.random.default_rng(0).integers(0, 50, (1, 160))
     found = drift(bundle, model, stream)
-    assert set(found.curves) == ({"bundle"} if dtype == "int8" else {"bundle", "arithmetic"})
+    assert set(found.curves) == ({"bundle"} if dtype.startswith("int") else {"bundle", "arithmetic"})
     assert found.positions == list(range(16, 161, 16))
     for side, curve in found.curves.items():
-        assert (found.top1(side) or 0) > 0.9
-        assert 0 < found.kl(side) < 1e-2
+        least, most, state_error = (0.6, 0.1, 0.3) if dtype == "int4" else (0.9, 1e-2, 0.1)  # an untrained model's
+        assert (found.top1(side) or 0) > least
+        assert 0 < found.kl(side) < most
         assert set(curve.states) == {state.name for state in bundle.manifest.states if state.kind == "carried"}
-        assert all(0 <= error < 0.1 for errors in curve.states.values() for error in errors)
+        assert all(0 <= error < state_error for errors in curve.states.values() for error in errors)
 
 
 def test_a_model_whose_weights_are_others_is_outside_the_limits(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_numbers_that_leave_the_range_are_an_error_that_names_bf16(tmp_path: Pat
 
 
 def test_every_lower_precision_has_its_limits() -> None:
-    assert [limits(dtype).top1 for dtype in ("fp16", "bf16", "int8")] == [0.99, 0.99, 0.97]
+    assert [limits(dtype).top1 for dtype in ("fp16", "bf16", "int8", "int4")] == [0.99, 0.99, 0.97, 0.9]
 
 
 # ---------------------------------------------------------------- the command

@@ -100,9 +100,9 @@ def test_exported_graphs_have_no_others(exported: Exported) -> None:
     assert _check(exported.path) <= set(OPERATORS)
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16", "int8"])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "int8", "int4"])
 def test_exported_graphs_of_other_precisions_have_no_others(tmp_path: Path, dtype: str) -> None:
     export_model(build("mag-tokens"), tmp_path / "m.titans", dtype=dtype, verify_tokens=0)
     found = _check(tmp_path / "m.titans")
     assert found <= set(OPERATORS)
-    assert ((CONTRIBUTED, "MatMulNBits") in found) == (dtype == "int8")
+    assert ((CONTRIBUTED, "MatMulNBits") in found) == dtype.startswith("int")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -28,15 +28,8 @@ from titans_export.export import export_model
 from titans_export.graph.model import example_feeds, past, present
 from titans_export.models.precision import at_precision, precision
 from titans_export.models.protocol import DATA_INPUTS, Feeds
-from titans_export.passes.quantise import (
-    block_size,
-    quantise,
-    quantised,
-    rounded,
-    rounded_rows,
-    scales_name,
-    values_name,
-)
+from titans_export.passes.blocks import BLOCK, Blocks, from_gguf, product, quantised, rounded, stacked
+from titans_export.passes.quantise import codes_name, least_name, quantise, scales_name
 from titans_export.verification.agreement import compare
 from titans_export.verification.tolerances import tolerance
 from titans_format.manifest import Manifest
@@ -44,7 +37,8 @@ from titans_runtime.errors import ProviderError, StateError
 from titans_runtime.tensorfile import map_tensors
 
 VARIANTS = ("lmm", "mal", "mag", "mac")
-LOWER = ("fp16", "bf16", "int8")
+LOWER = ("fp16", "bf16", "int8", "int4")
+INTEGERS = ("int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -73,18 +67,20 @@ def test_a_bundle_of_any_precision_computes_what_its_weights_say(lowered: Lowere
 
 def test_norms_gates_and_memory_stay_fp32_and_the_rest_does_not(lowered: Lowered) -> None:
     weights = map_tensors(lowered.path / "weights.safetensors")
-    low = {"fp16": "F16", "bf16": "BF16", "int8": "U8"}[lowered.manifest.dtype]
+    low = {"fp16": "F16", "bf16": "BF16", "int8": "U8", "int4": "U8"}[lowered.manifest.dtype]
     matrices = {f"{path}.weight" for path, part in lowered.model.named_modules() if isinstance(part, Linear)}
     matrices |= {"embedding"}
     for name, tensor in weights.items():
-        plain = name.removesuffix(".int8")
-        if name.endswith(("gain", ".scales")) or ".gate_bias" in name or ".initial" in name:
+        plain = name.removesuffix(".codes")
+        if name.endswith(".scales"):
+            assert tensor.dtype == "F16", name
+        elif name.endswith("gain") or ".gate_bias" in name or ".initial" in name:
             assert tensor.dtype == "F32", name
         elif plain in matrices:
             assert tensor.dtype == low, name
         else:  # convolutions and persistent tokens are not multiplied as matrices
             assert tensor.dtype == (low if low != "U8" else "F32"), name
-    assert matrices <= {name.removesuffix(".int8") for name in weights}
+    assert matrices <= {name.removesuffix(".codes") for name in weights}
     stored = sum(tensor.array.nbytes for tensor in weights.values())
     assert stored < 0.6 * sum(4 * p.numel() for p in lowered.model.parameters())
     specs = {spec.name: spec for spec in lowered.model.state_specs()}
@@ -105,7 +101,7 @@ def run_onnx(path: Path, feeds: dict[str, Any], dtype: str) -> dict[str, np.ndar
 
 def test_half_precision_graphs_compute_what_pytorch_computes_in_half_precision(lowered: Lowered) -> None:
     dtype = lowered.manifest.dtype
-    if dtype == "int8":
+    if dtype in INTEGERS:
         pytest.skip("there is one kind of graph, and the runtime has run it")
     steppable = at_precision(lowered.model, precision(dtype))
     for graph, spec in zip(steppable.graphs(), lowered.manifest.graphs, strict=True):
@@ -164,38 +160,96 @@ def test_every_precision_has_its_tolerances() -> None:
         precision("fp64")
 
 
-# ---------------------------------------------------------------- int8
+# ---------------------------------------------------------------- int8, int4
 
 
 @settings(max_examples=30, deadline=None)
 @given(width=st.integers(1, 200), count=st.integers(1, 9), axis=st.integers(0, 1), seed=st.integers(0, 2**16))
 def test_integers_are_within_half_a_step_of_the_weights(width: int, count: int, axis: int, seed: int) -> None:
     torch.manual_seed(seed)
-    rows = torch.randn(count, width) * 10.0 ** torch.randint(-6, 6, (count, 1))
+    rows = torch.randn(count, width) * 10.0 ** torch.randint(-3, 4, (count, 1))
     rows[0] = 0.0
     weight = rows if axis == 1 else rows.T.contiguous()
-    blocks = quantised(weight, axis)
-    block = block_size(width)
-    assert blocks.values.shape == (count, -(-width // block), block)
-    steps = blocks.scales.repeat_interleave(block, dim=1)[:, :width]
-    error = (rounded(weight, axis) - weight).abs()
+    blocks = quantised(weight, axis, 8)
+    assert blocks.codes.shape == (count, -(-width // BLOCK), BLOCK)
+    steps = blocks.scales.float().repeat_interleave(BLOCK, dim=1)[:, :width]
+    error = (rounded(weight, axis, 8) - weight).abs()
     assert bool((error <= 0.5001 * (steps if axis == 1 else steps.T)).all())
 
 
+@settings(max_examples=30, deadline=None)
+@given(width=st.integers(1, 200), count=st.integers(1, 9), axis=st.integers(0, 1), seed=st.integers(0, 2**16))
+def test_four_bits_lose_less_than_the_plain_scale_of_the_largest_number(
+    width: int, count: int, axis: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    rows = torch.randn(count, width) * 10.0 ** torch.randint(-3, 4, (count, 1))
+    rows[0] = 0.0
+    weight = rows if axis == 1 else rows.T.contiguous()
+    found = rounded(weight, axis, 4)
+    padded = torch.nn.functional.pad(rows, (0, -width % BLOCK)).reshape(count, -1, BLOCK)
+    steps = (padded.abs().amax(-1, keepdim=True) / 7).half().float()
+    plain = torch.round(padded / torch.where(steps > 0, steps, 1.0)).clamp(-8, 7) * steps
+    lost = (found - weight).square().sum()
+    assert lost <= 1.0001 * (plain - padded).square().sum()
+    assert bool((found[weight == 0] == 0).all())
+
+
+def gguf_block(kind: str, block: bytes) -> list[float]:
+    """The 32 numbers of a block of GGUF, as its format says."""
+    scale = float(np.frombuffer(block[:2], np.float16)[0])
+    if kind == "Q8_0":
+        return [scale * code for code in np.frombuffer(block[2:], np.int8).tolist()]
+    least = float(np.frombuffer(block[2:4], np.float16)[0]) if kind == "Q4_1" else -8 * scale
+    pairs = block[-16:]
+    return [scale * code + least for code in (*(pair & 15 for pair in pairs), *(pair >> 4 for pair in pairs))]
+
+
+@pytest.mark.parametrize(("kind", "size"), [("Q4_0", 18), ("Q4_1", 20), ("Q8_0", 34)])
+def test_blocks_of_gguf_keep_their_numbers(kind: str, size: int) -> None:
+    random = np.random.default_rng(1)
+    raw = random.integers(0, 256, (3, 2, size), dtype=np.uint8)
+    halves = raw.view(np.float16)
+    halves[..., : 2 if kind == "Q4_1" else 1] = random.standard_normal((3, 2, 1)).astype(np.float16)
+    blocks = from_gguf(kind, raw.reshape(-1), 3, 64)
+    wanted = [[number for block in row for number in gguf_block(kind, block.tobytes())] for row in raw]
+    np.testing.assert_allclose(blocks.numbers().numpy(), np.array(wanted, np.float32), rtol=1e-6, atol=1e-6)
+    twice = stacked([blocks, blocks])
+    np.testing.assert_array_equal(twice.numbers().numpy(), blocks.numbers().repeat(2, 1).numpy())
+    with pytest.raises(ValueError, match=r"are not a .* matrix of 4 rows of 64 numbers"):
+        from_gguf(kind, raw.reshape(-1), 4, 64)
+    with pytest.raises(ValueError, match="Q6_K is not a type that blocks can hold"):
+        from_gguf("Q6_K", raw.reshape(-1), 3, 64)
+
+
+def with_least(weight: torch.Tensor) -> Blocks:
+    """A matrix `[n, k]` in blocks of 4 bits that have a least number each."""
+    cut = torch.nn.functional.pad(weight, (0, -weight.shape[1] % BLOCK)).reshape(weight.shape[0], -1, BLOCK)
+    least, scales = cut.amin(-1).half(), ((cut.amax(-1) - cut.amin(-1)) / 15).half()
+    codes = torch.round((cut - least.float()[..., None]) / scales.float()[..., None]).clamp(0, 15).to(torch.uint8)
+    return Blocks(4, weight.shape[1], codes[..., ::2] | codes[..., 1::2] << 4, scales, least)
+
+
 def quantised_graph(
-    model: onnx.ModelProto, weights: dict[str, torch.Tensor]
-) -> tuple[dict[str, torch.Tensor], onnx.ModelProto]:
+    model: onnx.ModelProto,
+    weights: dict[str, torch.Tensor],
+    bits: Literal[4, 8],
+    ready: dict[str, Blocks] | None = None,
+) -> tuple[dict[str, torch.Tensor], bytes]:
     """What `quantise` stores for one graph, and the graph with it inside."""
     changed = ir.from_proto(model)
-    stored = quantise([changed], weights)
+    stored = quantise([changed], weights, bits, ready=ready)
     for value in changed.graph.initializers.values():
         if value.name in stored:
             value.const_value = ir.tensor(stored[value.name].numpy())
-    return stored, ir.to_proto(changed)
+    proto = ir.to_proto(changed)
+    onnx.checker.check_model(proto, full_check=True)
+    return stored, bytes(proto.SerializeToString())
 
 
 @pytest.mark.parametrize(("width", "count"), [(32, 5), (100, 7), (130, 3)])
-def test_graphs_multiply_with_and_look_up_integers(width: int, count: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [8, 4])
+def test_graphs_multiply_with_and_look_up_integers(width: int, count: int, bits: Literal[4, 8]) -> None:
     torch.manual_seed(0)
     weights = {"m": torch.randn(width, count), "e": torch.randn(9, width), "c": torch.randn(2, count)}
     text = f"""<ir_version: 10, opset_import: ["" : 20]>
@@ -206,36 +260,58 @@ g (int64[1, t] ids) => (float[1, t, {count}] y, float[1, t, 9] z, float[2, {coun
     model = onnx.parser.parse_model(text)
     for name, value in weights.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(value.numpy(), name))
-    stored, model = quantised_graph(model, weights)
-    assert sorted(stored) == sorted(["c", *(f(n) for n in ("m", "e") for f in (values_name, scales_name))])
-    onnx.checker.check_model(model, full_check=True)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    stored, content = quantised_graph(model, weights, bits)
+    assert sorted(stored) == sorted(["c", *(f(n) for n in ("m", "e") for f in (codes_name, scales_name))])
+    session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
     ids = np.array([[3, 0, 8]])
     y, z, w = session.run(["y", "z", "w"], {"ids": ids})
-    x = rounded(weights["e"], 1)[ids[0]]
+    x = rounded(weights["e"], 1, 8)[ids[0]]
     largest = float(x.abs().max()) / 127  # the kernel rounds x to at most this step
-    for got, matrix in ((y, rounded(weights["m"], 0)), (z, rounded(weights["e"], 1).T)):
+    for got, matrix in ((y, rounded(weights["m"], 0, bits)), (z, rounded(weights["e"], 1, 8).T)):
         error = np.abs(got[0] - (x @ matrix).numpy()).max()
         assert error <= 0.5 * largest * float(matrix.abs().sum(0).max())
     np.testing.assert_array_equal(w, weights["c"].numpy())
 
 
-@pytest.mark.parametrize(("width", "rows"), [(64, 1), (100, 1), (130, 9), (192, 64)])
-def test_the_reference_rounds_activations_as_the_kernel_does(width: int, rows: int) -> None:
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_what_is_in_blocks_already_is_stored_and_looked_up_as_it_is(kind: str) -> None:
+    random = np.random.default_rng(2)
+    size = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}[kind]
+    raw = random.integers(0, 256, (9, 3, size), dtype=np.uint8)
+    raw.view(np.float16)[..., : 2 if kind == "Q4_1" else 1] = random.standard_normal((9, 3, 1)).astype(np.float16)
+    blocks = from_gguf(kind, raw.reshape(-1), 9, 96)
+    weights = {"e": blocks.numbers()}
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 20]>
+g (int64[1, t] ids) => (float[1, t, 96] x, float[1, t, 9] z) <float[9, 96] e>
+{ x = Gather<axis = 0>(e, ids)  f = Transpose<perm = [1, 0]>(e)  z = MatMul(x, f) }""")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights["e"].numpy(), "e"))
+    stored, content = quantised_graph(model, weights, 4, {"e": blocks})
+    assert (least_name("e") in stored) == (kind == "Q4_1")
+    session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
+    ids = np.array([[3, 0, 8]])
+    (x,) = session.run(["x"], {"ids": ids})
+    np.testing.assert_allclose(x[0], weights["e"][ids[0]].numpy(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("width", "rows"), [(64, 1), (96, 1), (160, 9), (192, 64)])
+@pytest.mark.parametrize("kind", ["8 bits", "4 bits", "4 bits with least numbers"])
+def test_the_reference_rounds_activations_as_the_kernel_does(width: int, rows: int, kind: str) -> None:
     torch.manual_seed(1)
-    weights = {"m": torch.randn(width, 7)}
+    weights = {"m": torch.randn(width, 7) + (kind == "4 bits with least numbers")}
+    blocks = quantised(weights["m"], 0, 8 if kind == "8 bits" else 4)
+    if kind == "4 bits with least numbers":
+        blocks = with_least(weights["m"].T)
     x = torch.randn(rows, width) * torch.rand(rows, 1) * 10
     x[:, :3] = 0.0
     model = onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["" : 20]>
-g (float[{rows}, {width}] x) => (float[{rows}, 7] y) <float[{width}, 7] m> {{ y = MatMul(x, m) }}""")
+g (float[1, {rows}, {width}] x) => (float[1, {rows}, 7] y) <float[{width}, 7] m> {{ y = MatMul(x, m) }}""")
     model.graph.initializer.append(onnx.numpy_helper.from_array(weights["m"].numpy(), "m"))
-    _, model = quantised_graph(model, weights)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (y,) = session.run(None, {"x": x.numpy()})
-    matrix = rounded(weights["m"], 0)
-    error = np.abs(y - (rounded_rows(x) @ matrix).numpy()).max()
-    unrounded = np.abs(y - (x @ matrix).numpy()).max()
-    assert error < 1e-3 < 1e-2 < unrounded
+    _, content = quantised_graph(model, weights, blocks.bits, {"m": blocks})
+    session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {"x": x[None].numpy()})
+    error = np.abs(y[0] - product(x, blocks).numpy()).max()
+    unrounded = np.abs(y[0] - (x @ blocks.numbers().T).numpy()).max()
+    assert error < 2e-3 < 1e-2 < unrounded
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
@@ -314,10 +390,22 @@ def test_a_weight_that_would_become_nothing_is_named(tmp_path: Path) -> None:
     export_model(model, tmp_path / "out", dtype="bf16", verify_tokens=0)
 
 
-@pytest.mark.parametrize("scale", [0.0, 1e-44, 1e-38, 1e30])
-def test_integers_of_any_scale_are_finite_and_right(scale: float) -> None:
+@pytest.mark.parametrize("scale", [0.0, 1e-5, 1e3])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_integers_of_any_scale_are_finite_and_right(scale: float, bits: Literal[4, 8]) -> None:
     weight = torch.randn(32, 48, generator=torch.Generator().manual_seed(0)) * scale
-    found = rounded(weight, axis=0)
+    found = rounded(weight, 0, bits)
     assert torch.isfinite(found).all()
-    # Below the smallest normal float, steps are 0, and so are the numbers.
-    assert (found - weight).abs().max() <= weight.abs().max() / 127 + torch.finfo(torch.float32).smallest_normal
+    assert (found - weight).abs().max() <= weight.abs().max() / (120 if bits == 8 else 7)
+
+
+@pytest.mark.parametrize(("scale", "message"), [(1e7, "holds numbers up to"), (1e-8, "has scales for")])
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_a_weight_beyond_the_scales_of_integers_is_named(
+    tmp_path: Path, scale: float, message: str, dtype: str
+) -> None:
+    model, name = with_weight(1.0)
+    with torch.no_grad():
+        dict(model.named_parameters())[name].mul_(scale)
+    with pytest.raises(ExportError, match=f"the weight {name} .*{message}.* use --dtype fp32"):
+        export_model(model, tmp_path / "out", dtype=dtype, verify_tokens=0)

@@ -366,3 +366,61 @@ def test_names_are_compared_whole(tmp_path: Path) -> None:
         tensor = reference(name=first, location=WEIGHTS, offset=start(stored), length=size)
         nodes = [helper.make_node("Gather", [first, "input_ids"], ["logits"])]
         refuse(write(tmp_path / "b", model([tensor], nodes).SerializeToString(), stored), "has no such tensor")
+
+
+# Packed integers: ONNX Runtime packs them anew for as many rows and blocks as the attributes say.
+
+PACKED = {"K": 64, "N": 2, "bits": 4, "block_size": 32, "accuracy_level": 4}
+
+
+def _packed(codes: tuple[int, ...] = (2, 2, 16), scales: tuple[int, ...] = (2, 2), cast: bool = True, more: int = 0,
+            **changes: int) -> bytes:  # fmt: skip
+    """A graph that multiplies with packed integers, for an interface without weights."""
+    stored = np.zeros(scales, np.float16 if cast else np.float32)
+    tensors = [onnx.numpy_helper.from_array(np.zeros(codes, np.uint8), "c"), onnx.numpy_helper.from_array(stored, "s")]
+    wide = [helper.make_node("Cast", ["s"], ["wide"], to=TensorProto.FLOAT)] if cast else []
+    names = ["x", "c", "wide" if cast else "s", *["c"] * more]
+    product = helper.make_node("MatMulNBits", names, ["y"], domain="com.microsoft", **(PACKED | changes))
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, 64])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 1, 2])
+    graph = helper.make_graph([*wide, product], "g", [x], [y], tensors)
+    domains = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    return bytes(helper.make_model(graph, opset_imports=domains, ir_version=10).SerializeToString())
+
+
+def _check_packed(content: bytes) -> None:
+    x = TensorSpec(name="x", dtype="float32", shape=(BATCH, 1, 64))
+    y = TensorSpec(name="y", dtype="float32", shape=(BATCH, 1, 2))
+    check_graph(content, Interface("step.onnx", [x], [y], {}, WEIGHTS))
+
+
+def test_packed_integers_of_the_right_sizes_pass() -> None:
+    _check_packed(_packed())
+    _check_packed(_packed(scales=(4,), cast=False))
+    _check_packed(_packed(codes=(2, 2, 32), bits=8))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        _packed(codes=(2, 2, 15)),
+        _packed(codes=(2, 1, 16)),
+        _packed(codes=(1, 2, 16)),
+        _packed(codes=(64,)),
+        _packed(scales=(2, 1)),
+        _packed(scales=(3,)),
+        _packed(N=3),
+        _packed(K=65),
+        _packed(K=0),
+        _packed(N=-2),
+        _packed(K=2**62),
+        _packed(bits=8),
+        _packed(bits=2),
+        _packed(block_size=16),
+        _packed(block_size=0),
+        _packed(more=1),
+    ],
+)
+def test_packed_integers_of_other_sizes_than_their_attributes_say_are_refused(content: bytes) -> None:
+    with pytest.raises(BundleError, match=r"packed integers|scales"):
+        _check_packed(content)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from titans_core.blocks import Extension, extension
@@ -67,6 +69,9 @@ class Decoder(nn.Module):
             for layer in range(config.layers)
         )
         self.norm = RMSNorm(config.dim, config.norm_eps)
+        # Matrices as their file has them, by parameter: the blocks' type and the bytes of each output's, `[out, n]`.
+        # Whoever stores them in blocks again need not round a second time.
+        self.stored: dict[str, tuple[str, NDArray[np.uint8]]] = {}
         self.head = None if config.tie_embeddings else Linear(config.dim, config.vocab_size)
         self.graft = graft_of(config)
         self.lora = Adapters(self.layers, config.lora) if config.lora else None

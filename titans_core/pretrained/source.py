@@ -170,6 +170,8 @@ def decoder_of(pretrained: Pretrained, progress: Progress | None = None) -> Deco
     tensors: dict[str, Tensor] = {}
     for done, (name, parameter) in enumerate(wanted.items()):
         tensors[name] = read_parameter(pretrained.weights, parameter)
+        if (blocks := parameter_blocks(pretrained.weights, parameter)) is not None:
+            decoder.stored[name] = (blocks[0].name, blocks[1])
         if progress is not None:
             progress(done + 1, len(wanted))
     decoder.load_state_dict(tensors, assign=True)

@@ -26,10 +26,10 @@ Examples:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle directory to make.")
 @click.option(
     "--dtype",
-    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    type=click.Choice(["fp32", "fp16", "bf16", "int8", "int4"]),
     default="fp32",
     show_default=True,
-    help="Weights and activations; norms, gates and memory stay fp32. int8: weights alone, for CPUs.",
+    help="Weights and activations; norms, gates and memory stay fp32. int8, int4: weights alone, for CPUs.",
 )
 @click.option(
     "--verify-tokens",

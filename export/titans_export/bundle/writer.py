@@ -43,9 +43,10 @@ from titans_export.graph.model import (
     refer_to_weights,
     state_table,
 )
-from titans_export.models.precision import precision
+from titans_export.models.precision import precision, ready_blocks
 from titans_export.models.protocol import SteppableModel
 from titans_export.passes.float32_for_cpu import float32_for_cpu, is_half
+from titans_export.passes.fold_into_products import fold_into_products
 from titans_export.passes.quantise import quantise
 from titans_export.passes.weights_on_left import weights_on_left
 from titans_format.document import MANIFEST_FILE
@@ -154,8 +155,9 @@ def write_bundle(
     every = [*exported, *fusible.values()]
     used: dict[str, Tensor] = {name: own[name] for graph in every for name in graph.parameters}
     portable, singles = ([graph.model for graph in group] for group in (exported, fusible.values()))
-    if wanted.quantised:
-        used = quantise([*portable, *singles], used)
+    if wanted.bits is not None:
+        used = quantise(portable, used, wanted.bits, fused=singles, ready=ready_blocks(model.module, wanted))
+        fold_into_products(singles)
     elif not any(is_half(model) for model in portable):
         used = weights_on_left(portable, used, fused=singles)
     places = write_tensors(directory / WEIGHTS_FILE, used)

@@ -21,7 +21,8 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from titans_core.attention import SegmentAttention, SlidingWindowAttention
 from titans_core.blocks import Extension, MemoryReader
-from titans_core.layers import MLP, rms_normalise
+from titans_core.decoder.attention import WindowAttention
+from titans_core.layers import MLP, RMSNorm, rms_normalise
 from titans_core.memory import NeuralMemory
 from titans_core.state import State
 
@@ -60,7 +61,7 @@ def qualifies(module: nn.Module) -> bool:
         )
     if isinstance(module, SegmentAttention | SlidingWindowAttention):
         return module.width % 2 == 0
-    return isinstance(module, MLP) and module.gated
+    return isinstance(module, RMSNorm | WindowAttention) or (isinstance(module, MLP) and module.gated)
 
 
 @contextmanager
@@ -281,6 +282,56 @@ def _attended(
     return out, dict(zip(rows, new, strict=True))
 
 
+class _FusedDecoderAttention:
+    """Stands in for a pretrained decoder's `WindowAttention`."""
+
+    methods = ("chunks", "extend")
+
+    def __init__(self, attention: WindowAttention) -> None:
+        self.attention = attention
+
+    def chunks(self, x: Tensor, state: State, position: Tensor) -> tuple[Tensor, State]:
+        """Whole chunks, from a chunk boundary."""
+        names = ["key", "value", *(["sink_key", "sink_value"] if self.attention.sinks else [])]
+        return self._call("WindowPrefill", x, state, [position], {name: tuple(state[name].shape) for name in names})
+
+    def extend(self, x: Tensor, state: State, position: Tensor, place: Tensor) -> tuple[Tensor, State]:
+        """Some tokens inside a chunk."""
+        names = ("chunk_key", "chunk_value")
+        new: dict[str, Sizes] = {name: (x.shape[1], *state[name].shape[1:]) for name in names}
+        return self._call("WindowAttention", x, state, [*(state[name] for name in names), position], new)
+
+    def _call(
+        self, operator: str, x: Tensor, state: State, last: list[Tensor], new: dict[str, Sizes]
+    ) -> tuple[Tensor, State]:
+        """The operator; `last` are the inputs behind those of both, `new` the entries of the state that it returns."""
+        attention = self.attention
+        projected = attention.to_qkv(x)
+        if attention.qkv_bias is not None:
+            projected = projected + attention.qkv_bias
+        attributes: dict[str, Any] = {
+            "heads": attention.heads,
+            "kv_heads": attention.kv_heads,
+            "chunk": attention.chunk,
+            "past": attention.past,
+            "window": attention.window,
+            "sinks": attention.sinks,
+            "normed": int(attention.query_norm is not None),
+        }
+        inputs = [projected]
+        if attention.query_norm is not None and attention.key_norm is not None:
+            attributes["epsilon"] = attention.query_norm.eps
+            inputs += [attention.query_norm.gain, attention.key_norm.gain]
+        names = ["key", "value", *(["sink_key", "sink_value"] if attention.sinks else [])]
+        tables = [table.to(x.dtype) for table in (attention.cosine, attention.sine)]
+        inputs += [*tables, *(state[name] for name in names), *last]
+        shapes: list[Sizes] = [(*x.shape[:2], attention.heads * attention.width), *new.values()]
+        heads, *changed = fused_operator(operator, attributes, inputs, shapes)
+        out: Tensor = attention.out(heads)
+        out = out if attention.out_bias is None else out + attention.out_bias
+        return out, dict(zip(new, changed, strict=True))
+
+
 class _FusedMLP:
     """Stands in for a gated feed-forward."""
 
@@ -297,10 +348,26 @@ class _FusedMLP:
         return out
 
 
+class _FusedNorm:
+    """Stands in for `RMSNorm`."""
+
+    methods = ("forward",)
+
+    def __init__(self, norm: RMSNorm) -> None:
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., dim]`."""
+        (out,) = fused_operator("RMSNorm", {"epsilon": self.norm.eps}, [x, self.norm.gain], [tuple(x.shape)])
+        return out
+
+
 _STAND_INS: dict[type[nn.Module], Any] = {
+    RMSNorm: _FusedNorm,
     MemoryReader: _FusedReader,
     NeuralMemory: _FusedMemory,
     SegmentAttention: _FusedSegment,
     SlidingWindowAttention: _FusedWindow,
+    WindowAttention: _FusedDecoderAttention,
     MLP: _FusedMLP,
 }

@@ -1,87 +1,47 @@
-"""Weight matrices as 8-bit integers in a graph, for the CPU kernels that multiply with them as they are.
+"""Weight matrices as integers of 8 or 4 bits in a graph, for the CPU kernels that multiply with them as they are.
 
-A matrix is cut into blocks along the axis that a product sums over; a block shares one fp32 scale, its largest
-number over 127. Products become ONNX Runtime's MatMulNBits, which rounds the activations of a block to 8 bits too and
-multiplies integers; a step reads a quarter of the bytes. An embedding is looked up as integers and scaled afterwards.
+Products become ONNX Runtime's MatMulNBits, which rounds the activations of a block to 8 bits too and multiplies
+integers, and in graphs for our own kernels the fused BlockLinear, which reads the same bytes in place. Where a block
+has a least number of its own, what its middle code means is multiplied with the sums of blocks of activations, in fp32:
+MatMulNBits takes such numbers as zero points, but is 35 times slower with them. An embedding is looked up as integers
+and scaled afterwards.
 
-Measured with onnxruntime 1.32 on one core with AVX2, [768, 3072]: one row takes 95 us against 210 us of fp32,
-sixty-four rows 7.0 ms against 5.6 ms. accuracy_level 4 is the integer kernel; any other computes in fp32 and takes
-8 ms for one row. Knows ONNX. Does not know which models or files there are.
+accuracy_level 4 is the integer kernel; any other computes in fp32. Measured with onnxruntime 1.32, two threads with
+AVX-512, 48 matrices [576, 1536] in ms:
+
+    rows                                       1        64
+    4 bits                                   1.2        42
+    4 bits, sums of blocks besides           1.8        27
+    4 bits, float32 zero points               35        62
+    8 bits                                   1.8        22
+
+Knows ONNX. Does not know how a matrix is cut into blocks (`blocks`), nor which models or files there are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor
 
 from titans_export.graph.builder import weight_value
+from titans_export.graph.fused_ops import DOMAIN as FUSED_DOMAIN
+from titans_export.graph.fused_ops import VERSION as FUSED_VERSION
+from titans_export.passes.blocks import BLOCK, MIDDLE, Blocks, quantised
 from titans_export.passes.replacement import Replacement, initializer
 
-BLOCK = 64  # numbers per scale; 32 took 1.4 times as long, 128 no less
-SMALLEST_BLOCK = 16  # the kernel's least
-ZERO = 128  # integers are stored unsigned, this is 0
-LARGEST = 127
 DOMAIN = "com.microsoft"
 INTEGER_KERNEL = 4  # accuracy_level
+LOOKED_UP_BITS: Literal[8] = 8  # of an embedding, and of a head that is tied to it: as in GGUF's files of 4 bits
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """A matrix in blocks: `values` uint8 `[n, blocks, block]`, `scales` float32 `[n, blocks]`."""
-
-    values: Tensor
-    scales: Tensor
-
-
-def quantised(weight: Tensor, axis: int) -> Blocks:
-    """A matrix cut into blocks along `axis`, the other axis first; the last block is filled up with zeros."""
-    rows = weight.detach().float()
-    rows = rows if axis == 1 else rows.T
-    count, width = rows.shape
-    block = block_size(width)
-    padded = torch.nn.functional.pad(rows, (0, -width % block)).reshape(count, -1, block)
-    scales = padded.abs().amax(-1) / LARGEST
-    steps = torch.where(scales > 0, scales, 1.0)[..., None]
-    values = torch.round(padded / steps).clamp(-LARGEST, LARGEST) + ZERO
-    return Blocks(values.to(torch.uint8).contiguous(), scales)
-
-
-def rounded(weight: Tensor, axis: int) -> Tensor:
-    """What `quantised` stores, as numbers in the shape of `weight`."""
-    blocks = quantised(weight, axis)
-    rows = ((blocks.values.float() - ZERO) * blocks.scales[..., None]).flatten(1)
-    rows = rows[:, : weight.shape[axis]]
-    return (rows if axis == 1 else rows.T).contiguous()
-
-
-def rounded_rows(x: Tensor) -> Tensor:
-    """Activations `[..., n]` as the integer kernel takes them: whole steps, 127 of them up to a block's largest."""
-    width = x.shape[-1]
-    block = block_size(width)
-    padded = torch.nn.functional.pad(x, (0, -width % block))
-    blocks = padded.reshape(*x.shape[:-1], -1, block)
-    steps = blocks.abs().amax(-1, keepdim=True) / LARGEST
-    taken: Tensor = torch.round(blocks / torch.where(steps > 0, steps, 1.0)) * steps
-    return taken.flatten(-2)[..., :width]
-
-
-def block_size(width: int) -> int:
-    """The block for a sum over `width` numbers."""
-    block = BLOCK
-    while block > SMALLEST_BLOCK and block >= 2 * width:
-        block //= 2
-    return block
-
-
-def values_name(weight: str) -> str:
+def codes_name(weight: str) -> str:
     """The stored name of a weight's integers."""
-    return f"{weight}.int8"
+    return f"{weight}.codes"
 
 
 def scales_name(weight: str) -> str:
@@ -89,31 +49,55 @@ def scales_name(weight: str) -> str:
     return f"{weight}.scales"
 
 
-def quantise(models: Iterable[ir.Model], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def least_name(weight: str) -> str:
+    """The stored name of its blocks' least numbers."""
+    return f"{weight}.least"
+
+
+def quantise(
+    models: Iterable[ir.Model],
+    weights: Mapping[str, Tensor],
+    bits: Literal[4, 8],
+    *,
+    fused: Iterable[ir.Model] = (),
+    ready: Mapping[str, Blocks] | None = None,
+) -> dict[str, Tensor]:
     """Let graphs use integers for the matrices that they multiply with or look up, in place.
 
     Args:
         models: graphs over shared weights.
         weights: by initializer name.
+        bits: of the matrices that are multiplied with; those that are looked up have 8.
+        fused: more graphs, for runtimes with fused kernels.
+        ready: weights that are in blocks already, along the axis that they are used along.
 
     Returns:
-        What to store: the integers and scales, and the weights that stay as they are.
+        What to store: integers and scales, and the weights that stay as they are.
     """
-    models = list(models)
-    uses = {name: [use for model in models for use in _uses(model.graph, name)] for name in weights}
+    models, fused, ready = list(models), list(fused), ready or {}
+    uses = {
+        name: [(*use, model in fused) for model in (*models, *fused) for use in _uses(model.graph, name)]
+        for name in weights
+    }
     axes = {name: _axis(found) for name, found in uses.items() if weights[name].dim() == 2}
     stored = dict(weights)
     for name, axis in sorted(axes.items()):
         if axis is None:
             continue
-        blocks = quantised(stored.pop(name), axis)
-        stored |= {values_name(name): blocks.values, scales_name(name): blocks.scales}
-        for node, value in uses[name]:
-            _replace(node, value, name, weights[name].shape[axis], blocks)
-    for model in models:
-        if any(node.domain == DOMAIN for node in model.graph):
-            model.graph.opset_imports[DOMAIN] = 1
-            RemoveUnusedNodesPass()(model)  # transposes of what is integers now
+        looked_up = any(node.op_type == "Gather" for node, _, _ in uses[name])
+        weight = stored.pop(name)
+        blocks = ready[name] if name in ready else quantised(weight, axis, LOOKED_UP_BITS if looked_up else bits)
+        stored |= {codes_name(name): blocks.codes, scales_name(name): blocks.scales}
+        if blocks.least is not None:
+            stored[least_name(name)] = blocks.least
+        for node, _, in_fused in uses[name]:
+            _replace(node, name, blocks, in_fused)
+    for model in (*models, *fused):
+        used = {node.domain for node in model.graph}
+        for domain, version in ((DOMAIN, 1), (FUSED_DOMAIN, FUSED_VERSION)):
+            if domain in used:
+                model.graph.opset_imports[domain] = version
+        RemoveUnusedNodesPass()(model)  # transposes of what is integers now
     return stored
 
 
@@ -138,9 +122,9 @@ def _transposes(node: ir.Node) -> bool:
     return node.op_type == "Transpose" and list(node.attributes.get_ints("perm", ())) == [1, 0]
 
 
-def _axis(uses: Iterable[Use]) -> int | None:
+def _axis(uses: Iterable[tuple[ir.Node, ir.Value, bool]]) -> int | None:
     """The axis that a weight may be cut along for all of its uses, or None where it has to stay."""
-    axes = {_axis_of(node, value) for node, value in uses}
+    axes = {_axis_of(node, value) for node, value, _ in uses}
     return axes.pop() if len(axes) == 1 else None
 
 
@@ -151,40 +135,94 @@ def _axis_of(node: ir.Node, value: ir.Value) -> int | None:
     return 1 if looks_up and value.is_initializer() else None
 
 
-def _replace(node: ir.Node, value: ir.Value, weight: str, width: int, blocks: Blocks) -> None:
-    """Let a node use the integers and scales of a weight whose products sum over `width` numbers."""
+class _Stored:
+    """A weight's integers, scales and least numbers as values of a graph."""
+
+    def __init__(self, made: Replacement, weight: str, blocks: Blocks) -> None:
+        def value(name: str, dtype: ir.DataType, tensor: Tensor) -> ir.Value:
+            return initializer(made.graph, weight_value(name, dtype, tensor.shape))
+
+        self.codes = value(codes_name(weight), ir.DataType.UINT8, blocks.codes)
+        self.scales = value(scales_name(weight), ir.DataType.FLOAT16, blocks.scales)
+        self.least = None
+        if blocks.least is not None:
+            self.least = value(least_name(weight), ir.DataType.FLOAT16, blocks.least)
+
+
+def _replace(node: ir.Node, weight: str, blocks: Blocks, in_fused: bool) -> None:
+    """Let a node use the integers of a weight."""
     graph = node.graph
     if not isinstance(graph, ir.Graph):
         raise TypeError(f"{node.name} is not in a graph")
     made = Replacement(graph, node)
-    values = initializer(graph, weight_value(values_name(weight), ir.DataType.UINT8, blocks.values.shape))
-    scales = initializer(graph, weight_value(scales_name(weight), ir.DataType.FLOAT, blocks.scales.shape))
-    if node.op_type == "MatMul":
-        attributes = {
-            "K": width,
-            "N": len(blocks.scales),
-            "bits": 8,
-            "block_size": block_size(width),
-            "accuracy_level": INTEGER_KERNEL,
-        }
-        made.step("MatMulNBits", [node.inputs[0], values, scales], domain=DOMAIN, attributes=attributes)
+    stored = _Stored(made, weight, blocks)
+    if node.op_type == "Gather":
+        _look_up(made, node.inputs[1], stored, blocks)
+    elif in_fused:
+        inputs = [node.inputs[0], stored.codes, stored.scales, *([] if stored.least is None else [stored.least])]
+        attributes = {"bits": blocks.bits, "least": int(blocks.least is not None)}
+        made.step("BlockLinear", inputs, domain=FUSED_DOMAIN, attributes=attributes)
     else:
-        _look_up(made, node.inputs[1], values, scales, width)
+        _multiply(made, node.inputs[0], stored, blocks)
     made.finish()
 
 
-def _look_up(made: Replacement, ids: ir.Value | None, values: ir.Value, scales: ir.Value, width: int) -> None:
+def _wide(made: Replacement, value: ir.Value) -> ir.Value:
+    """float16 numbers as float32; of what is stored, ONNX Runtime makes them once, when it loads the graph."""
+    return made.step("Cast", [value], attributes={"to": ir.DataType.FLOAT})
+
+
+def _multiply(made: Replacement, x: ir.Value | None, stored: _Stored, blocks: Blocks) -> None:
+    """Activations `[..., k]` times the matrix."""
+    attributes: dict[str, Any] = {
+        "K": blocks.width,
+        "N": len(blocks.scales),
+        "bits": blocks.bits,
+        "block_size": BLOCK,
+        "accuracy_level": INTEGER_KERNEL,
+    }
+    scales = _wide(made, stored.scales)
+    result = made.step("MatMulNBits", [x, stored.codes, scales], domain=DOMAIN, attributes=attributes)
+    if stored.least is None:
+        return
+    above = made.step("Mul", [scales, made.constant("blocks/middle", np.array(MIDDLE[blocks.bits], np.float32))])
+    centres = made.step("Add", [_wide(made, stored.least), above])
+    cut = made.step("Reshape", [x, made.constant("blocks/cut", np.array([0, 0, -1, BLOCK], np.int64))])
+    last = made.constant("blocks/last", np.array([-1], np.int64))
+    sums = made.step("ReduceSum", [cut, last], attributes={"keepdims": 0})
+    turned = made.step("Transpose", [centres], attributes={"perm": [1, 0]})
+    made.step("Add", [result, made.step("MatMul", [sums, turned])])
+
+
+def _look_up(made: Replacement, ids: ir.Value | None, stored: _Stored, blocks: Blocks) -> None:
     """Rows of integers and their scales, to rows of numbers `[..., width]`."""
 
     def integers(name: str, *numbers: int) -> ir.Value:
-        return made.constant(f"int8/{name}", np.array(numbers, np.int64))
+        return made.constant(f"blocks/{name}", np.array(numbers, np.int64))
 
-    padded = -(-width // block_size(width)) * block_size(width)
-    zero = made.constant("int8/zero", np.array(ZERO, np.float32))
-    rows = made.step("Gather", [values, ids], attributes={"axis": 0})
-    signed = made.step("Sub", [made.step("Cast", [rows], attributes={"to": ir.DataType.FLOAT}), zero])
-    factors = made.step("Gather", [scales, ids], attributes={"axis": 0})
-    scaled = made.step("Mul", [signed, made.step("Unsqueeze", [factors, integers("last", -1)])])
-    numbers = made.step("Reshape", [scaled, integers(f"rows_{padded}", 0, 0, padded)])
-    if padded != width:
-        made.step("Slice", [numbers, integers("cut_from", 0), integers(f"cut_{width}", width), integers("cut_axis", 2)])
+    def each(value: ir.Value) -> ir.Value:
+        """A number of each block, beside its codes."""
+        found = _wide(made, made.step("Gather", [value, ids], attributes={"axis": 0}))
+        return made.step("Unsqueeze", [found, integers("last", -1)])
+
+    count = blocks.codes.shape[1]
+    codes = made.step("Gather", [stored.codes, ids], attributes={"axis": 0})
+    if blocks.bits == 4:
+        pairs = made.step("Cast", [codes], attributes={"to": ir.DataType.INT32})
+        sixteen = made.constant("blocks/sixteen", np.array(16, np.int32))
+        low, high = (made.step(operator, [pairs, sixteen]) for operator in ("Mod", "Div"))
+        halves = [made.step("Unsqueeze", [half, integers("last", -1)]) for half in (low, high)]
+        both = made.step("Concat", halves, attributes={"axis": -1})
+        codes = made.step("Reshape", [both, integers(f"codes_{count}", 0, 0, count, BLOCK)])
+    numbers = made.step("Cast", [codes], attributes={"to": ir.DataType.FLOAT})
+    if stored.least is None:
+        middle = made.constant(f"blocks/middle_{blocks.bits}", np.array(MIDDLE[blocks.bits], np.float32))
+        numbers = made.step("Sub", [numbers, middle])
+    scaled = made.step("Mul", [numbers, each(stored.scales)])
+    if stored.least is not None:
+        scaled = made.step("Add", [scaled, each(stored.least)])
+    padded = count * BLOCK
+    rows = made.step("Reshape", [scaled, integers(f"rows_{padded}", 0, 0, padded)])
+    if padded != blocks.width:
+        cut = [integers("cut_from", 0), integers(f"cut_{blocks.width}", blocks.width), integers("cut_axis", 2)]
+        made.step("Slice", [rows, *cut])

@@ -28,7 +28,8 @@ from titans_export.models.precision import StoredStates, precision, reference
 from titans_export.models.protocol import initial_state
 from titans_export.models.source_model import made_from, source_of
 from titans_export.models.titans import OurModel, TitansSteppable
-from titans_export.passes.quantise import values_name
+from titans_export.passes.blocks import bits_of
+from titans_export.passes.quantise import codes_name
 from titans_export.verification import distance
 from titans_export.verification.pieces import random_pieces, random_stream
 from titans_export.verification.report import VerificationReport
@@ -85,7 +86,8 @@ def compare(
         )
     model.eval().requires_grad_(False)
     wanted = precision(manifest.dtype)
-    stored = {name for name, _ in model.named_parameters() if values_name(name) in opened.weights}
+    codes = {name: opened.weights.get(codes_name(name)) for name, _ in model.named_parameters()}
+    stored = {name: bits_of(tensor.array.shape) for name, tensor in codes.items() if tensor is not None}
     steppable = reference(model, wanted, stored)
     stream = random_stream(manifest.inputs, tokens, seed)
     forms = _forms(opened)

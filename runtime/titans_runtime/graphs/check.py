@@ -18,7 +18,17 @@ from titans_format.dtypes import BY_NAME, BY_ONNX, BY_SAFETENSORS
 from titans_format.errors import BundleError
 from titans_format.specs import MOST_AXES, TensorSpec
 from titans_runtime.graphs.onnx_reader import Model, Node, Tensor, Value, read_model
-from titans_runtime.graphs.operators import DIVISIONS, INTEGERS, IR_VERSION, OPERATORS, OPSETS, STANDARD
+from titans_runtime.graphs.operators import (
+    DIVISIONS,
+    INTEGERS,
+    IR_VERSION,
+    OPERATORS,
+    OPSETS,
+    PACKED_BITS,
+    PACKED_BLOCKS,
+    PACKED_PRODUCT,
+    STANDARD,
+)
 from titans_runtime.graphs.protobuf import WireError
 from titans_runtime.tensorfile import MappedTensor
 
@@ -78,6 +88,7 @@ class _Check:
         self.model, self.content, self.wanted = model, content, wanted
         self.types: dict[str, int] = {}
         self.constants: dict[str, Tensor] = {}
+        self.sizes: dict[str, tuple[int, ...]] = {}  # of initializers, and of what is cast from them
 
     def run(self) -> tuple[str, ...]:
         self._versions()
@@ -153,6 +164,7 @@ class _Check:
                 f"has initializer {name!r} of type {tensor.dtype} with {len(tensor.dims)} axes, which no weight is"
             )
         self.types[name] = tensor.dtype
+        self.sizes[name] = tuple(tensor.dims)
         if tensor.external is not None:
             self._weight(tensor, tensor.external)
             return True
@@ -200,6 +212,10 @@ class _Check:
         types = [self._known(node, name) for name in node.inputs]
         if key in DIVISIONS and types and types[0] in INTEGERS:
             self._divisor(node)
+        if key == PACKED_PRODUCT:
+            self._packed(node)
+        if node.operator == "Cast" and node.inputs[:1] and node.inputs[0] in self.sizes:
+            self.sizes.update(dict.fromkeys(node.outputs, self.sizes[node.inputs[0]]))
         returned = operator.returns
         if returned == "to":
             dtype = node.attributes.get("to", 0)
@@ -223,6 +239,21 @@ class _Check:
         if name not in self.types:
             self.fail(f"has operator {node.operator!r} read {name!r}, which nothing before it computes")
         return self.types[name]
+
+    def _packed(self, node: Node) -> None:
+        """A product with packed integers: ONNX Runtime packs them anew as its attributes say, whatever their sizes."""
+        width, count, bits, block = (node.attributes.get(name) for name in ("K", "N", "bits", "block_size"))
+        if not (isinstance(width, int) and isinstance(count, int) and width >= 1 and count >= 1):
+            self.fail(f"multiplies with packed integers of {count} rows of {width} numbers")
+        if bits not in PACKED_BITS or block not in PACKED_BLOCKS or len(node.inputs) != 3:
+            self.fail(f"multiplies with packed integers of {bits} bits in blocks of {block}, which are not ours")
+        blocks = -(-width // int(block))
+        wanted = ((count, blocks, int(block) * int(bits) // 8), ((count, blocks), (count * blocks,)))
+        codes, scales = node.inputs[1:]
+        if self.types[codes] != BY_NAME["uint8"].onnx or self.sizes.get(codes) != wanted[0]:
+            self.fail(f"has packed integers {codes!r} of other sizes than {list(wanted[0])}")
+        if self.types[scales] != BY_NAME["float32"].onnx or self.sizes.get(scales) not in wanted[1]:
+            self.fail(f"has scales {scales!r} of other sizes than {list(wanted[1][0])}")
 
     def _divisor(self, node: Node) -> None:
         """Whole numbers are divided by positive constants alone: others can end the process."""

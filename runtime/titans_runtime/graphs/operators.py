@@ -21,6 +21,11 @@ OPSETS: Mapping[str, int] = {STANDARD: 20, FUSED: 1, CONTRIBUTED: 1}
 IR_VERSION = 10  # and every older one, which has less
 
 
+# Its integers and scales have the sizes that its attributes say (`graph_check`).
+PACKED_PRODUCT = (CONTRIBUTED, "MatMulNBits")
+PACKED_BITS, PACKED_BLOCKS = (4, 8), (16, 32, 64)
+
+
 @dataclass(frozen=True)
 class Operator:
     """One operator.
@@ -45,6 +50,14 @@ _MEMORY: Mapping[str, type] = {
     **dict.fromkeys(("bound", "max_step"), float),
 }
 _ATTENTION = dict.fromkeys(("heads", "chunk", "past", "window", "persistent"), int)
+_WINDOW: Mapping[str, type] = {
+    **dict.fromkeys(("heads", "kv_heads", "chunk", "past", "window", "sinks", "normed"), int),
+    "epsilon": float,
+}
+_BLOCK_LINEAR: Mapping[str, type] = {
+    **dict.fromkeys(("bits", "least", "norm", "gated", "added"), int),
+    "epsilon": float,
+}
 _KEEP, _AXIS = {"keepdims": int}, {"axis": int}
 
 OPERATORS: Mapping[tuple[str, str], Operator] = {
@@ -60,15 +73,17 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
     (STANDARD, "Shape"): Operator("int64", {"start": int, "end": int}),
     (STANDARD, "Transpose"): Operator(0, {"perm": tuple}),
     (STANDARD, "Where"): Operator(1),
+    (FUSED, "BlockLinear"): Operator("float32", _BLOCK_LINEAR),
     (FUSED, "GatedUnit"): Operator("float32"),
     (FUSED, "Linear"): Operator("float32"),
     (FUSED, "Memory"): Operator("float32", _MEMORY),
     (FUSED, "MemoryCommit"): Operator("float32", _MEMORY),
     (FUSED, "MemoryRead"): Operator("float32", _MEMORY),
+    (FUSED, "RMSNorm"): Operator("float32", {"epsilon": float}),
     (FUSED, "TokenAttention"): Operator("float32", _ATTENTION),
-    (CONTRIBUTED, "MatMulNBits"): Operator(
-        "float32", dict.fromkeys(("K", "N", "bits", "block_size", "accuracy_level"), int)
-    ),
+    (FUSED, "WindowAttention"): Operator("float32", _WINDOW),
+    (FUSED, "WindowPrefill"): Operator("float32", _WINDOW),
+    PACKED_PRODUCT: Operator("float32", dict.fromkeys(("K", "N", "bits", "block_size", "accuracy_level"), int)),
 }
 
 # Whole numbers are divided by these, and a divisor of 0 or -1 ends the process.

@@ -3,6 +3,7 @@
 
 #include "attention.h"
 #include "kernels.h"
+#include "rows.h"
 #include "scratch.h"
 #include "simd.h"
 
@@ -15,32 +16,6 @@ constexpr float kEpsilon = 1e-6f;
 void normalise(Index count, const float* x, float* to) {
   const float rate = 1.0f / std::sqrt(dot(count, x, x) / static_cast<float>(count) + kEpsilon);
   map(count, to, [&](Vec v) { return v * rate; }, x);
-}
-
-// Pairs (x[i], x[i + d / 2]) rotated by the angles of one place.
-void rotate(Index count, const float* x, const float* cosine, const float* sine, float* to) {
-  const Index half = count / 2;
-  for (Index i = 0; i < half; ++i) {
-    const float a = x[i], b = x[i + half];
-    to[i] = a * cosine[i] - b * sine[i];
-    to[i + half] = b * cosine[i + half] + a * sine[i + half];
-  }
-}
-
-// Scores of one query with `count` keys that are `row` numbers apart.
-void score(Index count, Index width, const float* query, const float* keys, Index row, float* to) {
-  for (Index i = 0; i < count; ++i) {
-    if (i + kFetchRows < count) fetch(keys + (i + kFetchRows) * row, width);
-    to[i] = dot(width, query, keys + i * row);
-  }
-}
-
-void add_values(Index count, Index width, const float* weights, const float* values, Index row, float* to) {
-  for (Index i = 0; i < count; ++i) {
-    if (i + kFetchRows < count) fetch(values + (i + kFetchRows) * row, width);
-    const Vec weight = all(weights[i]);
-    map(width, to, [&](Vec sum, Vec value) { return sum + weight * value; }, to, values + i * row);
-  }
 }
 
 }  // namespace
@@ -96,12 +71,7 @@ bool attention(const AttentionCall& call, Index b, Index h) {
     count += rows + 1;
   }
 
-  float top = scores[0];
-  for (Index i = 1; i < count; ++i) top = scores[i] > top ? scores[i] : top;
-  map(count, scores, [&](Vec x) { return exp(x - top); }, scores);
-  float total = 0;
-  for (Index i = 0; i < count; ++i) total += scores[i];
-  map(count, scores, [&](Vec x) { return x / total; }, scores);
+  softmax(count, scores);
 
   float* out = call.out + lane * d;
   std::memset(out, 0, d * sizeof(float));

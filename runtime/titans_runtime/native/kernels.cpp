@@ -12,6 +12,12 @@ bool attention(const AttentionCall&, Index, Index);
 Index linear_padded(Index);
 void linear_transpose(const LinearCall&, Index, Index);
 void linear(const LinearCall&, Index, Index);
+std::size_t block_bytes(const BlockCall&);
+bool block_round(const BlockCall&, Index, Index);
+void block_products(const BlockCall&, Index, Index);
+void norm(const float*, const float*, Index, float, float*);
+bool window_tokens(const WindowCall&, Index, Index);
+bool window_chunks(const WindowCall&, Index, Index, Index);
 
 namespace {
 
@@ -33,7 +39,8 @@ bool finite(const float* numbers, Index count) {
 #define TITANS_NAME_(isa) #isa
 #define TITANS_NAME(isa) TITANS_NAME_(isa)
 extern const Kernels kernels;
-const Kernels kernels{TITANS_NAME(TITANS_ISA), memory,           commit, read,  attention, gate,
-                      linear_padded,           linear_transpose, linear, finite};
+const Kernels kernels{TITANS_NAME(TITANS_ISA), memory, commit,      read,        attention,      gate, linear_padded,
+                      linear_transpose,        linear, block_bytes, block_round, block_products, norm, window_tokens,
+                      window_chunks,           finite};
 
 }  // namespace TITANS_ISA

@@ -8,6 +8,9 @@
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 namespace TITANS_ISA {
 
@@ -33,9 +36,40 @@ inline Vec smaller(Vec a, Vec b) { return pick(a < b, a, b); }
 inline Vec magnitude(Vec x) { return (Vec)((Ints)x & 0x7fffffff); }
 
 inline float sum(Vec x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#else
   float total = 0;
   for (Index i = 0; i < kLanes; ++i) total += x[i];
   return total;
+#endif
+}
+
+// The sums of four vectors, which together take less than one after the other.
+inline void sum4(Vec a, Vec b, Vec c, Vec d, float* to) {
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  const auto half = [](Vec x) {
+    return _mm256_add_ps(_mm512_castps512_ps256((__m512)x), _mm512_extractf32x8_ps((__m512)x, 1));
+  };
+#else
+  const auto half = [](Vec x) { return (__m256)x; };
+#endif
+  const __m256 sums = _mm256_hadd_ps(_mm256_hadd_ps(half(a), half(b)), _mm256_hadd_ps(half(c), half(d)));
+  _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
+#else
+  to[0] = sum(a), to[1] = sum(b), to[2] = sum(c), to[3] = sum(d);
+#endif
+}
+
+inline float largest(Vec x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)x);
+#else
+  float top = x[0];
+  for (Index i = 1; i < kLanes; ++i) top = x[i] > top ? x[i] : top;
+  return top;
+#endif
 }
 
 // 2^n e^r with |r| <= ln(2) / 2, e^r by its series. Saturates outside the range of float32; NaN stays NaN.
@@ -120,6 +154,25 @@ inline float dot(Index count, const float* a, const float* b) {
   for (; i + kLanes <= count; i += kLanes) one += load(a + i) * load(b + i);
   if (i < count) two += load_some(a + i, count - i) * load_some(b + i, count - i);
   return sum(one + two);
+}
+
+// The sum and the largest of `count` numbers, at least one.
+inline float sum_of(Index count, const float* from) {
+  Vec total{};
+  Index i = 0;
+  for (; i + kLanes <= count; i += kLanes) total += load(from + i);
+  if (i < count) total += load_some(from + i, count - i);
+  return sum(total);
+}
+inline float largest_of(Index count, const float* from) {
+  if (count < kLanes) {
+    float top = from[0];
+    for (Index i = 1; i < count; ++i) top = from[i] > top ? from[i] : top;
+    return top;
+  }
+  Vec top = load(from + count - kLanes);
+  for (Index i = 0; i + kLanes <= count; i += kLanes) top = larger(top, load(from + i));
+  return largest(top);
 }
 
 }  // namespace TITANS_ISA
