@@ -238,6 +238,8 @@ def quantised_graph(
 ) -> tuple[dict[str, torch.Tensor], bytes]:
     """What `quantise` stores for one graph, and the graph with it inside."""
     changed = ir.from_proto(model)
+    for number, node in enumerate(changed.graph):
+        node.name = f"n{number}"
     stored = quantise([changed], weights, bits, ready=ready)
     for value in changed.graph.initializers.values():
         if value.name in stored:
