@@ -1,6 +1,6 @@
 // Matrix products of the sizes a memory has: tens to hundreds of rows and columns that lie in the first two caches, so
-// nothing is packed. A block of 6 rows by 2 vectors is kept in registers, which is what sixteen of them hold; by 4 where
-// there are thirty-two.
+// nothing is packed. A block of 6 rows by 2 vectors is kept in registers, which is what sixteen of them hold; by 4
+// where there are thirty-two.
 #pragma once
 #include <type_traits>
 
