@@ -57,5 +57,5 @@ echo '-- and what needs torch says so'
 code=0
 message=$("$work/venv/bin/titans" export "$work/checkpoint" --out "$work/again.titans" 2>&1) || code=$?
 echo "$message"
-[[ $code == 2 && $message == Error:*"pip install 'onnx>="* && $message != *Traceback* ]]
+[[ $code == 2 && $message == Error:*"pip install "*"'onnx>="* && $message != *Traceback* ]]
 echo 'wheel check passed'

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.runtime.toy import FEATURES, C, Oracle, Toy, write_toy
-from titans_format.manifest import TokenInputs
+from titans_format.fields import TokenInputs
 from titans_runtime import Driver, InputError, Model, load
 from titans_runtime.arrays import Array
 from titans_runtime.stream.inputs import Inputs, checked_streams

@@ -75,7 +75,7 @@ def test_text_ends_before_a_stop_string(tiny_bundle: Path) -> None:
         (["--prompt", "a", "--threads", "0"], ["threads", "0"]),
         (["--prompt", "a", "--temperature", "-1"], ["temperature", "-1"]),
         (["--prompt", "a", "--top-p", "2"], ["top_p", "2"]),
-        (["--prompt", "a", "--top-k", "0"], ["top_k", "0"]),
+        (["--prompt", "a", "--top-k", "-1"], ["top_k", "-1"]),
         (["--prompt", "a", "--min-p", "7"], ["min_p", "7"]),
         (["--prompt", "a", "--repetition-penalty", "0"], ["repetition_penalty", "0"]),
         (["--prompt", "a", "--seed", "-5"], ["seed", "-5"]),

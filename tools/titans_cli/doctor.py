@@ -16,12 +16,13 @@ from titans_format.install import install
 
 # Commands -> the packages they need beyond the base dependencies, and the extra that brings them.
 _NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
-    "titans train": (("torch",), "train"),
-    "titans export, import, verify": (("torch", "onnx", "onnxruntime"), "export"),
+    "titans train, graft": (("torch",), "train"),
+    "titans export, import, verify, drift": (("torch", "onnx", "onnxruntime"), "export"),
     "titans slim": (("torch", "onnx"), "export"),
     "titans build --backend tensorrt-rtx": (("onnx", "tensorrt-rtx"), "export,tensorrt-rtx"),
     "titans build --backend tensorrt": (("onnx", "tensorrt"), "export,tensorrt"),
     "titans run, chat, bench, eval": (("onnxruntime",), "cpu"),
+    "titans serve": (("onnxruntime", "prometheus-client", "starlette", "uvicorn"), "serve"),
     "titans inspect, state": ((), ""),
     "titans eval --plot, verify --plot": (("matplotlib",), "plot"),
     "titans train, eval --task series --data NAME": (("bokeh-sampledata", "heartpy", "vega-datasets"), "data"),

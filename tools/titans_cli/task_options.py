@@ -67,7 +67,7 @@ def options_of(context: click.Context, task: str, files: Sequence[str] = ()) -> 
         if was_given(context, option.name) and not option.belongs_to(task, data):
             here = f"{task} {_WITH if data else _WITHOUT}" if option.of(task) else task
             raise click.UsageError(
-                f"{option.opts[0]} belongs to --task {' and '.join(option.tasks)}; leave it out for {here}"
+                f"{option.opts[0]} belongs to --task {_listed(option.tasks)}; leave it out for {here}"
             )
     return chosen
 
@@ -75,3 +75,8 @@ def options_of(context: click.Context, task: str, files: Sequence[str] = ()) -> 
 def was_given(context: click.Context, name: str | None) -> bool:
     """Whether the parameter `name` was given on the command line; otherwise its value is its default."""
     return name is not None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them: a, b and c."""
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)

@@ -70,15 +70,14 @@ def parse(module: Any, backend: str, builder: Any, logger: Any, path: Path, cont
 
 def _refusals(parser: Any) -> str:
     """The first parser errors; a node's name starts with the path of the module that made it."""
-    errors = [parser.get_error(index) for index in range(min(_SHOWN, parser.num_errors))]
-    errors = []
-    for error in errors:
+    refusals = []
+    for error in (parser.get_error(index) for index in range(min(_SHOWN, parser.num_errors))):
         place, _, _ = error.node_name().rpartition("/")
         where = f" in {place}" if place else ""
-        errors.append(
+        refusals.append(
             f"node {error.node()}, {error.node_name()} ({error.node_operator()}){where}: {error.desc().strip()}"
         )
-    return "; ".join(errors) or "the file"
+    return "; ".join(refusals) or "the file"
 
 
 def check_io(module: Any, network: Any, graph: GraphSpec) -> tuple[EngineIO, ...]:

@@ -43,7 +43,7 @@ bool window_tokens(const WindowCall& call, Index b, Index h) {
   const bool first = h % (call.heads / call.kv_heads) == 0;  // of the heads that share keys, the one that writes them
   const Index before = call.position[b], place = before % C, started = before - place;
   if (!scratch().need(Count{T + 4} * (d + 16) + call.sinks + span + C + T + 64)) return false;
-  float *plain = scratch().take(d), *turned = scratch().take(d), *own = scratch().take(T * d);
+  float *plain = scratch().take(d), *rotated = scratch().take(d), *own = scratch().take(T * d);
   float* scores = scratch().take(call.sinks + span + C + T);
   if (!scratch().enough()) return false;
   for (Index t = 0; t < T; ++t) {
@@ -62,20 +62,20 @@ bool window_tokens(const WindowCall& call, Index b, Index h) {
     const Index oldest = most(here + 1 - W, 0), rows = most(place - oldest, 0), among = most(oldest - place, 0);
     Index count = 0;
     if (sinks) {
-      turn(call, query, call.positions + least(at, call.sinks + W - 1), turned);
-      score(sinks, d, turned, call.sink_key + lane * call.sinks * d, d, scores);
+      turn(call, query, call.positions + least(at, call.sinks + W - 1), rotated);
+      score(sinks, d, rotated, call.sink_key + lane * call.sinks * d, d, scores);
       count = sinks;
     }
     const float* past_key = call.key + lane * span * d;
-    for (Index c = (span - reach) / C; reach && c < call.past; ++c) {  // a query is turned once for each chunk
+    for (Index c = (span - reach) / C; reach && c < call.past; ++c) {  // a query is rotated once for each chunk
       const Index from = most(c * C, span - reach);
-      turn(call, query, call.positions + here + (call.past - c) * C, turned);
-      score((c + 1) * C - from, d, turned, past_key + from * d, d, scores + count);
+      turn(call, query, call.positions + here + (call.past - c) * C, rotated);
+      score((c + 1) * C - from, d, rotated, past_key + from * d, d, scores + count);
       count += (c + 1) * C - from;
     }
-    turn(call, query, call.positions + here, turned);
-    score(rows, d, turned, call.row_key + (oldest * lanes + lane) * d, lanes * d, scores + count);
-    score(t + 1 - among, d, turned, own + among * d, d, scores + count + rows);
+    turn(call, query, call.positions + here, rotated);
+    score(rows, d, rotated, call.row_key + (oldest * lanes + lane) * d, lanes * d, scores + count);
+    score(t + 1 - among, d, rotated, own + among * d, d, scores + count + rows);
     count += rows + t + 1 - among;
     softmax(count, scores);
 
@@ -107,7 +107,7 @@ bool window_chunks(const WindowCall& call, Index b, Index k, Index part) {
   float *keys = scratch().take(d * stride), *values = scratch().take(stride * d),
         *scores = scratch().take(rows * stride);
   float *queries = scratch().take(rows * d), *outputs = scratch().take(rows * d), *sinks = scratch().take(rows * N);
-  float *plain = scratch().take(d), *turned = scratch().take(d), *first_keys = scratch().take(N * d);
+  float *plain = scratch().take(d), *rotated = scratch().take(d), *first_keys = scratch().take(N * d);
   if (!scratch().enough()) return false;
 
   const auto value_of = [&](Index t) { return projected(call, b, t, call.heads + call.kv_heads + k); };
@@ -117,27 +117,27 @@ bool window_chunks(const WindowCall& call, Index b, Index k, Index part) {
   std::memset(keys, 0, d * stride * sizeof(float));
   for (Index i = low; i < high; ++i) {
     if (i < span)
-      turn(call, call.key + (lane * span + i) * d, i / C * C, turned);
+      turn(call, call.key + (lane * span + i) * d, i / C * C, rotated);
     else
-      turn(call, key_of(i - span), i, turned);
-    for (Index c = 0; c < d; ++c) keys[c * stride + i - low] = turned[c];
+      turn(call, key_of(i - span), i, rotated);
+    for (Index c = 0; c < d; ++c) keys[c * stride + i - low] = rotated[c];
     std::memcpy(values + (i - low) * d, i < span ? call.value + (lane * span + i) * d : value_of(i - span),
                 d * sizeof(float));
   }
   std::memset(values + seen * d, 0, (stride - seen) * d * sizeof(float));
 
-  // What stays: the last chunks, each key turned by its place in its chunk, and the first tokens of the stream.
+  // What stays: the last chunks, each key rotated by its place in its chunk, and the first tokens of the stream.
   for (Index t = from; t < to; ++t) {
     const Index slot = span - T + t;
     const bool sink = before == 0 && t < N;
     if (slot < 0 && !sink) continue;
-    turn(call, key_of(t), t % C, turned);
+    turn(call, key_of(t), t % C, rotated);
     if (slot >= 0) {
-      std::memcpy(call.new_key + (lane * span + slot) * d, turned, d * sizeof(float));
+      std::memcpy(call.new_key + (lane * span + slot) * d, rotated, d * sizeof(float));
       std::memcpy(call.new_value + (lane * span + slot) * d, value_of(t), d * sizeof(float));
     }
     if (sink) {
-      std::memcpy(call.new_sink_key + (lane * N + t) * d, turned, d * sizeof(float));
+      std::memcpy(call.new_sink_key + (lane * N + t) * d, rotated, d * sizeof(float));
       std::memcpy(call.new_sink_value + (lane * N + t) * d, value_of(t), d * sizeof(float));
     }
   }
@@ -164,8 +164,8 @@ bool window_chunks(const WindowCall& call, Index b, Index k, Index part) {
       turn(call, query, call.positions + span + from + r, queries + r * d);
       const Index at = before + from + r, visible = most(least(at - W + 1, N), 0);
       if (!visible) continue;
-      turn(call, query, call.positions + least(at, N + W - 1), turned);
-      score(visible, d, turned, sink_keys, d, sinks + r * N);
+      turn(call, query, call.positions + least(at, N + W - 1), rotated);
+      score(visible, d, rotated, sink_keys, d, sinks + r * N);
     }
     product(rows, stride, d, {queries, d, 1}, keys, stride, scores, stride, nullptr, false);
     for (Index r = 0; r < rows; ++r) {

@@ -58,7 +58,7 @@ def test_fasta_is_trained_on(tmp_path: Path) -> None:
         (["--task", "dna", "--families", "100000"], "would look alike"),
         (["--task", "dna", "--window-tokens", "8"], "dna with --data; leave it out for dna without --data"),
         (["--task", "dna", "--data", "WAVE", "--families", "4"], "--families belongs to --task dna without --data"),
-        (["--task", "dna", "WAVE", "--gap", "128"], "--gap belongs to --task recall and dna without --data"),
+        (["--task", "dna", "WAVE", "--gap", "128"], "--gap belongs to --task recall, facts and dna without --data"),
         (["--task", "dna", "--data", "WAVE", "--eval-gap", "9"], "leave it out for dna with --data"),
         (["--task", "dna", "--data", "WAVE"], "is a NumPy array, not text; give FASTA"),
         (["--task", "recall", "--horizon", "2"], "belongs to --task series"),
