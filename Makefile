@@ -15,7 +15,7 @@ SOURCES := $(shell find titans_core titans_tasks export runtime tools/titans_cli
 TEST_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: site prose commands setup kernels demo demo-llm bench test fuzz cover lint format docs wheel wheel-anywhere wheel-check extras-check help clean
+.PHONY: site prose commands setup kernels demo bench test fuzz cover lint format docs wheel wheel-anywhere wheel-check extras-check help clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,9 +27,6 @@ kernels: $(DEV)  ## compile the fused kernels for CPUs anew
 
 demo: $(KERNELS) $(RUNTIME)  ## train, export, verify and run on real text, the last part without torch
 	$(BIN)/python scripts/demo/demo.py
-
-demo-llm: $(KERNELS) $(RUNTIME) $(SMOLLM2)  ## give a pretrained language model a memory, and talk to it in two processes
-	$(BIN)/python scripts/demo/llm.py
 
 bench: $(KERNELS)  ## everything in docs/benchmarks, measured on this machine; ONLY=PART for one part; last line is JSON
 	$(BIN)/python -m studies.speed $(addprefix --only ,$(ONLY))
