@@ -19,7 +19,7 @@ Knows its inputs and its answer. Does not know the decoder (`model`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -294,8 +294,3 @@ def _orthogonal_blocks(weight: Tensor, count: int) -> None:
     for block in weight.chunk(count):
         half = weight.shape[1] // 2
         block.copy_(torch.cat([_orthogonal(len(block), half), _orthogonal(len(block), half)], 1) / math.sqrt(count))
-
-
-def writes_off(config: SideConfig) -> SideConfig:
-    """The configuration with no step size."""
-    return replace(config, memory=replace(config.memory, step_size="off"))

@@ -7,7 +7,8 @@ MatMulNBits takes such numbers as zero points, but is 35 times slower with them.
 and scaled afterwards.
 
 accuracy_level 4 is the integer kernel; any other computes in fp32. Measured with onnxruntime 1.32, two threads with
-AVX-512, 48 matrices [576, 1536] in ms:
+AVX-512, 48 matrices [576, 1536] in ms, the best or the
+median of a few runs, so only large differences count:
 
     rows                                       1        64
     4 bits                                   1.2        42
