@@ -98,6 +98,7 @@ SESSION: dict[str, Callable[[Session, Any], object]] = {
     "check_save": lambda session, value: session.check_save(value),
     "check_save force": lambda session, value: session.check_save("saved", force=value),
     "to_bytes compress": lambda session, value: session.to_bytes(compress=value),
+    "to_bytes int8": lambda session, value: session.to_bytes(int8=value),
     "generate": lambda session, value: session.generate(value, 2),
     **{
         f"generate {name}": partial(lambda name, session, value: session.generate([1], **{name: value}), name)

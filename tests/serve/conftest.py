@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import urllib.error
@@ -28,9 +29,15 @@ ALICE, BOB = "key-of-alice-0123456789", "key-of-bob-0123456789"
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The byte-level toy, whose answers are letters, so that they are read again as they were written."""
-    return load(write_toy(tmp_path_factory.mktemp("served") / "toy.titans", Toy(letters=True)), threads=1)
+    return write_toy(tmp_path_factory.mktemp("served") / "toy.titans", Toy(letters=True))
+
+
+@pytest.fixture(scope="session")
+def model(bundle: Path) -> Model:
+    """The toy, loaded."""
+    return load(bundle, threads=1)
 
 
 @dataclass
@@ -39,6 +46,7 @@ class Running:
 
     url: str
     service: Service
+    loop: asyncio.AbstractEventLoop
     _server: uvicorn.Server
     _thread: threading.Thread
 
@@ -81,7 +89,10 @@ def start(model: Model, tmp_path: Path) -> Iterator[Start]:
         started = threading.Event()
         startup = server.startup
 
+        loops: list[asyncio.AbstractEventLoop] = []
+
         async def announced(sockets: object = None) -> None:
+            loops.append(asyncio.get_running_loop())
             await startup(sockets)  # type: ignore[arg-type]
             started.set()
 
@@ -89,7 +100,7 @@ def start(model: Model, tmp_path: Path) -> Iterator[Start]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         started.wait()
-        running.append(Running(f"http://127.0.0.1:{listener.getsockname()[1]}", service, server, thread))
+        running.append(Running(f"http://127.0.0.1:{listener.getsockname()[1]}", service, loops[0], server, thread))
         return running[-1]
 
     yield begin

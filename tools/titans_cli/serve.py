@@ -20,7 +20,7 @@ from titans_cli.terminal import print_json, say
 Examples:
   titans serve model.titans
   titans serve model.titans --port 9000 --store sqlite:memories.db
-  titans serve model.titans --host 0.0.0.0 --keys keys.txt --store memories/
+  titans serve model.titans --host 0.0.0.0 --keys keys.txt --store redis://localhost
   curl localhost:8000/v1/completions -d '{"prompt": "def main():", "max_tokens": 32}'"""
 )
 @bundle_argument
@@ -28,12 +28,17 @@ Examples:
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option(
     "--store", "address", default="sqlite:titans-memories.db", show_default=True,
-    help="Where memories are kept: sqlite:FILE, or a folder.",
+    help="Where memories are kept: sqlite:FILE, redis://HOST, postgresql://HOST/DATABASE, or a folder.",
 )  # fmt: skip
 @click.option(
     "--keys", "key_file", type=click.Path(path_type=Path),
     help="File with one 'NAME KEY' a line. Each key has memories of its own.",
 )  # fmt: skip
+@click.option(
+    "--encrypt", "cipher_file", type=click.Path(path_type=Path),
+    help="File with encryption keys, 64 hexadecimal digits a line; memories are stored encrypted by the first.",
+)  # fmt: skip
+@click.option("--int8", is_flag=True, help="Store memories with eight bits a number: a quarter of the room.")
 @click.option("--provider", default="auto", show_default=True, help="Where it runs; titans doctor lists them.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads per graph.  [default: one per core it may use]")
 @click.option("--lanes", type=click.IntRange(1), default=16, show_default=True, help="Streams that one call steps.")
@@ -50,6 +55,8 @@ def serve(
     port: int,
     address: str,
     key_file: Path | None,
+    cipher_file: Path | None,
+    int8: bool,
     provider: str,
     threads: int | None,
     lanes: int,
@@ -75,7 +82,7 @@ def serve(
     from titans_serve.listen import JsonLines, bind, is_loopback, run
     from titans_serve.service import Service
     from titans_serve.settings import Settings
-    from titans_serve.stores import open_store
+    from titans_serve.stores import SealedStore, open_store, read_cipher, without_password
 
     keys = Keys({}) if key_file is None else read_keys(key_file)
     if not keys.required and not is_loopback(host):
@@ -84,14 +91,18 @@ def serve(
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    settings = Settings(lanes=lanes, turns=turns, waiting=waiting, resident=resident)
+    settings = Settings(lanes=lanes, turns=turns, waiting=waiting, resident=resident, int8=int8)
+    cipher = None if cipher_file is None else read_cipher(cipher_file)
     model = load(bundle, provider, threads)
     with bind(host, port) as listener:
-        service = Service(model, open_store(address), settings, bundle.name.removesuffix(".titans"))
+        store = open_store(address)
+        if cipher is not None:
+            store = SealedStore(store, cipher)
+        service = Service(model, store, settings, bundle.name.removesuffix(".titans"))
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listener.getsockname()[1]}"
         if as_json:
-            print_json({"url": url, "model": service.name, "store": address, "keys": keys.required})
+            print_json({"url": url, "model": service.name, "store": without_password(address), "keys": keys.required})
         else:
-            say(f"{service.name} listens on {url} (memories in {address}); press Ctrl-C to stop")
+            say(f"{service.name} listens on {url} (memories in {without_password(address)}); press Ctrl-C to stop")
         run(Server(service, keys).app(), listener, service.stop)

@@ -89,13 +89,13 @@ class Server:
             await asyncio.get_running_loop().run_in_executor(None, self.service.close)
 
     async def _sweep(self) -> None:
-        """Remove what has expired, once a minute."""
+        """Remove what has expired or is deleted, once a minute."""
         while True:
             await asyncio.sleep(60)
             try:
-                await asyncio.get_running_loop().run_in_executor(self.service.blocking, self.service.store.expire)
+                await self.service.release()
             except TitansError as error:
-                log.warning("store.expire failed: %s", error)
+                log.warning("what has expired could not be removed: %s", error)
 
     def _guarded(self, route: str, handler: Handler, private: bool) -> Handler:
         """A handler behind its key, whose errors are answers, counted and logged without a word of the request."""
@@ -311,9 +311,8 @@ class Server:
 
     async def delete_memories(self, request: Request) -> Response:
         """DELETE /v1/memories: everything that this key has ever left here."""
-        self.service.prefixes.forget(request.state.namespace)
-        count = await self.service.memories.delete_namespace(request.state.namespace)
-        return _json({"object": "list", "deleted": count})
+        count, left = await self.service.delete_namespace(request.state.namespace)
+        return _json({"object": "list", "deleted": count, "remaining": left})
 
     async def delete_response(self, request: Request) -> Response:
         """DELETE /v1/responses/{id}."""

@@ -74,13 +74,20 @@ class Memories:
 
     resident: memories kept open at most; the rest are read from the store again.
     queue: turns that may wait for one memory.
+    int8: store eight bits a number. What goes on is then what was stored, so that all servers go on alike.
     """
 
     def __init__(
-        self, sessions: Sessions, store: Store, executor: Executor, resident: int = 64, queue: int = 8
+        self,
+        sessions: Sessions,
+        store: Store,
+        executor: Executor,
+        resident: int = 64,
+        queue: int = 8,
+        int8: bool = False,
     ) -> None:
         self._sessions, self._store, self._executor = sessions, store, executor
-        self._resident, self._queue = resident, queue
+        self._resident, self._queue, self._int8 = resident, queue, int8
         self._slots: OrderedDict[Key, _Slot] = OrderedDict()
 
     @property
@@ -97,12 +104,11 @@ class Memories:
         async with self._alone(key) as slot:
             fresh = Memory(await self._blocking(self._sessions.session, key.name))
             try:
-                slot.memory = await self._write(key, fresh)
+                return await self._replace(key, slot, fresh)
             except ConflictError as error:
                 raise RefusalError(
                     409, "conflict_error", f"there is a memory {key.name!r} already; choose another name", code="exists"
                 ) from error
-            return slot.memory
 
     async def get(self, key: Key) -> Memory:
         """The memory as it is now. Raises `RefusalError` (404)."""
@@ -146,6 +152,17 @@ class Memories:
                 slot.memory = None
         return await self._blocking(self._store.delete_namespace, namespace)
 
+    async def release(self) -> int:
+        """Let go of open memories that the store no longer has; how many. Another server may have deleted them."""
+        count = 0
+        for key in [key for key, slot in self._slots.items() if slot.memory is not None and slot.waiting == 0]:
+            async with self._alone(key) as slot:
+                if slot.memory is None or await self._blocking(self._store.version, key) == slot.memory.version:
+                    continue
+                slot.memory = None
+                count += 1
+        return count
+
     def restored(self, data: bytes, name: str) -> Session:
         """A session of saved bytes. Raises `RefusalError` (422) where they are no state of this model."""
         try:
@@ -180,8 +197,14 @@ class Memories:
         slot.memory = Memory(session, saved.said, record.version)
         return slot.memory
 
+    async def _replace(self, key: Key, slot: _Slot, memory: Memory) -> Memory:
+        """Write a memory, and keep it open unless the store has rounded it."""
+        written = await self._write(key, memory)
+        slot.memory = None if self._int8 else written
+        return written
+
     async def _write(self, key: Key, memory: Memory, lives: float | None = None) -> Memory:
-        state = await self._blocking(memory.session.to_bytes)
+        state = await self._blocking(partial(memory.session.to_bytes, int8=self._int8))
         data = msgspec.msgpack.encode(Saved(state, memory.said))
         version = await self._blocking(self._store.put, key, data, memory.version, lives)
         return replace(memory, version=version)
@@ -227,5 +250,4 @@ class Change:
     async def keep(self, said: tuple[bytes, ...]) -> Memory:
         """Make the fork the memory, once the store has it. Raises `ConflictError`; nothing has changed then."""
         after = Memory(self.session, said, self.memory.version)
-        self.slot.memory = await self.memories._write(self.key, after)
-        return self.slot.memory
+        return await self.memories._replace(self.key, self.slot, after)

@@ -30,11 +30,14 @@ class Prefixes:
 
     entries: streams kept in memory at most, over all keys.
     lives: seconds that one is found in the store, also by another server or after a restart.
+    int8: store eight bits a number, and go on from what was stored.
     """
 
-    def __init__(self, sessions: Sessions, store: Store, executor: Executor, entries: int, lives: float) -> None:
+    def __init__(
+        self, sessions: Sessions, store: Store, executor: Executor, entries: int, lives: float, int8: bool = False
+    ) -> None:
         self._sessions, self._store, self._executor = sessions, store, executor
-        self._entries, self._lives = entries, lives
+        self._entries, self._lives, self._int8 = entries, lives, int8
         self._open: OrderedDict[Key, Session] = OrderedDict()
 
     async def find(self, namespace: str, said: Sequence[bytes]) -> tuple[int, Session | None]:
@@ -44,8 +47,11 @@ class Prefixes:
             key = _key(namespace, said[:known])
             session = self._open.get(key)
             if session is not None:
-                self._open.move_to_end(key)
-                return known, session.fork()
+                if await loop.run_in_executor(self._executor, self._store.version, key) is not None:
+                    self._open.move_to_end(key)
+                    return known, session.fork()
+                self._open.pop(key, None)  # expired, or deleted by another server
+                continue
             session = await loop.run_in_executor(self._executor, self._stored, key)
             if session is not None:
                 self._keep(key, session)
@@ -55,13 +61,28 @@ class Prefixes:
     async def remember(self, namespace: str, said: Sequence[bytes], session: Session) -> None:
         """Keep a stream that has read these messages; `session` goes on to be the caller's."""
         key, branch = _key(namespace, said), session.fork()
-        self._keep(key, branch)
+        if not self._int8:
+            self._keep(key, branch)
         await asyncio.get_running_loop().run_in_executor(self._executor, self._write, key, branch)
 
     def forget(self, namespace: str) -> None:
         """Drop what is open of one API key."""
         for key in [key for key in self._open if key.namespace == namespace]:
             del self._open[key]
+
+    async def delete(self, namespace: str, said: Sequence[bytes]) -> None:
+        """Drop one beginning, open and stored."""
+        key = _key(namespace, said)
+        self._open.pop(key, None)
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._store.delete, key)
+
+    async def release(self) -> int:
+        """Let go of open streams that the store no longer has; how many."""
+        loop, count = asyncio.get_running_loop(), 0
+        for key in list(self._open):
+            if await loop.run_in_executor(self._executor, self._store.version, key) is None:
+                count += self._open.pop(key, None) is not None
+        return count
 
     def _keep(self, key: Key, session: Session) -> None:
         self._open[key] = session
@@ -79,7 +100,7 @@ class Prefixes:
             return None
 
     def _write(self, key: Key, session: Session) -> None:
-        data = msgspec.msgpack.encode(Saved(session.to_bytes()))
+        data = msgspec.msgpack.encode(Saved(session.to_bytes(int8=self._int8)))
         try:
             self._store.put(key, data, self._store.version(key), self._lives)
         except ConflictError:  # another server was quicker with the same

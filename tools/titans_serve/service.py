@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,7 +26,7 @@ from titans_serve.memories import Change, Memories, Memory
 from titans_serve.metrics import Metrics
 from titans_serve.prefixes import Prefixes, message_hash
 from titans_serve.settings import Settings
-from titans_serve.stores import Key, Store
+from titans_serve.stores import KINDS, Key, Store
 from titans_serve.turns import Outcome, Piece, Prompt, Turn
 from titans_serve.wire import Sampling
 
@@ -72,7 +73,7 @@ class Answer:
     wanted: Wanted | None = None
     namespace: str = ""
     said: tuple[bytes, ...] = ()
-    before: int = 0
+    deletions: int = 0
 
     @property
     def outcome(self) -> Outcome:
@@ -116,8 +117,12 @@ class Service:
         self.batch = model.batch(lanes=self.settings.lanes)
         self.turns = ThreadPoolExecutor(self.settings.turns, thread_name_prefix="titans-turn")
         self.blocking = ThreadPoolExecutor(_IO_THREADS, thread_name_prefix="titans-store")
-        self.memories = Memories(self.batch, store, self.blocking, self.settings.resident)
-        self.prefixes = Prefixes(self.batch, store, self.blocking, self.settings.prefixes, self.settings.prefix_seconds)
+        int8 = self.settings.int8
+        self.memories = Memories(self.batch, store, self.blocking, self.settings.resident, int8=int8)
+        self.prefixes = Prefixes(
+            self.batch, store, self.blocking, self.settings.prefixes, self.settings.prefix_seconds, int8
+        )
+        self._deletions: Counter[str] = Counter()
         self._places = asyncio.Semaphore(self.settings.turns)
         self._waiting = 0
         self._closing = False
@@ -148,6 +153,7 @@ class Service:
             if wanted.sampling.memory is not None:
                 key = Key(namespace, "memory", wanted.sampling.memory)
                 change = await stack.enter_async_context(self.memories.turn(key, create=True))
+            deletions = self._deletions[namespace]
             planned = await self._plan(namespace, wanted, change)
             session, ids, said, reused = planned
             default = self.model.manifest.generation.max_new_tokens or self.settings.default_tokens
@@ -160,7 +166,7 @@ class Service:
             turn = Turn(session, tokenizer, prompt)
             yield Answer(
                 uuid.uuid4().hex, turn, reused, service=self, change=change, wanted=wanted, namespace=namespace,
-                said=said, before=session.position,
+                said=said, deletions=deletions,
             )  # fmt: skip
 
     async def keep(self, answer: Answer) -> None:
@@ -172,15 +178,42 @@ class Service:
             said = (*said, message_hash("assistant", outcome.text))
         if answer.change is not None:
             await answer.change.keep(said)
-        elif wanted.messages and wanted.previous is None:
-            await self.prefixes.remember(answer.namespace, said, answer.turn.session)
-        if wanted.store and answer.change is None:  # what a memory has left behind goes when the memory goes
-            key = Key(answer.namespace, "response", answer.id)
-            await self.memories.put(key, Memory(answer.turn.session, said), self.settings.response_seconds)
+        else:
+            await self._keep_for_reuse(answer, wanted, said)
         for kind, count in (("read", outcome.read), ("reused", answer.reused), ("written", outcome.written)):
             self.metrics.tokens.labels(kind).inc(count)
         self.metrics.first_token.observe(outcome.first)
         self.metrics.turn.observe(outcome.seconds)
+
+    async def delete_namespace(self, namespace: str) -> tuple[int, int]:
+        """Forget everything of one API key: how many values that were, and how many a second look finds."""
+        self._deletions[namespace] += 1
+        self.prefixes.forget(namespace)
+        count = await self.memories.delete_namespace(namespace)
+        left = [await self.memories.names(namespace, kind) for kind in KINDS]
+        return count, sum(len(names) for names in left)
+
+    async def release(self) -> int:
+        """Remove what has expired, and let go of what other servers have deleted; how much was open."""
+        await self._run(self.store.expire)
+        return await self.memories.release() + await self.prefixes.release()
+
+    async def _keep_for_reuse(self, answer: Answer, wanted: Wanted, said: tuple[bytes, ...]) -> None:
+        """Keep the stream of an answer without a memory, unless all of its key was deleted while it ran."""
+        beginning = bool(wanted.messages) and wanted.previous is None
+        key = Key(answer.namespace, "response", answer.id)
+        if self._deletions[answer.namespace] == answer.deletions:
+            if beginning:
+                await self.prefixes.remember(answer.namespace, said, answer.turn.session)
+            if wanted.store:  # what a memory has left behind goes when the memory goes
+                await self.memories.put(key, Memory(answer.turn.session, said), self.settings.response_seconds)
+        if self._deletions[answer.namespace] != answer.deletions:
+            await self.prefixes.delete(answer.namespace, said)
+            await self.memories.delete(key)
+            raise RefusalError(
+                409, "conflict_error", "everything of this key was deleted during the answer; send it again",
+                code="deleted",
+            )  # fmt: skip
 
     async def _plan(
         self, namespace: str, wanted: Wanted, change: Change | None

@@ -20,6 +20,7 @@ class Settings:
     body_seconds: how long a request may take to arrive.
     turn_seconds: how long a turn may take.
     default_tokens, most_tokens: tokens of an answer, if the client does not say, and at most.
+    int8: store memories with eight bits a number.
     """
 
     lanes: int = 16
@@ -34,3 +35,4 @@ class Settings:
     turn_seconds: float = 600.0
     default_tokens: int = 256
     most_tokens: int = 32_768
+    int8: bool = False

@@ -29,7 +29,7 @@ from titans_runtime.chat.turns import turn_ids
 from titans_runtime.errors import InputError, StateError, TextError
 from titans_runtime.logs import record
 from titans_runtime.state.calls import TopK
-from titans_runtime.stream import state_file
+from titans_runtime.stream import state_file, state_int8
 from titans_runtime.stream.feeder import Feeder, Shared
 from titans_runtime.stream.inputs import Inputs, checked_ends, checked_inputs, checked_tokens
 from titans_runtime.stream.lineage import Lineage, locked
@@ -210,9 +210,23 @@ class Session:
         if not flag("force", force):
             self._lineage.check(regular_target(path))
 
-    def to_bytes(self, *, compress: bool = False) -> bytes:
-        """This session as bytes, for a database or an object store; `Model.restore_bytes` reads them."""
+    def to_bytes(self, *, compress: bool = False, int8: bool = False) -> bytes:
+        """This session as bytes, for a database or an object store; `Model.restore_bytes` reads them.
+
+        Args:
+            compress: as in `save`.
+            int8: eight bits a number, about a quarter of the bytes; what is restored is rounded once. Not together with
+                `compress`.
+
+        Raises:
+            InputError: both at once.
+        """
+        rounded = flag("int8", int8)
+        if rounded and flag("compress", compress):
+            raise InputError("a state in int8 is not compressed", "leave out one of compress and int8")
         data = self._packed(compress)
+        if rounded:
+            data = state_int8.rounded(data)
         self._lineage.given(data)
         return data
 
@@ -553,7 +567,7 @@ def snapshot_of(feeder: Feeder, data: bytes, source: str) -> Snapshot:
     """Where a state file's bytes stand; the last feed's surprise is not stored. Raises `StateError`."""
     manifest = feeder.planner.manifest
     try:
-        saved = state_file.unpack(manifest, data, source)
+        saved = state_file.unpack(manifest, state_int8.expanded(data, source), source)
         state = feeder.backend.write(saved.tensors, 1, saved.header.position)
     except MemoryError as error:
         raise StateError(f"{source} needs more memory than there is", "close other sessions first") from error

@@ -36,7 +36,7 @@ from titans_runtime.stream.snapshot import KEPT, OPEN, Snapshot, SurpriseTotals
 
 FORMAT = "titans-state"
 FORMAT_VERSION = 1
-_NO_DIGEST = "0" * 64
+NO_DIGEST = "0" * 64
 _HEADER_BYTES = 16 * 2**20  # far above any state table's header; a longer one is not ours
 _LARGEST = 2**34  # elements of a tensor; more is damage or an attack
 _COPIES = 3  # of a state that are in memory while it is read: the file, its tensors, and one that is put in order
@@ -125,8 +125,6 @@ def pack(manifest: Manifest, tensors: Mapping[str, Array], snapshot: Snapshot, *
         snapshot: position, totals and last outputs.
         compress: bytes of equal significance are put together and deflated.
     """
-    from safetensors.numpy import save  # only whoever saves or restores pays for the import
-
     stored = {spec.name: tensors[spec.name][: _counts(spec, snapshot.position)[0]] for spec in manifest.states}
     if (last := snapshot.outputs) is not None:
         stored[LAST] = last
@@ -137,7 +135,7 @@ def pack(manifest: Manifest, tensors: Mapping[str, Array], snapshot: Snapshot, *
         {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "sha256": _NO_DIGEST,
+            "sha256": NO_DIGEST,
             "identity": manifest.state_identity,
             "model": manifest.model.name,
             "position": snapshot.position,
@@ -149,10 +147,17 @@ def pack(manifest: Manifest, tensors: Mapping[str, Array], snapshot: Snapshot, *
             **({} if snapshot.turn is None else {"turn": snapshot.turn}),
         }
     )
+    return write(text, stored)
+
+
+def write(text: str, stored: Mapping[str, Array]) -> bytes:
+    """A file of these tensors whose metadata is `text`, once its checksum stands in the place of zeros."""
+    from safetensors.numpy import save  # only whoever saves or restores pays for the import
+
     contiguous = {name: np.ascontiguousarray(value) for name, value in stored.items()}
     data = save(contiguous, {"titans": text})
     digest = hashlib.sha256(data).hexdigest()
-    return data.replace(_NO_DIGEST.encode(), digest.encode(), 1)  # the header comes first
+    return data.replace(NO_DIGEST.encode(), digest.encode(), 1)  # the header comes first
 
 
 def unpack(manifest: Manifest, data: bytes, source: str) -> Saved:
@@ -213,8 +218,13 @@ def read_tensors(data: bytes, header: Header, source: str) -> dict[str, Array]:
     return {name: stored[name] for name in header.tensors}
 
 
-def read_header(data: bytes, source: str) -> Header:
+def read_header(data: bytes, source: str, format: str = FORMAT) -> Header:
     """What a state file says about itself, after checking every byte of it. Raises `StateError`."""
+    return read_text(data, source, format)[0]
+
+
+def read_text(data: bytes, source: str, format: str = FORMAT) -> tuple[Header, str]:
+    """The header, and the text that it was read from."""
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(len(data) - 8, _HEADER_BYTES):
         raise StateError(f"{source} is not a whole state file ({len(data)} bytes)", _SAVE_AGAIN)
@@ -223,14 +233,14 @@ def read_header(data: bytes, source: str) -> Header:
         metadata = read(parse(head.decode("utf-8"), source), StateFileHead, source).metadata
         titans = parse(metadata.titans, source)
         kind = read(titans, _Kind, source)
-        if kind.format != FORMAT:
+        if kind.format != format:
             raise StateError(f"{source} is not a saved session", "give a file that session.save() or --state-out wrote")
         if kind.format_version > FORMAT_VERSION:
             raise StateError(
                 f"{source} has format version {kind.format_version}, newer than {FORMAT_VERSION}", upgrade()
             )
         _check_digest(data, head, kind.sha256, source)
-        return _header(read(titans, _Stored, source), source)
+        return _header(read(titans, _Stored, source), source), metadata.titans
     except BundleError as error:
         raise StateError(f"{source} is not a saved session, or is damaged ({error.finding})", _SAVE_AGAIN) from None
     except UnicodeDecodeError:
@@ -264,7 +274,7 @@ def _check_digest(data: bytes, head: bytes, digest: str, source: str) -> None:
         raise StateError(f"{source} has no checksum where it should be", _SAVE_AGAIN)
     start = 8 + at
     found = hashlib.sha256(data[:start])
-    found.update(_NO_DIGEST.encode())
+    found.update(NO_DIGEST.encode())
     found.update(memoryview(data)[start + 64 :])
     if found.hexdigest() != digest:
         raise StateError(f"{source} is damaged: its checksum does not match", _SAVE_AGAIN)

@@ -112,3 +112,12 @@ def conflict(key: Key) -> ConflictError:
     return ConflictError(
         f"{key.kind} {key.name!r} was changed by somebody else in the meantime", "read it and try again"
     )
+
+
+def without_password(url: str) -> str:
+    """An address as it may be printed and logged."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    place = rest.partition("?")[0]  # parameters may hold passwords too
+    return f"{scheme}://{place.rpartition('@')[2]}"
