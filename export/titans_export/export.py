@@ -18,6 +18,8 @@ from titans_format.errors import BundleError
 from titans_format.manifest import Manifest
 from titans_format.series import SeriesInfo, read_scaling
 
+WEIGHTS = "checkpoint.weights"  # the entry of the provenance with the hash of the weights, the same at any precision
+
 
 def export_checkpoint(
     checkpoint: Path,
@@ -40,6 +42,8 @@ def export_checkpoint(
     """
     loaded = load_source(checkpoint, writes_off=writes_off)
     provenance = {key: str(value) for key, value in loaded.checkpoint.provenance.items()}
+    if loaded.checkpoint.weights_sha256:
+        provenance[WEIGHTS] = loaded.checkpoint.weights_sha256
     if writes_off:
         provenance[CONTROL] = WRITES_OFF
     return export_model(

@@ -31,6 +31,7 @@ from titans_runtime.stream.inputs import checked_ids
 from titans_runtime.stream.lineage import Lineage
 from titans_runtime.stream.observe import Observer
 from titans_runtime.stream.session import Session, snapshot_of
+from titans_runtime.stream.state_adopt import adopted
 from titans_runtime.text.tokenizer import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
@@ -212,6 +213,18 @@ class Model:
     def restore_bytes(self, data: bytes, name: str | None = None) -> Session:
         """A session from what `Session.to_bytes` gave. Raises `StateError`."""
         return self._restored(checked_bytes("the state", data), "the state", name)
+
+    def adopt_bytes(self, data: bytes, name: str | None = None) -> Session:
+        """A session from a state of another model of the same shape, such as another precision of the checkpoint.
+
+        The numbers of the memory stay as they are. How well this model goes on from them has to be measured
+        (`titans state adopt`).
+
+        Raises:
+            StateError: damaged, or of a model with another state table, vocabulary or chunk.
+        """
+        source = "the state"
+        return self._restored(adopted(self.manifest, checked_bytes(source, data), source), source, name)
 
     def _restored(
         self, data: bytes, source: str, name: str | None, path: str | os.PathLike[str] | None = None

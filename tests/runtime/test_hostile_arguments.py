@@ -144,6 +144,7 @@ MODEL: dict[str, Callable[[Model, Any], object]] = {
     "session": lambda model, value: model.session(value).stats,
     "restore": lambda model, value: model.restore(value),
     "restore_bytes": lambda model, value: model.restore_bytes(value),
+    "adopt_bytes": lambda model, value: model.adopt_bytes(value),
     "batch lanes": lambda model, value: model.batch(lanes=value).close(),
     "batch resident": lambda model, value: model.batch(resident=value).close(),
     "batch folder": lambda model, value: model.batch(resident=1, folder=value).close(),

@@ -81,8 +81,13 @@ def start(model: Model, tmp_path: Path) -> Iterator[Start]:
     """Starts servers; they are stopped after the test."""
     running: list[Running] = []
 
-    def begin(store: str | None = None, settings: Settings | None = None, keys: Keys | None = None) -> Running:
-        service = Service(model, open_store(store or f"sqlite:{tmp_path / 'memories.db'}"), settings, "toy")
+    def begin(
+        store: str | None = None,
+        settings: Settings | None = None,
+        keys: Keys | None = None,
+        other: Model | None = None,
+    ) -> Running:
+        service = Service(other or model, open_store(store or f"sqlite:{tmp_path / 'memories.db'}"), settings, "toy")
         app = Server(service, keys or Keys({"alice": ALICE, "bob": BOB})).app()
         listener = bind("127.0.0.1", 0)
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))

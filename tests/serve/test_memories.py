@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.runtime.toy import Toy, write_toy
 from tests.serve.conftest import BOB, Running, Start
-from titans_runtime import Model
+from titans_runtime import Model, load
 from titans_serve.settings import Settings
 
 SAY = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "temperature": 0}
@@ -221,3 +222,40 @@ def test_a_streamed_chat_says_how_surprising_its_words_were(server: Running) -> 
     assert "".join(text for text, _ in read) == "user: hello\nassistant:"
     assert all(surprise >= 0 for _, surprise in read)
     assert all(event["surprise"] >= 0 for event in events if event["choices"][0]["delta"].get("content"))
+
+
+def test_a_memory_goes_on_with_another_model_only_where_that_is_wanted(
+    start: Start, bundle: Path, tmp_path: Path
+) -> None:
+    """A successor with another head: refused, adopted, or read again from the journal, which every turn has grown."""
+    old = start(settings=Settings(journal=True))
+    said = [{"role": "user", "content": "hello"}]
+    for _ in range(2):
+        status, body = old.ask(
+            "POST", "/v1/chat/completions", SAY | {"memory": "diary", "messages": said, "stop": list("aeiou")}
+        )
+        assert status == 200, body
+        said += [json.loads(body)["choices"][0]["message"], {"role": "user", "content": "go on"}]
+    told(old, "abc")
+    assert old.ask("POST", "/v1/memories/diary/marks", {"mark": "m"})[0] == 201
+    told(old, "def")
+    assert old.ask("POST", "/v1/memories/diary/rewind", {"mark": "m"})[0] == 200
+    ids = json.loads(old.ask("GET", "/v1/memories/diary/journal")[1])["ids"]
+    _, state = old.ask("GET", "/v1/memories/diary/state")
+    assert old.ask("PUT", "/v1/memories/copy/state", raw=state)[0] == 200
+    assert old.ask("GET", "/v1/memories/copy/journal")[0] == 404
+    old.stop()
+
+    model = load(write_toy(tmp_path / "successor.titans", Toy()), threads=1)
+    replayed = model.session()
+    replayed.feed(ids)
+    expected = {"adopt": model.adopt_bytes(state).to_bytes(), "replay": replayed.to_bytes()}
+    for policy, data in expected.items():
+        server = start(settings=Settings(other_model=policy), other=model)  # type: ignore[arg-type]
+        found = server.ask("GET", "/v1/memories/diary/state")[1]
+        restored, wanted = (model.restore_bytes(each) for each in (found, data))
+        assert restored.feed([7]).tolist() == pytest.approx(wanted.feed([7]).tolist(), rel=1e-5)
+    assert b"no journal" in server.ask("GET", "/v1/memories/copy")[1]
+    status, body = start(other=model).ask("GET", "/v1/memories/diary")
+    assert status == 503
+    assert b"another model" in body

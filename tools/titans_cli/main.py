@@ -36,7 +36,7 @@ COMMANDS = {
     "run": "Generate text with a bundle.",
     "chat": "Talk to a bundle whose memory outlives the process.",
     "serve": "Serve a bundle over HTTP, with a memory for each user.",
-    "state": "Look into saved sessions, or compare two.",
+    "state": "Look into saved sessions, compare two, or move one to another model.",
     "inspect": "Show what is inside a bundle.",
     "bench": "Measure how fast a bundle runs here.",
     "eval": "Measure what a bundle has learned.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -39,6 +40,11 @@ Examples:
     help="File with encryption keys, 64 hexadecimal digits a line; memories are stored encrypted by the first.",
 )  # fmt: skip
 @click.option("--int8", is_flag=True, help="Store memories with eight bits a number: a quarter of the room.")
+@click.option("--journal", is_flag=True, help="Keep the token ids of all that new memories read and write.")
+@click.option(
+    "--other-model", type=click.Choice(["refuse", "adopt", "replay"]), default="refuse", show_default=True,
+    help="What becomes of memories that another model has saved.",
+)  # fmt: skip
 @click.option("--provider", default="auto", show_default=True, help="Where it runs; titans doctor lists them.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads per graph.  [default: one per core it may use]")
 @click.option("--lanes", type=click.IntRange(1), default=16, show_default=True, help="Streams that one call steps.")
@@ -57,6 +63,8 @@ def serve(
     key_file: Path | None,
     cipher_file: Path | None,
     int8: bool,
+    journal: bool,
+    other_model: Literal["refuse", "adopt", "replay"],
     provider: str,
     threads: int | None,
     lanes: int,
@@ -73,6 +81,10 @@ def serve(
     Without one, the history that a client sends again is recognised and not read twice. http://HOST:PORT/ is a page to
     talk on, /openapi.json lists the routes, /metrics is for Prometheus. Requests are logged to stderr as JSON lines,
     without their texts. SIGINT and SIGTERM finish the answers under way, then stop.
+
+    Memories of another model are refused. With --other-model adopt the numbers of a memory stay as they are, for
+    another precision of the checkpoint or a successor of the same shape. With --other-model replay the model reads the
+    journal again.
 
     With --json, stdout is one JSON document that is written when the server listens.
     """
@@ -91,7 +103,15 @@ def serve(
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    settings = Settings(lanes=lanes, turns=turns, waiting=waiting, resident=resident, int8=int8)
+    settings = Settings(
+        lanes=lanes,
+        turns=turns,
+        waiting=waiting,
+        resident=resident,
+        int8=int8,
+        journal=journal,
+        other_model=other_model,
+    )
     cipher = None if cipher_file is None else read_cipher(cipher_file)
     model = load(bundle, provider, threads)
     with bind(host, port) as listener:

@@ -12,6 +12,7 @@ import click
 import numpy as np
 
 from titans_cli.options import json_option
+from titans_cli.state_adopt import adopt, replay
 from titans_cli.terminal import PlainTable, print_json, say, show
 
 if TYPE_CHECKING:
@@ -24,10 +25,18 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   titans state inspect me.state
-  titans state diff yesterday.state today.state"""
+  titans state diff yesterday.state today.state
+  titans state adopt me.state --bundle model-int8.titans --out me-int8.state"""
 )
 def state() -> None:
-    """Look into saved sessions, or compare two. The exit code of diff is 1 if they differ."""
+    """Look into saved sessions, compare two, or move one to another model.
+
+    The exit code of diff is 1 if they differ.
+    """
+
+
+state.add_command(adopt)
+state.add_command(replay)
 
 
 @state.command(

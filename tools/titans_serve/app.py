@@ -21,11 +21,13 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from titans_runtime import TitansError
+from titans_runtime.stream.journal import unpacked, write_journal
 from titans_serve import wire
 from titans_serve.answers import Shape, chat_shape, completion_shape, response_shape
 from titans_serve.dialogue import Said
 from titans_serve.errors import RefusalError, bad_request, from_runtime, not_found
 from titans_serve.keys import Keys
+from titans_serve.memories import Memory
 from titans_serve.openapi import document
 from titans_serve.page import PAGE, PAGE_HEADERS
 from titans_serve.service import Answer, Service, Wanted
@@ -65,6 +67,7 @@ class Server:
             ("DELETE", "/v1/memories/{id}", self.delete_memory, True),
             ("GET", "/v1/memories/{id}/state", self.export_memory, True),
             ("PUT", "/v1/memories/{id}/state", self.import_memory, True),
+            ("GET", "/v1/memories/{id}/journal", self.journal_of_memory, True),
             ("POST", "/v1/memories/{id}/feed", self.feed_memory, True),
             ("POST", "/v1/memories/{id}/fork", self.fork_memory, True),
             ("POST", "/v1/memories/{id}/marks", self.mark_memory, True),
@@ -338,8 +341,19 @@ class Server:
             change.session = await loop.run_in_executor(
                 self.service.blocking, self.service.memories.restored, data, key.name
             )
+            change.ids = None  # what it has read is not known
             memory = await change.keep(())
         return _json({"id": key.name, "object": "memory", "position": memory.session.position})
+
+    async def journal_of_memory(self, request: Request) -> Response:
+        """GET /v1/memories/{id}/journal: the ids of all that it has read and written."""
+        key = _memory(request)
+        memory = await self.service.memories.get(key)
+        if memory.ids is None:
+            raise not_found("journal of the memory", key.name)
+        data = write_journal(unpacked(memory.ids), self.service.model.manifest.model.name)
+        headers = {"content-disposition": f'attachment; filename="{key.name}.journal.json"'}
+        return Response(data, media_type="application/json", headers=headers)
 
     async def feed_memory(self, request: Request) -> Response:
         """POST /v1/memories/{id}/feed: read a text without answering."""
@@ -351,7 +365,7 @@ class Server:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self.service.turns, change.session.feed, ids)
             surprise = change.session.surprise.tolist()
-            memory = await change.keep(change.memory.said)
+            memory = await change.keep(change.memory.said, ids)
         body = {"id": key.name, "object": "memory", "position": memory.session.position, "tokens": len(ids)}
         return _json(body | {"surprise": surprise})
 
@@ -362,14 +376,14 @@ class Server:
         target = Key(key.namespace, "memory", parsed.id)
         if target == key:
             raise bad_request("a fork needs a name of its own; choose another one", "id")
-        await self.service.memories.put(target, type(memory)(memory.session, memory.said))
+        await self.service.memories.put(target, Memory(memory.session, memory.said, memory.ids))
         return _json({"id": parsed.id, "object": "memory", "position": memory.session.position}, 201)
 
     async def mark_memory(self, request: Request) -> Response:
         """POST /v1/memories/{id}/marks: remember this moment under a name."""
         key, parsed = _memory(request), wire.decode(await self._body(request), wire.MarkMemory)
         memory = await self.service.memories.get(key)
-        await self.service.memories.put(_mark(key, parsed.mark), type(memory)(memory.session, memory.said))
+        await self.service.memories.put(_mark(key, parsed.mark), Memory(memory.session, memory.said, memory.ids))
         return _json({"id": key.name, "object": "mark", "mark": parsed.mark, "position": memory.session.position}, 201)
 
     async def rewind_memory(self, request: Request) -> Response:
@@ -377,7 +391,7 @@ class Server:
         key, parsed = _memory(request), wire.decode(await self._body(request), wire.MarkMemory)
         mark = await self.service.memories.get(_mark(key, parsed.mark))
         async with self.service.memories.turn(key) as change:
-            change.session = mark.session.fork()
+            change.session, change.ids = mark.session.fork(), mark.ids
             memory = await change.keep(mark.said)
         return _json({"id": key.name, "object": "memory", "position": memory.session.position})
 

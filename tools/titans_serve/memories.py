@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from titans_runtime import InputError, Session, StateError
+from titans_runtime.stream import journal
 from titans_serve.errors import RefusalError, busy, not_found
 from titans_serve.stores import ConflictError, Key, Store
 
@@ -42,10 +43,15 @@ class Saved(msgspec.Struct, frozen=True, array_like=True):
 
     state: of the session.
     said: hashes of the messages of its last conversation, one after the other.
+    ids: its journal, as `titans_runtime.stream.journal` packs it; None where it has none.
     """
 
     state: bytes
     said: tuple[bytes, ...] = ()
+    ids: bytes | None = None
+
+
+OtherModel = Callable[[Saved, str], Session]
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,13 @@ class Memory:
 
     session: its stream; a turn forks it.
     said: hashes of the messages of its last conversation.
+    ids: its packed journal, or None.
     version: of what the store has; None where it has nothing yet.
     """
 
     session: Session
     said: tuple[bytes, ...] = ()
+    ids: bytes | None = None
     version: str | None = None
 
 
@@ -75,6 +83,8 @@ class Memories:
     resident: memories kept open at most; the rest are read from the store again.
     queue: turns that may wait for one memory.
     int8: store eight bits a number. What goes on is then what was stored, so that all servers go on alike.
+    journal: keep the ids of all that a new memory reads and writes.
+    other_model: makes a session of a memory that another model has saved; None refuses it.
     """
 
     def __init__(
@@ -85,9 +95,12 @@ class Memories:
         resident: int = 64,
         queue: int = 8,
         int8: bool = False,
+        journal: bool = False,
+        other_model: OtherModel | None = None,
     ) -> None:
         self._sessions, self._store, self._executor = sessions, store, executor
         self._resident, self._queue, self._int8 = resident, queue, int8
+        self._journal, self._other_model = b"" if journal else None, other_model
         self._slots: OrderedDict[Key, _Slot] = OrderedDict()
 
     @property
@@ -102,7 +115,7 @@ class Memories:
     async def create(self, key: Key) -> Memory:
         """Store an empty memory. Raises `RefusalError` (409) where the name is taken."""
         async with self._alone(key) as slot:
-            fresh = Memory(await self._blocking(self._sessions.session, key.name))
+            fresh = await self._fresh(key)
             try:
                 return await self._replace(key, slot, fresh)
             except ConflictError as error:
@@ -129,8 +142,8 @@ class Memories:
             except RefusalError:
                 if not create:
                     raise
-                memory = Memory(await self._blocking(self._sessions.session, key.name))
-            yield Change(self, key, slot, memory, await self._blocking(memory.session.fork))
+                memory = await self._fresh(key)
+            yield Change(self, key, slot, memory, await self._blocking(memory.session.fork), memory.ids)
 
     async def put(self, key: Key, memory: Memory, lives: float | None = None) -> Memory:
         """Store a moment under a key of its own, in place of what was read; what the store has now."""
@@ -190,12 +203,20 @@ class Memories:
             raise StateError(
                 f"the stored {key.kind} {key.name!r} is damaged ({error})", "delete it, or restore it from a backup"
             ) from error
+        session = await self._blocking(self._opened, saved, key.name)
+        slot.memory = Memory(session, saved.said, saved.ids, record.version)
+        return slot.memory
+
+    def _opened(self, saved: Saved, name: str) -> Session:
         try:
-            session = await self._blocking(self._sessions.restore_bytes, saved.state, key.name)
+            if self._other_model is not None:
+                return self._other_model(saved, name)
+            return self._sessions.restore_bytes(saved.state, name)
         except InputError as error:
             raise StateError(error.what, error.remedy, where=error.where) from error
-        slot.memory = Memory(session, saved.said, record.version)
-        return slot.memory
+
+    async def _fresh(self, key: Key) -> Memory:
+        return Memory(await self._blocking(self._sessions.session, key.name), ids=self._journal)
 
     async def _replace(self, key: Key, slot: _Slot, memory: Memory) -> Memory:
         """Write a memory, and keep it open unless the store has rounded it."""
@@ -205,7 +226,7 @@ class Memories:
 
     async def _write(self, key: Key, memory: Memory, lives: float | None = None) -> Memory:
         state = await self._blocking(partial(memory.session.to_bytes, int8=self._int8))
-        data = msgspec.msgpack.encode(Saved(state, memory.said))
+        data = msgspec.msgpack.encode(Saved(state, memory.said, memory.ids))
         version = await self._blocking(self._store.put, key, data, memory.version, lives)
         return replace(memory, version=version)
 
@@ -239,6 +260,7 @@ class Change:
 
     memory: what it was.
     session: a fork of it, which the turn may feed.
+    ids: the journal until here.
     """
 
     memories: Memories
@@ -246,8 +268,17 @@ class Change:
     slot: _Slot
     memory: Memory
     session: Session
+    ids: bytes | None
 
-    async def keep(self, said: tuple[bytes, ...]) -> Memory:
-        """Make the fork the memory, once the store has it. Raises `ConflictError`; nothing has changed then."""
-        after = Memory(self.session, said, self.memory.version)
+    async def keep(self, said: tuple[bytes, ...], read: Sequence[int] = ()) -> Memory:
+        """Make the fork the memory, once the store has it. Raises `ConflictError`; nothing has changed then.
+
+        Args:
+            said: hashes of the messages of its last conversation.
+            read: the ids that the fork has read and written since the turn began.
+        """
+        ids = None if self.ids is None else self.ids + journal.packed(read)
+        if ids is not None and journal.length(ids) != self.session.position:
+            raise RuntimeError(f"a journal of {journal.length(ids)} ids at position {self.session.position}")
+        after = Memory(self.session, said, ids, self.memory.version)
         return await self.memories._replace(self.key, self.slot, after)

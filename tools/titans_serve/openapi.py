@@ -23,7 +23,8 @@ _BODIES = {
 _OTHERS = (
     ("get", "/health"), ("get", "/health/live"), ("get", "/health/ready"), ("get", "/metrics"), ("get", "/v1/models"),
     ("get", "/v1/models/{id}"), ("get", "/v1/memories"), ("delete", "/v1/memories"), ("get", "/v1/memories/{id}"),
-    ("delete", "/v1/memories/{id}"), ("get", "/v1/memories/{id}/state"), ("put", "/v1/memories/{id}/state"),
+    ("delete", "/v1/memories/{id}"), ("get", "/v1/memories/{id}/state"), ("get", "/v1/memories/{id}/journal"),
+    ("put", "/v1/memories/{id}/state"),
     ("delete", "/v1/responses/{id}"),
 )  # fmt: skip
 _ERRORS = (400, 401, 404, 408, 409, 413, 422, 429, 500, 503, 504)

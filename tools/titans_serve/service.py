@@ -15,14 +15,20 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from titans_runtime import Model, SamplingOptions, Session
+from titans_runtime import Model, SamplingOptions, Session, StateError
+from titans_runtime.stream import journal
+from titans_runtime.stream.session import PIECE
+from titans_runtime.stream.state_adopt import adopted
+from titans_runtime.stream.state_file import read_header
+from titans_runtime.stream.state_int8 import expanded
 from titans_runtime.text.sampling import chosen_options
 from titans_serve.dialogue import Dialogue, Said
 from titans_serve.errors import RefusalError, bad_request, busy
-from titans_serve.memories import Change, Memories, Memory
+from titans_serve.memories import Change, Memories, Memory, Saved
 from titans_serve.metrics import Metrics
 from titans_serve.prefixes import Prefixes, message_hash
 from titans_serve.settings import Settings
@@ -118,7 +124,11 @@ class Service:
         self.turns = ThreadPoolExecutor(self.settings.turns, thread_name_prefix="titans-turn")
         self.blocking = ThreadPoolExecutor(_IO_THREADS, thread_name_prefix="titans-store")
         int8 = self.settings.int8
-        self.memories = Memories(self.batch, store, self.blocking, self.settings.resident, int8=int8)
+        policy = self.settings.other_model
+        self.memories = Memories(
+            self.batch, store, self.blocking, self.settings.resident, int8=int8, journal=self.settings.journal,
+            other_model=None if policy == "refuse" else partial(self._from_other_model, policy == "replay"),
+        )  # fmt: skip
         self.prefixes = Prefixes(
             self.batch, store, self.blocking, self.settings.prefixes, self.settings.prefix_seconds, int8
         )
@@ -177,7 +187,7 @@ class Service:
         if wanted.messages:
             said = (*said, message_hash("assistant", outcome.text))
         if answer.change is not None:
-            await answer.change.keep(said)
+            await answer.change.keep(said, (*answer.turn.prompt.ids, *outcome.ids))
         else:
             await self._keep_for_reuse(answer, wanted, said)
         for kind, count in (("read", outcome.read), ("reused", answer.reused), ("written", outcome.written)):
@@ -197,6 +207,23 @@ class Service:
         """Remove what has expired, and let go of what other servers have deleted; how much was open."""
         await self._run(self.store.expire)
         return await self.memories.release() + await self.prefixes.release()
+
+    def _from_other_model(self, replay: bool, saved: Saved, name: str) -> Session:
+        """A memory of any model of this shape, or with this tokenizer. Raises `StateError`."""
+        if read_header(expanded(saved.state), name).identity == self.model.manifest.state_identity:
+            return self.batch.restore_bytes(saved.state, name)
+        if not replay:
+            return self.batch.restore_bytes(adopted(self.model.manifest, saved.state, name), name)
+        if saved.ids is None:
+            raise StateError(
+                f"{name!r} was saved by another model and has no journal to replay",
+                "start the server with the model that saved it, or with --other-model adopt",
+            )
+        session = self.batch.session(name)
+        ids = journal.unpacked(saved.ids)
+        for start in range(0, len(ids), PIECE):
+            session.feed(ids[start : start + PIECE])
+        return session
 
     async def _keep_for_reuse(self, answer: Answer, wanted: Wanted, said: tuple[bytes, ...]) -> None:
         """Keep the stream of an answer without a memory, unless all of its key was deleted while it ran."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Settings:
     turn_seconds: how long a turn may take.
     default_tokens, most_tokens: tokens of an answer, if the client does not say, and at most.
     int8: store memories with eight bits a number.
+    journal: keep the ids of all that new memories read and write, for a model that is to read them again.
+    other_model: what becomes of a memory that another model has saved.
     """
 
     lanes: int = 16
@@ -36,3 +39,5 @@ class Settings:
     default_tokens: int = 256
     most_tokens: int = 32_768
     int8: bool = False
+    journal: bool = False
+    other_model: Literal["refuse", "adopt", "replay"] = "refuse"

@@ -125,7 +125,7 @@ def pack(manifest: Manifest, tensors: Mapping[str, Array], snapshot: Snapshot, *
         snapshot: position, totals and last outputs.
         compress: bytes of equal significance are put together and deflated.
     """
-    stored = {spec.name: tensors[spec.name][: _counts(spec, snapshot.position)[0]] for spec in manifest.states}
+    stored = {spec.name: tensors[spec.name][: counts(spec, snapshot.position)[0]] for spec in manifest.states}
     if (last := snapshot.outputs) is not None:
         stored[LAST] = last
     table = {name: [str(value.dtype), list(value.shape)] for name, value in stored.items()}
@@ -178,7 +178,7 @@ def unpack(manifest: Manifest, data: bytes, source: str) -> Saved:
             "this bundle is"
             f" {manifest.model.name!r}, identity {manifest.state_identity[:12]}: load the bundle it was saved with",
         )
-    expected = {spec.name: (str(np.dtype(spec.dtype)), _counts(spec, header.position)) for spec in manifest.states}
+    expected = {spec.name: (str(np.dtype(spec.dtype)), counts(spec, header.position)) for spec in manifest.states}
     expected[LAST] = ("float32", (manifest.inputs.outputs,))
     for name in sorted(set(expected) | set(header.tensors)):
         if expected.get(name) != header.tensors.get(name) and not (name == LAST and name not in header.tensors):
@@ -297,7 +297,7 @@ def _header(stored: _Stored, source: str) -> Header:
     )
 
 
-def _counts(spec: StateSpec, position: int) -> tuple[int, ...]:
+def counts(spec: StateSpec, position: int) -> tuple[int, ...]:
     """The shape of the part of a tensor that counts."""
     shape = spec.concrete(1)
     return (position % shape[0], *shape[1:]) if spec.kind == "rows" else shape
