@@ -16,7 +16,7 @@ from titans_format.install import install
 
 # Commands -> the packages they need beyond the base dependencies, and the extra that brings them.
 _NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
-    "titans train, graft": (("torch",), "train"),
+    "titans train, graft, audit": (("torch",), "train"),
     "titans export, import, verify, drift": (("torch", "onnx", "onnxruntime"), "export"),
     "titans slim": (("torch", "onnx"), "export"),
     "titans build --backend tensorrt-rtx": (("onnx", "tensorrt-rtx"), "export,tensorrt-rtx"),

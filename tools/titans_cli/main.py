@@ -40,6 +40,7 @@ COMMANDS = {
     "inspect": "Show what is inside a bundle.",
     "bench": "Measure how fast a bundle runs here.",
     "eval": "Measure what a bundle has learned.",
+    "audit": "Check any PyTorch model for leaks, mixed streams and state.",
     "doctor": "Show what this machine can run, and what to install for the rest.",
 }
 
@@ -60,6 +61,7 @@ _EXTRAS = {
     "inspect": "cpu",
     "bench": "cpu",
     "eval": "cpu",
+    "audit": "train",
     "doctor": "cpu",
 }
 _OPTIONAL_PACKAGES = ("torch", "onnx", "onnxruntime", "prometheus_client", "starlette", "uvicorn")

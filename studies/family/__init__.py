@@ -1,0 +1,1 @@
+"""Other implementations of Titans: what runs, what is found, what imports."""
