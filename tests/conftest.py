@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 from collections.abc import Iterator
+from ctypes.util import find_library
 from pathlib import Path
 
 import jsonschema
@@ -23,12 +25,16 @@ from titans_runtime import native
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# A software device for WebGPU, where scripts/webgpu_packages.sh found or installed one. Set here because the provider
-# looks once per process; an environment that already names a driver is left alone.
+# A software device for WebGPU, where scripts/webgpu_packages.sh found or installed it and a Vulkan loader. Set here
+# because the provider looks once per process; an environment that already names a driver is left alone.
 SWIFTSHADER = Path("/usr/lib/chromium/vk_swiftshader_icd.json")
-if SWIFTSHADER.exists() and "VK_DRIVER_FILES" not in os.environ:
+if SWIFTSHADER.exists() and find_library("vulkan") and "VK_DRIVER_FILES" not in os.environ:
     os.environ["VK_DRIVER_FILES"] = str(SWIFTSHADER)
     os.environ["ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER"] = "1"
+
+# PyTorch's modules are a million objects. Looking through them again and again took a tenth of the suite's time.
+gc.freeze()
+gc.set_threshold(20_000, 20, 20)
 
 # A script's background jobs, and what they start, ignore SIGINT. However the tests were started, it reaches this
 # process and those that it starts.

@@ -27,6 +27,7 @@ from titans_export.errors import TraceError
 
 BATCHES = (2, 3)
 FOLD_LIMIT = 65_536  # elements; a larger result of parameters alone stays a node, so no big weight is stored twice
+HOLLOW_LIMIT = 20_000  # calls whose results are kept
 SHAPE_ONLY = {"torch.zeros_like", "torch.ones_like", "torch.full_like", "torch.empty_like"}
 IN_PLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__iand__", "__ior__"}
 
@@ -163,24 +164,63 @@ def _reshaped(results: list[Tensor], used: list[Tensor]) -> bool:
     return view.numel() == whole.numel() and view.data_ptr() == whole.data_ptr() and view.is_contiguous()
 
 
+@dataclass(frozen=True)
+class _Result:
+    """A tensor that a call gives: the argument it is itself, or None, and its shape and dtype."""
+
+    same: int | None
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+_HOLLOW: dict[Any, Any] = {}  # results by call: layers and graphs make the same ones, and "meta" is slow
+
+
+def _described(value: Any, places: dict[int, int]) -> Any:
+    """Arguments as a key: of a tensor, which one it is and all that a shape can depend on."""
+    if isinstance(value, Tensor):
+        return (places[id(value)], value.shape, value.stride(), value.dtype)
+    if isinstance(value, (tuple, list)):
+        return (type(value), *(_described(item, places) for item in value))
+    if isinstance(value, dict):
+        return tuple((name, _described(item, places)) for name, item in value.items())
+    if isinstance(value, slice):
+        return (slice, _described((value.start, value.stop, value.step), places))
+    return (type(value), value)
+
+
 def _hollow(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], used: list[Tensor]) -> Any:
     """A call's result with the right shapes and dtypes, and zeros in one number's room.
 
     No value that depends on an input matters to a recording. Computed, those of a 170 M model took minutes and the
     intermediate results of a decoder's prefill eight gigabytes.
     """
-    shadows = {id(item): item.to("meta") for item in used}
-    sources = {id(shadows[id(item)]): item for item in used}
+    places = {id(item): place for place, item in enumerate(used)}
+    key = (func, _described((args, kwargs), places))
+    results = _HOLLOW.get(key)
+    if results is None:
+        shadows = [item.to("meta") for item in used]
+        shadow_places = {id(item): place for place, item in enumerate(shadows)}
 
-    def shadow(value: Any) -> Any:
-        return shadows[id(value)] if isinstance(value, Tensor) else value
+        def shadow(value: Any) -> Any:
+            return shadows[places[id(value)]] if isinstance(value, Tensor) else value
+
+        def described(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return _Result(shadow_places.get(id(value)), tuple(value.shape), value.dtype)
+
+        results = _mapped(described, func(*_mapped(shadow, args), **_mapped(shadow, kwargs)))
+        if len(_HOLLOW) >= HOLLOW_LIMIT:
+            _HOLLOW.clear()
+        _HOLLOW[key] = results
 
     def hollow(value: Any) -> Any:
-        if not isinstance(value, Tensor):
+        if not isinstance(value, _Result):
             return value
-        return sources.get(id(value), torch.zeros((), dtype=value.dtype).expand(value.shape))
+        return torch.zeros((), dtype=value.dtype).expand(value.shape) if value.same is None else used[value.same]
 
-    return _mapped(hollow, func(*_mapped(shadow, args), **_mapped(shadow, kwargs)))
+    return _mapped(hollow, results)
 
 
 def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
