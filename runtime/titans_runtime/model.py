@@ -26,12 +26,13 @@ from titans_runtime.state.backend import Backend
 from titans_runtime.state.calls import LoadOptions
 from titans_runtime.stream import state_file
 from titans_runtime.stream.driver import Driver
-from titans_runtime.stream.feeder import DirectFeeder, Shared
+from titans_runtime.stream.feeder import DirectFeeder
 from titans_runtime.stream.inputs import checked_ids
 from titans_runtime.stream.lineage import Lineage
 from titans_runtime.stream.observe import Observer
 from titans_runtime.stream.session import Session, snapshot_of
 from titans_runtime.stream.state_adopt import adopted
+from titans_runtime.stream.stream import Shared
 from titans_runtime.text.tokenizer import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:

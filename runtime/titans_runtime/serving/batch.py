@@ -20,10 +20,10 @@ from titans_runtime.serving.completion import Countdown, FeedFuture, Outcome
 from titans_runtime.serving.queued_run import QueuedRun
 from titans_runtime.serving.worker import Worker
 from titans_runtime.stream import state_file
-from titans_runtime.stream.feeder import Shared
 from titans_runtime.stream.inputs import Inputs
 from titans_runtime.stream.lineage import Lineage
 from titans_runtime.stream.session import Session, snapshot_of
+from titans_runtime.stream.stream import Shared
 
 _POSITIVE = "use a whole number of 1 or above"
 

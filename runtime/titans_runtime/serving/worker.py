@@ -40,7 +40,7 @@ A = TypeVar("A")
 
 
 class Worker:
-    """Makes the calls of many streams on a thread of its own until it is closed. See `stream.feeder.Feeder`.
+    """Makes the calls of many streams on a thread of its own until it is closed. See `stream.stream.Feeder`.
 
     Arguments as of `Scheduler`.
     """

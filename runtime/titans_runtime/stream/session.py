@@ -30,13 +30,12 @@ from titans_runtime.errors import InputError, StateError, TextError
 from titans_runtime.logs import record
 from titans_runtime.state.calls import TopK
 from titans_runtime.stream import state_file, state_int8
-from titans_runtime.stream.feeder import Feeder, Shared
 from titans_runtime.stream.inputs import Inputs, checked_ends, checked_inputs, checked_tokens
 from titans_runtime.stream.lineage import Lineage, locked
 from titans_runtime.stream.memories import dead_memories, learned_names, memory_distances
 from titans_runtime.stream.observe import SessionStats
 from titans_runtime.stream.snapshot import OPEN, Mark, Snapshot
-from titans_runtime.stream.stream import Stream
+from titans_runtime.stream.stream import Feeder, Shared, Stream
 from titans_runtime.text.sampling import Sampler, SamplingOptions, chosen_options
 from titans_runtime.text.stopping import Reason, StopFilter, Transcript, check_stops
 from titans_runtime.text.tokenizer import Tokenizer

@@ -3,8 +3,8 @@
 A stream moves in one assignment, at the end of `accept`. Whatever stops a feed before that has changed nothing. A
 stream that meets numbers that are not finite stays where it was and is poisoned: it refuses to go on until it is moved.
 
-Knows snapshots, runs and observers. Does not know who makes a run's calls (`feeder`), what users pass in (`session`),
-or files (`state_file`).
+Knows snapshots, runs, observers, and what it asks of whoever makes a run's calls. Does not know who that is (`feeder`,
+`serving.worker`), what users pass in (`session`), or files (`state_file`).
 """
 
 from __future__ import annotations
@@ -13,21 +13,90 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from titans_format.manifest import Manifest
 from titans_runtime.arguments import label
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.errors import NonFiniteError, SessionPoisonedError
 from titans_runtime.logs import record
-from titans_runtime.stream.feeder import Shared
+from titans_runtime.state.backend import Backend
+from titans_runtime.state.calls import StreamState
+from titans_runtime.state.layout import State
 from titans_runtime.stream.guard import Guard
-from titans_runtime.stream.observe import FeedEvent
+from titans_runtime.stream.observe import FeedEvent, Observer
+from titans_runtime.stream.plan import Planner
 from titans_runtime.stream.run import Run
 from titans_runtime.stream.snapshot import KEPT, Snapshot
 
+if TYPE_CHECKING:
+    from titans_runtime.chat.template import ChatTemplate
+    from titans_runtime.text.tokenizer import Tokenizer
+
 _numbers = itertools.count(1)
+
+
+class Feeder(Protocol):
+    """What makes the calls of many streams, and may keep their states between feeds."""
+
+    @property
+    def backend(self) -> Backend:
+        """Where states live."""
+        ...
+
+    @property
+    def planner(self) -> Planner:
+        """How tokens become calls."""
+        ...
+
+    def feed(self, stream: Stream, array: Array, all_outputs: bool, top_k: int | None = None) -> FloatArray:
+        """Feed checked inputs and wait; what `Stream.accept` returns.
+
+        Args:
+            stream: whose.
+            array: ids `[T]` or vectors `[T, F]`.
+            all_outputs, top_k: as of `Run`.
+
+        Raises:
+            ExecutionError: a graph failed; a `NonFiniteError` poisons the stream.
+            SessionPoisonedError, SessionBusyError: the stream cannot be fed now.
+            Whatever is raised, the stream is where it was.
+        """
+        ...
+
+    def home(self, state: StreamState) -> State:
+        """A state in blocks, from wherever this feeder keeps it."""
+        ...
+
+    def placed(self, stream: Stream) -> None:
+        """The stream's state was replaced, outside of a feed, by one that is in memory."""
+        ...
+
+
+@dataclass
+class Shared:
+    """What all streams of one model, or of one batch, have in common.
+
+    feeder: what makes their calls.
+    tokenizer: opened only for text: streams of ids need none.
+    observers: called after every feed, before it counts.
+    silent: whether an id is known to have no text; none is before the tokenizer is opened.
+    template: how the model's conversations are written, if it has any.
+    """
+
+    feeder: Feeder
+    tokenizer: Callable[[], Tokenizer | None]
+    observers: list[Observer] = field(default_factory=list)
+    silent: Callable[[int], bool] = lambda token: False
+    template: Callable[[], ChatTemplate | None] = lambda: None
+
+    @property
+    def manifest(self) -> Manifest:
+        """The model."""
+        return self.feeder.planner.manifest
 
 
 class Stream:
