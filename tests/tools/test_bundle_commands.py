@@ -271,7 +271,9 @@ def test_an_export_that_disagrees_with_its_model_exits_with_1(
         return write_tensors(path, {name: tensor * 1.01 for name, tensor in tensors.items()})
 
     monkeypatch.setattr(bundle_writer, "write_tensors", spoiled)
-    result = CliRunner().invoke(cli, ["export", str(tiny_checkpoint), "--out", str(tmp_path / "bad.titans")])
+    result = CliRunner().invoke(
+        cli, ["export", str(tiny_checkpoint), "--out", str(tmp_path / "bad.titans"), "--verify-tokens", "64"]
+    )
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: outputs differ")
     assert not (tmp_path / "bad.titans").exists()
