@@ -7,7 +7,7 @@ from pathlib import Path
 
 from titans_core.pretrained import Texts
 from titans_export.bundle.texts import AS_FOUND, EndNames
-from titans_export.bundle.writer import NO_TEXTS, Progress, staged, with_verification, write_bundle, write_manifest
+from titans_export.bundle.writer import NO_TEXTS, staged, with_verification, write_bundle, write_manifest
 from titans_export.errors import ExportError, VerificationError
 from titans_export.models.precision import at_precision, check_range, precision
 from titans_export.models.source_model import CONTROL, WRITES_OFF, load_source
@@ -16,6 +16,7 @@ from titans_export.verification.agreement import compare
 from titans_format.document import parse
 from titans_format.errors import BundleError
 from titans_format.manifest import Manifest
+from titans_format.progress import ReportProgress
 from titans_format.series import SeriesInfo, read_scaling
 
 WEIGHTS = "checkpoint.weights"  # the entry of the provenance with the hash of the weights, the same at any precision
@@ -27,7 +28,7 @@ def export_checkpoint(
     *,
     dtype: str = "fp32",
     verify_tokens: int = 2048,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
     overwrite: bool = False,
     writes_off: bool = False,
     ends: EndNames = AS_FOUND,
@@ -79,7 +80,7 @@ def export_model(
     series: SeriesInfo | None = None,
     provenance: dict[str, str] | None = None,
     verify_tokens: int = 2048,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
     overwrite: bool = False,
     ends: EndNames = AS_FOUND,
 ) -> Manifest:

@@ -1,13 +1,11 @@
-"""Replacing a file or a folder so that whoever reads it finds all of the old or all of the new.
+"""Replacing a file so that whoever reads it finds all of the old or all of the new.
 
-Knows files, folders and the system's calls for them. Does not know what is in them.
+Knows files and the system's calls for them. Does not know what is in them. `titans_format.folders` replaces folders.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import os
 import secrets
 import stat
@@ -21,9 +19,6 @@ _TEMPORARY = ".titans-tmp"  # the end of a temporary file's name
 _cleaned: set[Path] = set()  # folders where this process has looked for such files: once is enough
 
 _PRIVATE = 0o600  # the mode of a new file that is its user's alone
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
-# The system, or this file system, cannot exchange two names.
-_CANNOT_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes, *, durable: bool = True) -> None:
@@ -78,45 +73,6 @@ def replace_file(target: Path, data: bytes, *, durable: bool = False, private: b
             temporary.unlink(missing_ok=True)
     if durable:
         _sync_folder(target.parent)
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    """Have `target` lead to the folder `new`; `new` then leads to what `target` was, if it was there.
-
-    Both are on one file system. Where the system can exchange two names (Linux, most file systems), `target` leads to
-    one of both at every moment. Elsewhere it is missing for the time between two renames, of which the first is undone
-    if the second fails.
-
-    Raises:
-        OSError: both are as they were.
-    """
-    if not target.exists():
-        new.rename(target)
-        return
-    if exchange(new, target):
-        return
-    old = new.with_name(f"{new.name}.old")
-    target.rename(old)
-    try:
-        new.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    old.rename(new)
-
-
-def exchange(first: Path, second: Path) -> bool:
-    """Exchange what two names lead to, in one step; False where the system cannot. Raises `OSError`."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
-    if renameat2 is None:
-        return False
-    names = os.fsencode(first), os.fsencode(second)
-    if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], ctypes.c_uint(_RENAME_EXCHANGE)) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in _CANNOT_EXCHANGE:
-        return False
-    raise OSError(code, os.strerror(code), str(second))
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

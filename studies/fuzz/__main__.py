@@ -68,7 +68,7 @@ def tiny_bundle(folder: Path) -> Path:
 
     from titans_core.config import MemoryConfig, TitansConfig
     from titans_core.model import TitansModel
-    from titans_core.training.checkpoint import Checkpoint, Progress, prepare_directory, save_checkpoint
+    from titans_core.training.checkpoint import Checkpoint, TrainingProgress, prepare_directory, save_checkpoint
     from titans_export.export import export_checkpoint
 
     torch.manual_seed(0)
@@ -86,7 +86,7 @@ def tiny_bundle(folder: Path) -> Path:
     )
     prepare_directory(folder / "checkpoint")
     model = TitansModel(config)
-    save_checkpoint(folder / "checkpoint", Checkpoint(config, model.state_dict(), None, {}), Progress(0, {}))
+    save_checkpoint(folder / "checkpoint", Checkpoint(config, model.state_dict(), None, {}), TrainingProgress(0, {}))
     export_checkpoint(folder / "checkpoint", folder / "tiny.titans", verify_tokens=0)
     return folder / "tiny.titans"
 

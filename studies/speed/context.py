@@ -22,7 +22,8 @@ from studies.speed.kit import THREADS, pin, random_bundle
 from studies.speed.report import Curve, Figure, Plot, Result, Row
 from titans_core.config import TitansConfig
 from titans_core.presets import preset
-from titans_measure.speed.timing import Progress, Work, medians
+from titans_format.progress import ReportProgress
+from titans_measure.speed.timing import Work, medians
 from titans_runtime import Session
 
 
@@ -37,7 +38,7 @@ class Sizes:
     threads: int = THREADS
 
 
-def measure(sizes: Sizes, progress: Progress) -> Result:
+def measure(sizes: Sizes, progress: ReportProgress) -> Result:
     """Milliseconds per token of both at every context, and where they cross."""
     pin(sizes.threads)
     config = preset(sizes.preset, variant="mac")

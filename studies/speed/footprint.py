@@ -78,12 +78,12 @@ import sys, torch
 from pathlib import Path
 from titans_core.model import TitansModel
 from titans_core.presets import preset
-from titans_core.training.checkpoint import Checkpoint, Progress, prepare_directory, save_checkpoint
+from titans_core.training.checkpoint import Checkpoint, TrainingProgress, prepare_directory, save_checkpoint
 torch.manual_seed(0)
 model = TitansModel(preset(sys.argv[1], variant=sys.argv[2]))
 prepare_directory(Path(sys.argv[3]))
 state = Checkpoint(model.config, model.state_dict(), None, {"seed": 0})
-save_checkpoint(Path(sys.argv[3]), state, Progress(0, {}))
+save_checkpoint(Path(sys.argv[3]), state, TrainingProgress(0, {}))
 print(model.num_parameters())
 """
     made = subprocess.run(

@@ -26,7 +26,8 @@ import titans_runtime
 from studies.speed.kit import THREADS, inferred, pin, random_bundle
 from studies.speed.report import Figure, Result, Row
 from titans_core.config import MemoryConfig, TitansConfig
-from titans_measure.speed.timing import Progress, Work, medians
+from titans_format.progress import ReportProgress
+from titans_measure.speed.timing import Work, medians
 from titans_runtime import Session
 from titans_runtime.text.sampling import SamplingOptions
 
@@ -82,7 +83,7 @@ def library_model(sizes: Sizes) -> nn.Module:
     return model.eval()
 
 
-def measure(sizes: Sizes, progress: Progress) -> Result:
+def measure(sizes: Sizes, progress: ReportProgress) -> Result:
     """Tokens per second of both, and of ours near the beginning and far into a stream."""
     pin(sizes.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +131,7 @@ def measure(sizes: Sizes, progress: Progress) -> Result:
     )  # fmt: skip
 
 
-def _along(model: titans_runtime.Model, sizes: Sizes, progress: Progress) -> tuple[float, float]:
+def _along(model: titans_runtime.Model, sizes: Sizes, progress: ReportProgress) -> tuple[float, float]:
     """Tokens per second after `near` tokens and after `far` tokens of one stream."""
     stream = np.random.default_rng(0).integers(0, 256, sizes.far)
     session = model.session()

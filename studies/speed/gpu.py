@@ -29,9 +29,10 @@ from studies.speed.kit import inferred, random_bundle
 from studies.speed.memory_layer import MemoryLayer, export_layer, layer_config, library_layer
 from studies.speed.report import Figure, Result, Row
 from titans_core.presets import preset
+from titans_format.progress import ReportProgress
 from titans_measure.speed.measure import Wish
 from titans_measure.speed.measure import measure as measure_bundle
-from titans_measure.speed.timing import Progress, Work, medians
+from titans_measure.speed.timing import Work, medians
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(json.dumps(results, ensure_ascii=False))
 
 
-def generate(options: argparse.Namespace, progress: Progress) -> Result:
+def generate(options: argparse.Namespace, progress: ReportProgress) -> Result:
     """Tokens per second of sampling, ours and titans-pytorch's."""
     sizes = generation.Sizes(dim=64, tokens=16, library_tokens=4, rounds=1) if options.quick else generation.Sizes()
     theirs = generation.library_model(sizes).to(device())
@@ -84,7 +85,7 @@ def generate(options: argparse.Namespace, progress: Progress) -> Result:
     return Result(title="Generation", stated=[], figures=[figure], tables={"Tokens per second": rows})
 
 
-def memory_layer(options: argparse.Namespace, progress: Progress) -> Result:
+def memory_layer(options: argparse.Namespace, progress: ReportProgress) -> Result:
     """Tokens per second of a long stream through one memory layer."""
     sizes = layer.Sizes(dim=64, heads=2, tokens=256, slow_tokens=64) if options.quick else layer.Sizes()
     torch.manual_seed(0)
@@ -112,7 +113,7 @@ def memory_layer(options: argparse.Namespace, progress: Progress) -> Result:
     return Result(title="One memory layer", stated=[], figures=figures, tables={"Tokens per second": rows})
 
 
-def large(options: argparse.Namespace, progress: Progress) -> Result:
+def large(options: argparse.Namespace, progress: ReportProgress) -> Result:
     """Prompts and single tokens of a large model, with the device's own speed beside them."""
     size = "tiny" if options.quick else options.preset
     config = preset(size, variant=options.variant)
@@ -184,7 +185,7 @@ def _markdown(result: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
-PARTS: dict[str, Callable[[argparse.Namespace, Progress], Result]] = {
+PARTS: dict[str, Callable[[argparse.Namespace, ReportProgress], Result]] = {
     "generation": generate,
     "layer": memory_layer,
     "large": large,

@@ -18,8 +18,9 @@ import torch
 from titans_core.config import TitansConfig
 from titans_core.model import TitansModel
 from titans_export.export import export_model
+from titans_format.progress import ReportProgress
 from titans_measure.speed.roofline import Probes, Roofline
-from titans_measure.speed.timing import Progress, Work, medians
+from titans_measure.speed.timing import Work, medians
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -65,7 +66,7 @@ def random_bundle(config: TitansConfig, out: Path, dtype: str = "fp32") -> Titan
 
 
 def with_probes(
-    work: Mapping[str, Work], rounds: int, progress: Progress, threads: int = THREADS
+    work: Mapping[str, Work], rounds: int, progress: ReportProgress, threads: int = THREADS
 ) -> tuple[dict[str, float], Roofline]:
     """Median seconds of each piece of work, and the machine beside them, all in turns."""
     probes = Probes(threads)

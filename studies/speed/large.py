@@ -16,10 +16,10 @@ from pathlib import Path
 from studies.speed.kit import THREADS, pin, random_bundle
 from studies.speed.report import Figure, Result, Row
 from titans_core.presets import preset
+from titans_format.progress import ReportProgress
 from titans_measure.speed.measure import Speed, Wish
 from titans_measure.speed.measure import measure as measure_bundle
 from titans_measure.speed.profile import GraphProfile, profile
-from titans_measure.speed.timing import Progress
 
 SHOWN = 8  # rows of each profile
 
@@ -35,7 +35,7 @@ class Sizes:
     threads: int = THREADS
 
 
-def measure(sizes: Sizes, progress: Progress) -> Result:
+def measure(sizes: Sizes, progress: ReportProgress) -> Result:
     """Shares of the machine's products and of its reading, and profiles."""
     pin(sizes.threads)
     wish = Wish(

@@ -29,8 +29,9 @@ import titans_runtime
 from studies.speed.kit import THREADS, alone, inferred, keep_memory, pin, with_probes
 from studies.speed.memory_layer import MemoryLayer, export_layer, layer_config, library_layer
 from studies.speed.report import Figure, Result, Row
+from titans_format.progress import ReportProgress
 from titans_measure.speed.demand import reading
-from titans_measure.speed.timing import Progress, Work, medians
+from titans_measure.speed.timing import Work, medians
 from titans_runtime.arrays import FloatArray
 from titans_runtime.stream.driver import Driver
 
@@ -49,7 +50,7 @@ class Sizes:
     threads: int = THREADS
 
 
-def measure(sizes: Sizes, progress: Progress) -> Result:
+def measure(sizes: Sizes, progress: ReportProgress) -> Result:
     """Tokens per second of each, and the ratios that have targets."""
     pin(sizes.threads)
     torch.manual_seed(0)

@@ -18,9 +18,9 @@ from studies.speed.kit import THREADS, pin, random_bundle
 from studies.speed.report import Figure, Result, Row
 from titans_core.config import VARIANTS, Variant
 from titans_core.presets import preset
+from titans_format.progress import ReportProgress
 from titans_measure.speed.measure import Report, Wish
 from titans_measure.speed.measure import measure as measure_bundle
-from titans_measure.speed.timing import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Sizes:
     threads: int = THREADS
 
 
-def measure(sizes: Sizes, progress: Progress) -> Result:
+def measure(sizes: Sizes, progress: ReportProgress) -> Result:
     """Tokens per second of one stream and of all."""
     pin(sizes.threads)
     wish = Wish(

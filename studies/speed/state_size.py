@@ -17,7 +17,7 @@ from studies.speed.report import Figure, Result, Row
 from titans_core.config import VARIANTS, TitansConfig, Variant
 from titans_core.model import TitansModel
 from titans_core.presets import preset
-from titans_measure.speed.timing import Progress
+from titans_format.progress import ReportProgress
 
 FLOAT = 4  # bytes
 
@@ -31,7 +31,7 @@ class Sizes:
     tokens: int = 2_097_152
 
 
-def measure(sizes: Sizes, progress: Progress) -> Result:
+def measure(sizes: Sizes, progress: ReportProgress) -> Result:
     """Bytes of both, and their ratios."""
     figures: list[Figure] = []
     rows: list[Row] = []

@@ -21,7 +21,8 @@ from studies.speed.kit import THREADS, alone, pin, with_probes
 from studies.speed.layer import NAMES as LAYERS
 from studies.speed.memory_layer import MemoryLayer, layer_config, library_layer
 from studies.speed.report import Figure, Result, Row
-from titans_measure.speed.timing import Progress, Work
+from titans_format.progress import ReportProgress
+from titans_measure.speed.timing import Work
 
 Shape = tuple[int, int]  # streams, tokens of each
 NAMES = {
@@ -50,7 +51,7 @@ class Sizes:
         return [name for name in NAMES if self.compiled or name not in COMPILED]
 
 
-def measure(sizes: Sizes, progress: Progress) -> Result:
+def measure(sizes: Sizes, progress: ReportProgress) -> Result:
     """Seconds of a step, and peak memory."""
     pin(sizes.threads)
     work: dict[str, Work] = {}

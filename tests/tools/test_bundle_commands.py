@@ -193,7 +193,7 @@ def test_verify_exits_with_1_when_the_weights_are_others(
 ) -> None:
     from titans_core.training.checkpoint import (
         Checkpoint,
-        Progress,
+        TrainingProgress,
         load_checkpoint,
         prepare_directory,
         save_checkpoint,
@@ -202,7 +202,7 @@ def test_verify_exits_with_1_when_the_weights_are_others(
     real = load_checkpoint(tiny_checkpoint)
     moved = {name: tensor + 0.01 for name, tensor in real.tensors.items()}
     prepare_directory(tmp_path / "other")
-    save_checkpoint(tmp_path / "other", Checkpoint(real.config, moved, None, {}), Progress(1, {}))
+    save_checkpoint(tmp_path / "other", Checkpoint(real.config, moved, None, {}), TrainingProgress(1, {}))
     result = titans("verify", tiny_bundle, "--checkpoint", tmp_path / "other", "--tokens", "32", "--json")
     assert result.exit_code == 1, result.output
     assert json.loads(result.stdout)["ok"] is False

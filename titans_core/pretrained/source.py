@@ -7,7 +7,7 @@ Weights go by their Hugging Face names (`model.layers.0.self_attn.q_proj.weight`
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -19,8 +19,7 @@ from torch import Tensor
 from titans_core.decoder import Decoder, DecoderConfig
 from titans_core.errors import CheckpointError
 from titans_core.pretrained.gguf_blocks import BlockType, Bytes
-
-Progress = Callable[[int, int], None]  # (done, total)
+from titans_format.progress import ReportProgress
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def check_weights(pretrained: Pretrained) -> None:
         )
 
 
-def decoder_of(pretrained: Pretrained, progress: Progress | None = None) -> Decoder:
+def decoder_of(pretrained: Pretrained, progress: ReportProgress | None = None) -> Decoder:
     """The model, on the CPU in fp32, its parameters fixed.
 
     Args:

@@ -29,7 +29,7 @@ from titans_core.pretrained.folder import open_folder
 from titans_core.pretrained.gguf_model import open_gguf
 from titans_core.training.checkpoint import (
     Checkpoint,
-    Progress,
+    TrainingProgress,
     load_checkpoint,
     load_model,
     newest_step,
@@ -90,7 +90,7 @@ def begin_checkpoint(
         save_checkpoint(
             stage,
             Checkpoint(config, new_tensors(decoder), texts.tokenizer_json, provenance),
-            Progress(0, {"random/cpu": torch.get_rng_state()}),
+            TrainingProgress(0, {"random/cpu": torch.get_rng_state()}),
         )
         stage.chmod(0o755)  # mkdtemp's is private to the user
         if path.exists():

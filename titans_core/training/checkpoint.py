@@ -40,7 +40,7 @@ from titans_core.decoder.config import DOCUMENT
 from titans_core.errors import CheckpointError, ConfigError
 from titans_core.files import MIB, check_regular, read_regular
 from titans_core.model import TitansModel
-from titans_core.training.replacing import replace_folder
+from titans_format.folders import replace_folder
 from titans_format.install import upgrade
 from titans_tasks.task import Scalar
 
@@ -81,7 +81,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """The rest of a run: all that resuming needs."""
 
     step: int  # steps done; also the data position, which is a function of the step
@@ -131,7 +131,7 @@ def has_checkpoint(path: Path) -> bool:
     return (path / MARKER).is_file() and bool(_steps(path))
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint, progress: Progress) -> None:
+def save_checkpoint(path: Path, checkpoint: Checkpoint, progress: TrainingProgress) -> None:
     """Add a step to the prepared directory `path`, atomically, and drop all but the newest two.
 
     Raises:
@@ -243,11 +243,11 @@ def _shown(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else str(list(shape))
 
 
-def load_progress(path: Path) -> Progress:
+def load_progress(path: Path) -> TrainingProgress:
     """Where the run stored in `path` stands. Raises `CheckpointError` as `load_checkpoint` does."""
     step = newest_step(path)
     manifest = _verified_manifest(step)
-    return Progress(manifest.step, _tensors(step / _TRAINING), manifest.settings)
+    return TrainingProgress(manifest.step, _tensors(step / _TRAINING), manifest.settings)
 
 
 def _steps(path: Path) -> list[Path]:
@@ -278,7 +278,7 @@ def newest_step(path: Path) -> Path:
     return steps[-1]
 
 
-def _write_step(directory: Path, checkpoint: Checkpoint, progress: Progress) -> None:
+def _write_step(directory: Path, checkpoint: Checkpoint, progress: TrainingProgress) -> None:
     _write_text(directory / _CONFIG, checkpoint.config.to_json() + "\n")
     for name, text in ((_TOKENIZER, checkpoint.tokenizer_json), (_SERIES, checkpoint.series_json)):
         if text is not None:

@@ -27,7 +27,7 @@ from titans_core.config import TitansConfig
 from titans_core.errors import CheckpointError, ConfigError
 from titans_core.state import State
 from titans_core.training.checkpoint import (
-    Progress,
+    TrainingProgress,
     has_checkpoint,
     load_checkpoint,
     load_progress,
@@ -374,7 +374,7 @@ class _Run:
         tensors |= {f"stream/{name}": value.cpu() for name, value in streams.items()}
         tensors["random/cpu"] = torch.get_rng_state()
         checkpoint = self.learner.checkpoint(weights, self._provenance())
-        save_checkpoint(self.out, checkpoint, Progress(self.step, tensors, self._settings()))
+        save_checkpoint(self.out, checkpoint, TrainingProgress(self.step, tensors, self._settings()))
 
     def _restore(self) -> None:
         checkpoint, progress = load_checkpoint(self.out), load_progress(self.out)

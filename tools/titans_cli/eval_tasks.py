@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from titans_cli.task_options import task_option
+from titans_format.progress import ReportProgress
 
 if TYPE_CHECKING:
-    from titans_measure.quality.report import Progress, Report
+    from titans_measure.quality.report import Report
     from titans_runtime import Model
     from titans_tasks.needle import Form
 
@@ -100,7 +101,13 @@ class EvalTask:
 
 
 def _recall(
-    model: Model, progress: Progress, *, keys: int, pairs: tuple[int, ...], gaps: tuple[int, ...], streams: int | None
+    model: Model,
+    progress: ReportProgress,
+    *,
+    keys: int,
+    pairs: tuple[int, ...],
+    gaps: tuple[int, ...],
+    streams: int | None,
 ) -> Report:
     from titans_measure.quality.recall import Wish, evaluate
 
@@ -110,7 +117,7 @@ def _recall(
 
 def _needle(
     model: Model,
-    progress: Progress,
+    progress: ReportProgress,
     *,
     form: Form,
     lengths: tuple[int, ...],
@@ -131,7 +138,7 @@ def _needle(
 
 def _facts(
     model: Model,
-    progress: Progress,
+    progress: ReportProgress,
     *,
     facts: tuple[int, ...],
     gaps: tuple[int, ...],
@@ -164,7 +171,7 @@ def _draw_needle(report: Any, path: Path) -> None:
     draw_needle(report, path)
 
 
-def _text(model: Model, progress: Progress, *, data: tuple[str, ...], **sizes: int) -> Report:
+def _text(model: Model, progress: ReportProgress, *, data: tuple[str, ...], **sizes: int) -> Report:
     from titans_measure.quality.reading import Sizes
     from titans_measure.quality.text import evaluate
 
@@ -173,7 +180,7 @@ def _text(model: Model, progress: Progress, *, data: tuple[str, ...], **sizes: i
 
 def _series(
     model: Model,
-    progress: Progress,
+    progress: ReportProgress,
     *,
     data: tuple[str, ...],
     season: int | None,
@@ -190,7 +197,7 @@ def _series(
 
 def _dna(
     model: Model,
-    progress: Progress,
+    progress: ReportProgress,
     *,
     data: tuple[str, ...],
     families: int,

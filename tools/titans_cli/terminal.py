@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TextIO
 
@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-ReportProgress = Callable[[int, int], None]  # (done, total), in the same unit
+from titans_format.progress import ReportProgress
 
 # Controls (C0, DEL, C1); marks that order text from right to left or end a line; halves of characters, which stand for
 # the bytes of a file name that is not UTF-8.

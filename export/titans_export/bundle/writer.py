@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -51,11 +51,13 @@ from titans_export.passes.quantise import quantise
 from titans_export.passes.weights_on_left import weights_on_left
 from titans_format.document import MANIFEST_FILE
 from titans_format.fields import ChatTemplateInfo, ModelInfo, TokenizerInfo
+from titans_format.folders import replace_folder
 from titans_format.manifest import Manifest
+from titans_format.progress import ReportProgress
 from titans_format.series import SeriesInfo
 from titans_format.specs import DataFile, GraphSpec
 from titans_runtime.arguments import is_unicode
-from titans_runtime.atomic import replace_file, replace_folder
+from titans_runtime.atomic import replace_file
 from titans_tasks.tokens import Tokenizer
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -63,8 +65,6 @@ INITIAL_STATE_FILE = "initial_state.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
 NO_TEXTS = Texts()  # nothing is known of text
-
-Progress = Callable[[int, int], None]  # (done, total)
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def write_bundle(
     texts: Texts = NO_TEXTS,
     ends: EndNames = AS_FOUND,
     series: SeriesInfo | None = None,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> Manifest:
     """Write every file of a bundle into an empty directory.
 

@@ -28,6 +28,7 @@ from titans_export.tensorrt.options import (
     timings,
 )
 from titans_format.manifest import Manifest
+from titans_format.progress import ReportProgress
 from titans_format.specs import GraphSpec
 from titans_runtime.atomic import replace_file
 from titans_runtime.bundle import open_bundle
@@ -40,8 +41,6 @@ from titans_runtime.errors import ProviderError
 ENGINES = "engines"
 SIDECAR_FORMAT = {"format": "titans-engine", "format_version": 1}
 STEPS = 1000  # parts of a graph that progress is told in
-
-Progress = Callable[[int, int], None]  # parts done, parts in all
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def build_engines(
     backend: str,
     options: BuildOptions | None = None,
     ignore_memory: bool = False,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> list[Engine]:
     """Build an engine for every graph of a bundle, into `engines/<target>/` inside it.
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from titans_core.pretrained import Texts
-from titans_export.bundle.writer import Progress, staged, with_verification, write_bundle, write_manifest
+from titans_export.bundle.writer import staged, with_verification, write_bundle, write_manifest
 from titans_export.titans_pytorch.arguments import ConfigError
 from titans_export.titans_pytorch.options import TransformerOptions, read_options
 from titans_export.titans_pytorch.parameters import read_state_dict
 from titans_export.titans_pytorch.parity import compare
 from titans_export.titans_pytorch.steppable import TitansPytorchModel
 from titans_format.manifest import Manifest
+from titans_format.progress import ReportProgress
 from titans_runtime.files import MIB, read_regular, shown
 from titans_tasks.tokens import load_tokenizer
 
@@ -46,7 +47,7 @@ def import_checkpoint(
     *,
     tokenizer: Path | None = None,
     verify_tokens: int = VERIFY_TOKENS,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Write a bundle and prove that it computes what titans-pytorch computes.

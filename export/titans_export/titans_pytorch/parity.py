@@ -21,8 +21,9 @@ from titans_export.titans_pytorch import installed as library
 from titans_export.titans_pytorch.steppable import TitansPytorchModel
 from titans_export.verification import distance
 from titans_export.verification.pieces import Piece, random_pieces, random_stream
-from titans_export.verification.sides import BundleSide, KnownSide, Progress, Side, TorchSide, side_by_side
+from titans_export.verification.sides import BundleSide, KnownSide, Side, TorchSide, side_by_side
 from titans_export.verification.tolerances import tolerance
+from titans_format.progress import ReportProgress
 from titans_runtime.arrays import Array
 from titans_runtime.bundle import open_bundle
 from titans_runtime.stream.plan import FASTEST, STEPS_ONLY
@@ -39,7 +40,7 @@ def compare(
     *,
     tokens: int,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> dict[str, Any]:
     """The verification report, for the manifest.
 

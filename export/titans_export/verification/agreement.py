@@ -35,7 +35,6 @@ from titans_export.verification.pieces import random_pieces, random_stream
 from titans_export.verification.report import VerificationReport
 from titans_export.verification.sides import (
     BundleSide,
-    Progress,
     Side,
     TorchSide,
     TrainingSide,
@@ -43,6 +42,7 @@ from titans_export.verification.sides import (
     threads_for,
 )
 from titans_export.verification.tolerances import tolerance
+from titans_format.progress import ReportProgress
 from titans_runtime.arrays import Array
 from titans_runtime.bundle import Bundle, open_bundle, read_manifest_of
 from titans_runtime.native import kernels
@@ -55,7 +55,7 @@ GROWN = 0.25  # share of a tolerance from which on they continue from one state:
 
 
 def verify_bundle(
-    bundle: Path, checkpoint: Path, *, tokens: int, seed: int = 0, progress: Progress | None = None
+    bundle: Path, checkpoint: Path, *, tokens: int, seed: int = 0, progress: ReportProgress | None = None
 ) -> VerificationReport:
     """Compare a bundle with the checkpoint it was made from.
 
@@ -75,7 +75,7 @@ def verify_bundle(
 
 
 def compare(
-    bundle: Path, model: OurModel, *, tokens: int, seed: int = 0, progress: Progress | None = None
+    bundle: Path, model: OurModel, *, tokens: int, seed: int = 0, progress: ReportProgress | None = None
 ) -> VerificationReport:
     """`verify_bundle` with the model in hand."""
     opened = open_bundle(bundle)
@@ -118,7 +118,7 @@ def _drive(
     seed: int,
     *,
     twin: TitansSteppable | None,
-    progress: Progress | None,
+    progress: ReportProgress | None,
 ) -> VerificationReport:
     """One pass over the stream; with an fp64 `twin`, from one state wherever the model's own rounding has grown.
 

@@ -22,8 +22,9 @@ from titans_export.models.precision import at_precision, precision
 from titans_export.models.source_model import source_of
 from titans_export.models.titans import OurModel, TitansSteppable
 from titans_export.verification.pieces import even_pieces, random_stream, text_stream
-from titans_export.verification.sides import BundleSide, Progress, Side, TorchSide, side_by_side, threads_for
+from titans_export.verification.sides import BundleSide, Side, TorchSide, side_by_side, threads_for
 from titans_export.verification.tolerances import DriftLimits, limits
+from titans_format.progress import ReportProgress
 from titans_runtime.arrays import Array
 from titans_runtime.bundle import Bundle, open_bundle
 
@@ -141,7 +142,7 @@ def measure_drift(
     tokens: int,
     data: tuple[str, ...] = (),
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> DriftReport:
     """Drive a bundle beside the fp32 model it was made from.
 
@@ -165,7 +166,7 @@ def measure_drift(
     return drift(opened, model, stream, progress)
 
 
-def drift(bundle: Bundle, model: OurModel, stream: Array, progress: Progress | None = None) -> DriftReport:
+def drift(bundle: Bundle, model: OurModel, stream: Array, progress: ReportProgress | None = None) -> DriftReport:
     """`measure_drift` with everything in hand; `stream` is `[1, T]` ids or `[1, T, F]` vectors."""
     manifest, tokens = bundle.manifest, stream.shape[1]
     wanted = precision(manifest.dtype)

@@ -6,7 +6,7 @@ such as those of a library's full forward. Knows how each is fed. Does not judge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -19,13 +19,12 @@ from titans_export.models.protocol import SteppableModel
 from titans_export.models.titans import OurModel
 from titans_export.verification.pieces import Piece
 from titans_export.verification.torch_stream import TorchStream
+from titans_format.progress import ReportProgress
 from titans_runtime.arrays import Array
 from titans_runtime.bundle import Bundle
 from titans_runtime.devices.select import select
 from titans_runtime.state.calls import LoadOptions
 from titans_runtime.stream.driver import Driver
-
-Progress = Callable[[int, int], None]  # (tokens done, tokens)
 
 SMALL_MODEL = 10_000_000  # parameters
 
@@ -132,7 +131,7 @@ class TrainingSide:
 
 
 def side_by_side(
-    sides: Mapping[str, Side], pieces: Iterable[Piece], tokens: int, progress: Progress | None = None
+    sides: Mapping[str, Side], pieces: Iterable[Piece], tokens: int, progress: ReportProgress | None = None
 ) -> Iterator[tuple[Piece, dict[str, Array]]]:
     """Feed every piece to every side; yields the piece and the outputs of each.
 

@@ -16,7 +16,7 @@ from titans_core.decoder import Decoder, SideConfig, StreamConfig
 from titans_core.errors import CheckpointError
 from titans_core.pretrained import Pretrained, decoder_of, open_pretrained
 from titans_core.training.backbone import begin_checkpoint, new_tensors, open_model
-from titans_core.training.checkpoint import Checkpoint, Progress, load_checkpoint, load_model, save_checkpoint
+from titans_core.training.checkpoint import Checkpoint, TrainingProgress, load_checkpoint, load_model, save_checkpoint
 
 SIDE = SideConfig(read=(0, 1), dim=16, memory=LINEAR)
 STREAM = StreamConfig(layers=(1,), dim=32, memory=replace(LINEAR, heads=4))
@@ -70,7 +70,7 @@ def test_weights_of_the_backbone_that_training_changed_are_kept_too(tmp_path: Pa
     decoder = begun(tmp_path)
     changed = new_tensors(decoder) | {"norm.gain": decoder.norm.gain * 2}
     stored = load_checkpoint(tmp_path / "out")
-    save_checkpoint(tmp_path / "out", replace(stored, tensors=changed), Progress(1, {}))
+    save_checkpoint(tmp_path / "out", replace(stored, tensors=changed), TrainingProgress(1, {}))
     loaded = open_model(tmp_path / "out").model
     assert torch.equal(loaded.get_parameter("norm.gain"), decoder.norm.gain * 2)
     assert torch.equal(loaded.get_parameter("embedding"), decoder.embedding)
@@ -102,7 +102,7 @@ def test_what_does_not_fit_together_is_named(damage: str, says: str, tmp_path: P
         tensors["graft.out.weight"] = torch.zeros(16, 31)
     else:
         tensors["graft.more"] = torch.zeros(1)
-    save_checkpoint(tmp_path / "out", replace(stored, tensors=tensors), Progress(1, {}))
+    save_checkpoint(tmp_path / "out", replace(stored, tensors=tensors), TrainingProgress(1, {}))
     with pytest.raises(CheckpointError, match=says):
         open_model(tmp_path / "out")
 

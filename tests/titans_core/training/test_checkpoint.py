@@ -13,7 +13,7 @@ from titans_core.model import TitansModel
 from titans_core.training import checkpoint as module
 from titans_core.training.checkpoint import (
     Checkpoint,
-    Progress,
+    TrainingProgress,
     has_checkpoint,
     load_checkpoint,
     load_model,
@@ -35,12 +35,15 @@ def saved(tmp_path: Path) -> Path:
     """A checkpoint directory with one step."""
     path = tmp_path / "checkpoint"
     prepare_directory(path)
-    save_checkpoint(path, small_checkpoint(), Progress(3, {"optimizer/x": torch.arange(3)}, {"run.seed": 1}))
+    save_checkpoint(path, small_checkpoint(), TrainingProgress(3, {"optimizer/x": torch.arange(3)}, {"run.seed": 1}))
     return path
 
 
 def test_everything_comes_back_as_it_was(tmp_path: Path) -> None:
-    checkpoint, progress = small_checkpoint(), Progress(3, {"random/cpu": torch.get_rng_state()}, {"run.lr": 0.1})
+    checkpoint, progress = (
+        small_checkpoint(),
+        TrainingProgress(3, {"random/cpu": torch.get_rng_state()}, {"run.lr": 0.1}),
+    )
     prepare_directory(tmp_path)
     save_checkpoint(tmp_path, checkpoint, progress)
     for path in (tmp_path, tmp_path / "step-00000003"):
@@ -61,13 +64,13 @@ def test_a_configuration_from_before_there_was_a_choice_forgets_towards_zero(sav
     assert TitansConfig.from_stored(values).memory.forget_to == "zero"
     assert TitansConfig.from_dict(values).memory.forget_to == "start"  # what somebody writes today
     older = Checkpoint(TitansConfig.from_stored(values), TitansModel(CONFIG).state_dict(), None, {})
-    save_checkpoint(saved, older, Progress(4, {}))
+    save_checkpoint(saved, older, TrainingProgress(4, {}))
     assert load_checkpoint(saved).config.memory.forget_to == "zero"
 
 
 def test_the_last_two_steps_are_kept_and_the_newest_counts(saved: Path) -> None:
     for step in (4, 10, 11):
-        save_checkpoint(saved, small_checkpoint(), Progress(step, {}))
+        save_checkpoint(saved, small_checkpoint(), TrainingProgress(step, {}))
     assert [path.name for path in sorted(saved.glob("*step*"))] == ["step-00000010", "step-00000011"]
     assert load_progress(saved).step == 11
 
@@ -155,7 +158,7 @@ def test_a_full_disk_leaves_the_earlier_step(saved: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(module, "save_file", full)
     with pytest.raises(CheckpointError, match=r"No space left on device.*free some space"):
-        save_checkpoint(saved, small_checkpoint(), Progress(4, {}))
+        save_checkpoint(saved, small_checkpoint(), TrainingProgress(4, {}))
     assert [path.name for path in saved.glob("*step*")] == ["step-00000003"]
     assert load_progress(saved).step == 3
 
@@ -164,12 +167,12 @@ def test_what_a_killed_save_left_is_ignored_and_then_cleared(saved: Path) -> Non
     (saved / ".step-00000004.tmp").mkdir()
     (saved / ".step-00000004.tmp" / "weights.safetensors").write_bytes(b"half")
     assert load_progress(saved).step == 3
-    save_checkpoint(saved, small_checkpoint(), Progress(4, {}))
+    save_checkpoint(saved, small_checkpoint(), TrainingProgress(4, {}))
     assert not list(saved.glob(".*.tmp"))
 
 
 def test_weights_that_do_not_fit_the_configuration_are_refused(saved: Path) -> None:
     other = Checkpoint(CONFIG, {"stray": torch.zeros(1)}, None, {})
-    save_checkpoint(saved, other, Progress(4, {}))
+    save_checkpoint(saved, other, TrainingProgress(4, {}))
     with pytest.raises(CheckpointError, match="do not fit its configuration"):
         load_model(saved)

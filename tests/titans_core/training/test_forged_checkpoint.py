@@ -17,7 +17,7 @@ from titans_core.config import TitansConfig
 from titans_core.errors import CheckpointError
 from titans_core.model import TitansModel
 from titans_core.training import checkpoint as module
-from titans_core.training.checkpoint import Checkpoint, Progress, load_model, prepare_directory, save_checkpoint
+from titans_core.training.checkpoint import Checkpoint, TrainingProgress, load_model, prepare_directory, save_checkpoint
 
 CONFIG = TitansConfig(dim=16, layers=1, heads=1, ffn_hidden=16, chunk=4, window=4, vocab_size=11)
 NAMES = ["config.json", "weights.safetensors", "training.safetensors", "tokenizer.json", "checkpoint.json"]
@@ -28,7 +28,7 @@ def step(tmp_path: Path) -> Path:
     """The directory of one step."""
     prepare_directory(tmp_path)
     made = Checkpoint(CONFIG, TitansModel(CONFIG).state_dict(), "{}", {"step": 3})
-    save_checkpoint(tmp_path, made, Progress(3, {"x": torch.zeros(1)}, {"seed": 1}))
+    save_checkpoint(tmp_path, made, TrainingProgress(3, {"x": torch.zeros(1)}, {"seed": 1}))
     return tmp_path / "step-00000003"
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from titans_format.progress import ReportProgress
 from titans_measure.quality import reading
 from titans_measure.quality.errors import EvalError
 from titans_measure.quality.fitness import require_task
 from titans_measure.quality.likelihood import Bits, marked_bits
-from titans_measure.quality.report import Progress, Subject, unwatched
+from titans_measure.quality.report import Subject, unwatched
 from titans_runtime import Model
 from titans_tasks.dna import VOCABULARY, BaseTokenizer, PlantedConfig, planted_sequence, read_fasta
 from titans_tasks.documents import split
@@ -86,7 +87,7 @@ class Report:
         return [*found, f"  memory reset before them: {self.reset.bits:.3f}"]
 
 
-def evaluate(model: Model, wish: Wish, progress: Progress = unwatched) -> Report:
+def evaluate(model: Model, wish: Wish, progress: ReportProgress = unwatched) -> Report:
     """Ask a bundle about planted repeats.
 
     Raises:
@@ -109,7 +110,7 @@ def evaluate(model: Model, wish: Wish, progress: Progress = unwatched) -> Report
 
 
 def evaluate_fasta(
-    model: Model, data: tuple[str, ...], sizes: reading.Sizes, progress: Progress = unwatched
+    model: Model, data: tuple[str, ...], sizes: reading.Sizes, progress: ReportProgress = unwatched
 ) -> reading.Report:
     """Read the held-out records of FASTA files with a bundle.
 

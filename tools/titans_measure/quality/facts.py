@@ -18,9 +18,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from titans_format.progress import ReportProgress
 from titans_measure.quality.errors import EvalError
 from titans_measure.quality.fitness import require_tokens
-from titans_measure.quality.report import Progress, Subject, unwatched
+from titans_measure.quality.report import Subject, unwatched
 from titans_measure.quality.streams import Stream, predictions, read
 from titans_runtime import Model
 from titans_runtime.chat.user_text import plain
@@ -115,7 +116,7 @@ _NAMES: dict[Kind, str] = {
 }
 
 
-def evaluate(model: Model, source: FactSource, wish: Wish, progress: Progress = unwatched) -> Report:
+def evaluate(model: Model, source: FactSource, wish: Wish, progress: ReportProgress = unwatched) -> Report:
     """Ask a bundle.
 
     Args:

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from titans_format.progress import ReportProgress
 from titans_measure.quality.errors import EvalError
 from titans_measure.quality.fitness import require_bytes
-from titans_measure.quality.report import Progress, Subject, unwatched
+from titans_measure.quality.report import Subject, unwatched
 from titans_measure.quality.streams import Stream, predictions, read
 from titans_runtime import Model
 from titans_tasks.documents import STDLIB, read_corpus
@@ -109,7 +110,7 @@ class Report:
         return [*found, f"  memory reset: {reset.accuracy:.1%} of {reset.streams}, {reset.bytes_right:.1%} of bytes"]
 
 
-def evaluate(model: Model, wish: Wish, progress: Progress = unwatched) -> Report:
+def evaluate(model: Model, wish: Wish, progress: ReportProgress = unwatched) -> Report:
     """Ask a bundle.
 
     Raises:

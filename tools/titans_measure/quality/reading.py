@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from titans_format.progress import ReportProgress
 from titans_measure.quality.errors import EvalError
 from titans_measure.quality.likelihood import MODES, Bits, Bucket, Ids, Mode, by_position, document_bits
-from titans_measure.quality.report import Progress, Subject
+from titans_measure.quality.report import Subject
 from titans_runtime import Driver, InputError, Model
 from titans_runtime.stream.memories import dead_memories, dead_warning, learned_names
 from titans_tasks.documents import Document, character_boundary
@@ -127,7 +128,7 @@ def read_documents(
     documents: Sequence[Document],
     tokens: Sequence[Ids],
     sizes: Sizes,
-    progress: Progress,
+    progress: ReportProgress,
     *,
     task: str,
     unit: str,

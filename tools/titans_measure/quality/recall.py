@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from titans_format.progress import ReportProgress
 from titans_measure.quality.errors import EvalError
 from titans_measure.quality.fitness import require_task
-from titans_measure.quality.report import Progress, Subject, unwatched
+from titans_measure.quality.report import Subject, unwatched
 from titans_measure.quality.streams import PIECE, Stream, predictions, read
 from titans_runtime import Model
 from titans_tasks.recall import FILLER, RecallConfig, recall_stream
@@ -112,7 +113,7 @@ class Report:
         return found
 
 
-def evaluate(model: Model, wish: Wish, progress: Progress = unwatched) -> Report:
+def evaluate(model: Model, wish: Wish, progress: ReportProgress = unwatched) -> Report:
     """Ask a bundle.
 
     Raises:

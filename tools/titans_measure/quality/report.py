@@ -5,13 +5,11 @@ Knows the shape of a report. Does not know any task.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from titans_runtime import Model
-
-Progress = Callable[[int, int], None]  # (done, total), in the same unit
 
 
 def unwatched(done: int, total: int) -> None:

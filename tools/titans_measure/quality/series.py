@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from titans_format.fields import ContinuousInputs
+from titans_format.progress import ReportProgress
 from titans_measure.quality.anomalies import FEWEST_STEPS, KINDS, WINDOW, Injected, inject
 from titans_measure.quality.errors import EvalError
-from titans_measure.quality.report import Progress, Subject, unwatched
+from titans_measure.quality.report import Subject, unwatched
 from titans_measure.quality.scores import Errors, Values, roc_auc
 from titans_measure.quality.streams import PIECE
 from titans_runtime import Model
@@ -157,7 +158,7 @@ class Report:
         return found
 
 
-def evaluate(model: Model, wish: Wish, progress: Progress = unwatched) -> Report:
+def evaluate(model: Model, wish: Wish, progress: ReportProgress = unwatched) -> Report:
     """Forecast with a bundle.
 
     Raises:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from titans_format.progress import ReportProgress
 from titans_measure.quality.fitness import require_tokens
 from titans_measure.quality.likelihood import Ids
 from titans_measure.quality.reading import Report, Sizes, long_enough, read_documents
-from titans_measure.quality.report import Progress, unwatched
+from titans_measure.quality.report import unwatched
 from titans_runtime import Model
 from titans_tasks.documents import Document, read_corpus
 from titans_tasks.round_trip import round_trip
@@ -22,7 +23,7 @@ _DEFAULT = Sizes()
 
 
 def evaluate(
-    model: Model, data: tuple[str, ...] = ("stdlib",), sizes: Sizes = _DEFAULT, progress: Progress = unwatched
+    model: Model, data: tuple[str, ...] = ("stdlib",), sizes: Sizes = _DEFAULT, progress: ReportProgress = unwatched
 ) -> Report:
     """Read held-out documents with a bundle.
 

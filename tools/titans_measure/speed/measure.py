@@ -17,10 +17,11 @@ import numpy as np
 
 import titans_runtime
 from titans_format.fields import TokenInputs
+from titans_format.progress import ReportProgress
 from titans_measure.speed.demand import Demand, decoding, reading
 from titans_measure.speed.processes import Start, starts
 from titans_measure.speed.roofline import Probes, Roofline
-from titans_measure.speed.timing import Progress, Work, medians
+from titans_measure.speed.timing import Work, medians
 from titans_runtime import Model
 from titans_runtime.arrays import Array
 from titans_runtime.devices.cores import usable_cores
@@ -93,7 +94,7 @@ class Report:
         return asdict(self)
 
 
-def measure(bundle: Path, wish: Wish, progress: Progress | None = None) -> Report:
+def measure(bundle: Path, wish: Wish, progress: ReportProgress | None = None) -> Report:
     """Measure a bundle.
 
     Raises:

@@ -9,11 +9,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
+from titans_format.progress import ReportProgress
+
 Work = Callable[[], object]
-Progress = Callable[[int, int], None]  # (done, total)
 
 
-def interleaved(work: Mapping[str, Work], rounds: int, progress: Progress | None = None) -> dict[str, list[float]]:
+def interleaved(
+    work: Mapping[str, Work], rounds: int, progress: ReportProgress | None = None
+) -> dict[str, list[float]]:
     """Run each piece of work once to warm up, then once in every round; its seconds in each round."""
     times: dict[str, list[float]] = {name: [] for name in work}
     for number in range(rounds + 1):
@@ -27,6 +30,6 @@ def interleaved(work: Mapping[str, Work], rounds: int, progress: Progress | None
     return times
 
 
-def medians(work: Mapping[str, Work], rounds: int, progress: Progress | None = None) -> dict[str, float]:
+def medians(work: Mapping[str, Work], rounds: int, progress: ReportProgress | None = None) -> dict[str, float]:
     """The median of each piece's seconds; see `interleaved`."""
     return {name: statistics.median(seconds) for name, seconds in interleaved(work, rounds, progress).items()}

@@ -1,7 +1,6 @@
 """Replacing a folder so that its name leads to the old one or the new one, both whole.
 
-Knows folders and the system's calls for them. The runtime has its own (`titans_runtime.atomic`): the two packages know
-nothing of each other.
+Checkpoints and bundles are such folders. Knows the system's calls for them. Does not know what is in them.
 """
 
 from __future__ import annotations
@@ -12,13 +11,16 @@ import os
 from pathlib import Path
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
+# The system, or this file system, cannot exchange two names.
+_CANNOT_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 
 
 def replace_folder(new: Path, target: Path) -> None:
     """Have `target` lead to the folder `new`; `new` then leads to what `target` was, if it was there.
 
-    Where the system cannot exchange two names, `target` is missing for the time between two renames, of which the
-    first is undone if the second fails.
+    Both are on one file system. Where the system can exchange two names (Linux, most file systems), `target` leads to
+    one of both at every moment. Elsewhere it is missing for the time between two renames, of which the first is undone
+    if the second fails.
 
     Raises:
         OSError: both are as they were.
@@ -47,6 +49,6 @@ def exchange(first: Path, second: Path) -> bool:
     if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], ctypes.c_uint(_RENAME_EXCHANGE)) == 0:
         return True
     code = ctypes.get_errno()
-    if code in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM):
+    if code in _CANNOT_EXCHANGE:
         return False
     raise OSError(code, os.strerror(code), str(second))
