@@ -20,8 +20,14 @@ StepSize = Literal["token", "constant", "off"]
 GateScope = Literal["token", "chunk"]
 FeedForward = Literal["swiglu", "gelu"]
 ForgetTo = Literal["start", "zero"]
+Objective = Literal["l2", "l1", "lp", "huber", "huber-switch"]
+Retention = Literal["l2", "lq", "kl"]
+Link = Literal["printed", "mirror"]
+LinkAt = Literal["commit", "read"]
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
+MOST_EXPONENT = 8  # beyond, powers of what is not near 1 leave fp32
+MOST_THRESHOLD = 80.0  # its logarithm is taken after an exponential
 BEFORE_THE_CHOICE: dict[str, object] = {"forget_to": "zero"}  # memory options that older weights do not name
 
 
@@ -50,11 +56,25 @@ class MemoryConfig:
     initial_momentum: float = 0.12  # eta
     surprise_bound: float | None = 1.0  # norm bound on every error row; None is the paper's plain form
     conv_kernel: int = 4  # taps of the depthwise causal convolution on q, k and v; 1 switches it off
+    objective: Objective = "l2"  # what a write makes smaller (`objectives`)
+    objective_p: float = 3.0  # exponent of lp
+    initial_threshold: float = 1.0  # of huber and huber-switch, before training; a gate of every token
+    retention: Retention = "l2"  # from what was accumulated to weights (`retentions`)
+    retention_q: float = 4.0  # exponent of lq
+    link: Link = "printed"  # of lq: the paper's normaliser, or the map that its derivation gives
+    link_at: LinkAt = "commit"  # the link once a chunk, or for every token that reads
 
     def __post_init__(self) -> None:
         _finite(self, "memory.")
-        _choice("memory.activation", self.activation, get_args(Activation))
-        _choice("memory.forget_to", self.forget_to, get_args(ForgetTo))
+        for name, choices in (
+            ("activation", Activation),
+            ("forget_to", ForgetTo),
+            ("objective", Objective),
+            ("retention", Retention),
+            ("link", Link),
+            ("link_at", LinkAt),
+        ):
+            _choice(f"memory.{name}", getattr(self, name), get_args(choices))
         _choice("memory.step_size", self.step_size, get_args(StepSize))
         _choice("memory.gate_scope", self.gate_scope, get_args(GateScope))
         _at_least("memory.heads", self.heads, 1)
@@ -77,6 +97,52 @@ class MemoryConfig:
         if self.surprise_bound is not None and not self.surprise_bound > 0:
             raise ConfigError(
                 f"memory.surprise_bound is {self.surprise_bound}", "use a norm above 0, or null for no bound"
+            )
+        self._check_objective()
+        self._check_retention()
+
+    def _check_objective(self) -> None:
+        self._belongs("objective_p", self.objective == "lp", 'memory.objective="lp"')
+        self._belongs(
+            "initial_threshold", self.objective in ("huber", "huber-switch"), 'memory.objective="huber" or "huber-switch"'
+        )
+        if not 1 <= self.objective_p <= MOST_EXPONENT:
+            raise ConfigError(
+                f"memory.objective_p is {self.objective_p}", f"use an exponent from 1 to {MOST_EXPONENT}, such as 3"
+            )
+        if not 0 < self.initial_threshold <= MOST_THRESHOLD:
+            raise ConfigError(
+                f"memory.initial_threshold is {self.initial_threshold}",
+                f"use a norm above 0 and up to {MOST_THRESHOLD}, such as 1.0",
+            )
+
+    def _check_retention(self) -> None:
+        self._belongs("retention_q", self.retention == "lq", 'memory.retention="lq"')
+        self._belongs("link", self.retention == "lq", 'memory.retention="lq"')
+        self._belongs("link_at", self.retention != "l2", 'memory.retention="lq" or "kl"; of l2 the link is nothing')
+        if not 2 <= self.retention_q <= MOST_EXPONENT:
+            raise ConfigError(
+                f"memory.retention_q is {self.retention_q}", f"use an exponent from 2 to {MOST_EXPONENT}, such as 4"
+            )
+        if self.residual_norm or self.retention == "l2" or (self.retention == "lq" and self.link == "mirror"):
+            return
+        if self.retention == "kl":
+            why = "its weights are positive and sum to one, so that answers have neither the values' size nor their sign"
+            other = ""
+        else:
+            why = "its normaliser takes the size of the weights away, and with it that of the answers"
+            other = ', or memory.link="mirror", which keeps it'
+        raise ConfigError(
+            f'memory.retention="{self.retention}" without memory.residual_norm: {why}',
+            f"set memory.residual_norm=true{other}",
+        )
+
+    def _belongs(self, name: str, used: bool, owner: str) -> None:
+        """Refuse an option that was changed and that nothing would look at."""
+        value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+        if not used and value != default:
+            raise ConfigError(
+                f"memory.{name} is {value!r}, and nothing looks at it", f"it belongs to {owner}: set that, or leave it out"
             )
 
 

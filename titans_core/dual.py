@@ -40,6 +40,7 @@ class Gates:
     forget: Tensor | None  # alpha = sigmoid(forget)
     momentum: Tensor | None  # eta = sigmoid(momentum)
     step_size: Tensor  # theta
+    threshold: Tensor | None = None  # of the objective, for those that have one; no part of the recurrence
 
     @property
     def log_keep(self) -> Tensor | None:

@@ -7,7 +7,8 @@ Three forms of one recurrence (arXiv 2501.00663 equations [12]-[18]; the dual fo
     commit  folds a full chunk's rows into the memory
 
 Between commits the memory a token reads is `b W + (1 - b) W_start + f S - sum g_i a_i^T delta_i` over the chunk's rows
-`i`; a memory that forgets towards zero has no term with its start.
+`i`; a memory that forgets towards zero has no term with its start. What is read so is what a memory has accumulated;
+its weights are that, or a function of it (`retentions`), and its errors are those of its objective (`objectives`).
 Knows nothing about what is done with the answer (`blocks`) nor where the state is kept.
 """
 
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 
 from titans_core.config import TitansConfig
 from titans_core.dual import (
+    SOFTPLUS_LINEAR,
     Coefficients,
     Gates,
     MomentumCoefficients,
@@ -44,9 +46,13 @@ from titans_core.layers import (
     split_heads,
 )
 from titans_core.memory_network import MemoryNetwork, Writes
+from titans_core.objectives import InnerObjective
+from titans_core.retentions import RetentionLink
 from titans_core.state import State, StateSpec
+from titans_core.unrolled import Base, Weights, effective, fold, linked
 
 LAST_MATRIX_STD = 0.02  # a fresh memory answers almost nothing, whatever it is asked
+LEAST_THRESHOLD = 1e-6  # a threshold is divided by
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Chunk:
         first: `b q | f q | -G * (q k^T)`, `[B, H, C, 2 d + C]` (`d + C` without momentum): times the first matrix, its
             momentum and its errors one above the other, it is the first layer of every token's own memory.
         start: `(1 - b) q W_start`, `[B, H, C, w]`, which is added to that; None where forgetting goes towards zero.
+        threshold: of the objective, `[B, H, C]`; None for one without.
         last: the coefficients of its last token, by which the chunk is folded into the memory.
     """
 
@@ -79,27 +86,8 @@ class Chunk:
     coefs: Coefficients
     first: Tensor
     start: Tensor | None
+    threshold: Tensor | None
     last: Coefficients
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Fast weights, their momentum or their start: `depth` matrices `[B, H, d_in, d_out]`, the norm's gain `[B, H, d]`.
-
-    The start is one for all streams and has no axis B.
-    """
-
-    matrices: list[Tensor]
-    gain: Tensor | None
-
-
-@dataclass(frozen=True)
-class Base:
-    """What a chunk's tokens see besides its own writes: the memory at the last commit, and where forgetting leads."""
-
-    weights: Weights
-    momentum: Weights | None
-    start: Weights | None
 
 
 class AssociativeMemory(nn.Module):
@@ -119,24 +107,27 @@ class AssociativeMemory(nn.Module):
         self.heads, self.width, self.dim, self.chunk = memory.heads, config.memory_dim, config.dim, config.chunk
         self.options = memory
         self.widths = config.memory_widths
-        self.network = MemoryNetwork(memory.depth, memory.activation, memory.residual_norm, memory.surprise_bound)
-        self.gate_names = [
+        self.objective, self.link = InnerObjective.of(memory), RetentionLink.of(memory)
+        self.network = MemoryNetwork(memory.depth, memory.activation, memory.residual_norm, self.objective)
+        self.gate_names = [  # the step size is the last, wherever it is one
             name
             for name, on in (
                 ("forget", memory.forget),
                 ("momentum", memory.momentum),
+                ("threshold", self.objective.has_threshold),
                 ("step_size", memory.step_size == "token"),
             )
             if on
         ]
         starts = {
-            "forget": memory.initial_forget,
-            "momentum": memory.initial_momentum,
-            "step_size": memory.initial_step_size / memory.max_step_size,
+            "forget": _logit(memory.initial_forget),
+            "momentum": _logit(memory.initial_momentum),
+            "threshold": math.log(math.expm1(memory.initial_threshold)),
+            "step_size": _logit(memory.initial_step_size / memory.max_step_size),
         }
         bias_names = self.gate_names + (["step_size"] if memory.step_size == "constant" else [])
         self.gate_bias = nn.ParameterDict(
-            {name: nn.Parameter(torch.full((self.heads,), _logit(starts[name]))) for name in bias_names}
+            {name: nn.Parameter(torch.full((self.heads,), starts[name])) for name in bias_names}
         )
 
     def _draw_start(self) -> None:
@@ -144,6 +135,7 @@ class AssociativeMemory(nn.Module):
         self.initial = nn.ParameterList()
         for layer, (inputs, outputs) in enumerate(pairwise(self.widths)):
             std = LAST_MATRIX_STD if layer == self.options.depth - 1 else inputs**-0.5
+            std = 1.0 if self.link.kind == "kl" else std  # of logarithms: with small ones all outputs are alike
             self.initial.append(nn.Parameter(torch.randn(self.heads, inputs, outputs) * std))
         if self.options.residual_norm:
             self.initial_gain = nn.Parameter(torch.full((self.heads, self.width), LAST_MATRIX_STD))
@@ -205,8 +197,9 @@ class AssociativeMemory(nn.Module):
         )
 
     def _base(self, state: State) -> Base:
-        weights = self._weights(state)
-        return Base(weights, self._momentum(state), self._start(weights.matrices[0].dtype))
+        memory = self._weights(state)
+        start = self._start(memory.matrices[0].dtype)
+        return Base(memory, linked(memory, self.link), self._momentum(state), start)
 
     def _start(self, dtype: torch.dtype) -> Weights | None:
         """What the memory forgets towards, if that is not zero."""
@@ -256,7 +249,10 @@ class AssociativeMemory(nn.Module):
             step_size = value[:, None].expand(logits.shape[:-1])
         else:
             step_size = torch.zeros(logits.shape[:-1], dtype=logits.dtype, device=logits.device)
-        return Gates(biased.get("forget"), biased.get("momentum"), step_size)
+        threshold = None
+        if "threshold" in biased:
+            threshold = F.softplus(biased["threshold"], threshold=SOFTPLUS_LINEAR).clamp(min=LEAST_THRESHOLD)
+        return Gates(biased.get("forget"), biased.get("momentum"), step_size, threshold)
 
     def _cut(self, x: Tensor) -> Tensor:
         """`[B, H, n * C, ...] -> [B, H, n, C, ...]`."""
@@ -287,7 +283,7 @@ class AssociativeMemory(nn.Module):
 
     def read_base(self, queries: Tensor, state: State) -> Tensor:
         """Answers `[B, H, T, d]` of the memory as it stood at the last commit."""
-        weights = self._weights(state)
+        weights = linked(self._weights(state), self.link)
         gain = None if weights.gain is None else weights.gain[..., None, :]
         return self.network.read(queries, lambda layer, x: x @ weights.matrices[layer], gain)
 
@@ -303,6 +299,9 @@ class AssociativeMemory(nn.Module):
             self.on_gates(gates)
         forget, momentum = (None if x is None else self._cut(x) for x in (gates.forget, gates.momentum))
         coefs = coefficients(Gates(forget, momentum, self._cut(gates.step_size)))
+        thresholds: Sequence[Tensor | None] = [None] * (q.shape[2] // self.chunk)
+        if gates.threshold is not None:
+            thresholds = each_chunk(self._cut(gates.threshold))
         whole, goal = q.shape, self._start(q.dtype)
         q, k, v = (self._cut(x) for x in (q, k, v))
         parts = [coefs.scale[..., None] * q]
@@ -315,8 +314,8 @@ class AssociativeMemory(nn.Module):
             starts = each_chunk(self._cut(faded.reshape(whole) @ goal.matrices[0]))
         own = coefficients_of_each(coefs)
         lasts = [at_last_token(each, None) for each in own]
-        columns = zip(each_chunk(k), each_chunk(v), each_chunk(q), own, each_chunk(first), starts, lasts, strict=True)
-        return [Chunk(*column) for column in columns]
+        ready = (each_chunk(k), each_chunk(v), each_chunk(q), own, each_chunk(first))
+        return [Chunk(*column) for column in zip(*ready, starts, thresholds, lasts, strict=True)]
 
     def read_and_write_chunk(self, chunk: Chunk, state: State) -> tuple[Tensor, State, Tensor]:
         """Read and write exactly one chunk from a chunk boundary, commit included.
@@ -330,14 +329,16 @@ class AssociativeMemory(nn.Module):
         """
         base = self._base(state)
         weights, momentum = base.weights, base.momentum
-        writes = self.network.write(weights.matrices, weights.gain, chunk.keys, chunk.values)
-        deeper, gain = _effective(base, chunk.coefs, [(chunk.coefs.writes, writes)])
+        writes = self.network.write(weights.matrices, weights.gain, chunk.keys, chunk.values, chunk.threshold)
+        matrix, gain = effective(base, chunk.coefs, [(chunk.coefs.writes, writes)], self.link)
+        if not self.link.is_identity:
+            return self.network.read(chunk.queries, matrix, gain), fold(base, chunk.last, writes), writes.surprise
         pasts = [weights.matrices[0], *([] if momentum is None else momentum.matrices[:1]), writes.errors[0]]
         first = chunk.first @ torch.cat(pasts, dim=-2)
         if chunk.start is not None:
             first = first + chunk.start
-        answers = self.network.read(chunk.queries, lambda layer, x: deeper(layer, x) if layer else first, gain)
-        return answers, _fold(base, chunk.last, writes), writes.surprise
+        answers = self.network.read(chunk.queries, lambda layer, x: matrix(layer, x) if layer else first, gain)
+        return answers, fold(base, chunk.last, writes), writes.surprise
 
     def extend(
         self, inputs: MemoryInputs, state: State, place: Tensor, length: Tensor | None
@@ -355,10 +356,11 @@ class AssociativeMemory(nn.Module):
             and the surprise `[B, H, T]`.
         """
         base, old = self._base(state), self._stored(state)
-        new = self.network.write(base.weights.matrices, base.weights.gain, inputs.keys, inputs.values)
+        threshold = inputs.gates.threshold
+        new = self.network.write(base.weights.matrices, base.weights.gain, inputs.keys, inputs.values, threshold)
         among = coefficients(inputs.gates)  # of the new tokens among themselves
         since = continued(among, self._stored_coefficients(state))  # of everything since the last commit
-        matrix, gain = _effective(base, since, [(among.writes, new), (since.writes, old)])
+        matrix, gain = effective(base, since, [(among.writes, new), (since.writes, old)], self.link)
         answers = self.network.read(inputs.queries, matrix, gain)
 
         changed = self._coefficient_entries(at_last_token(placed(since, among, place), length))
@@ -371,7 +373,7 @@ class AssociativeMemory(nn.Module):
 
     def commit(self, state: State) -> State:
         """Fold a full chunk's rows into the memory; returns the entries that change."""
-        new = _fold(self._base(state), self._stored_coefficients(state), self._stored(state))
+        new = fold(self._base(state), self._stored_coefficients(state), self._stored(state))
         return new | self.fresh_chunk(state)
 
     def _stored_coefficients(self, state: State) -> Coefficients:
@@ -474,88 +476,3 @@ class NeuralMemory(AssociativeMemory):
 def _logit(share: float) -> float:
     """The inverse of the sigmoid."""
     return math.log(share / (1 - share))
-
-
-def _fold(base: Base, coefs: Coefficients, writes: Writes) -> State:
-    """The next memory and momentum entries.
-
-        W <- b W + (1 - b) W_start + f S - A^T (g Delta)        S <- m S - A^T (n Delta)
-
-    Args:
-        base: the memory at the last commit.
-        coefs: those of the chunk's last token, `[B, H]` and `[B, H, n]`.
-        writes: the chunk's n writes.
-    """
-    new: State = {}
-    weights, momentum, start = base.weights, base.momentum, base.start
-    b = coefs.scale[..., None, None]
-
-    def fold(
-        weight: Tensor, past: Tensor | None, begun: Tensor | None, a: Tensor, delta: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        updated = b * weight - a @ (coefs.writes[..., None] * delta)
-        if begun is not None:
-            updated = updated + (1 - b) * begun
-        if past is None or coefs.momentum is None:
-            return updated, None
-        updated = updated + coefs.momentum.scale[..., None, None] * past
-        return updated, coefs.momentum.decay[..., None, None] * past - a @ (coefs.momentum.writes[..., None] * delta)
-
-    for layer, weight in enumerate(weights.matrices):
-        past = None if momentum is None else momentum.matrices[layer]
-        begun = None if start is None else start.matrices[layer]
-        updated, pushed = fold(weight, past, begun, writes.inputs[layer].transpose(-1, -2), writes.errors[layer])
-        new[f"memory_{layer}"] = updated
-        if pushed is not None:
-            new[f"momentum_{layer}"] = pushed
-    if weights.gain is not None and writes.gain_errors is not None:
-        past = None if momentum is None or momentum.gain is None else momentum.gain[..., None, :]
-        begun = None if start is None or start.gain is None else start.gain[..., None, :]
-        ones = torch.ones_like(writes.gain_errors[..., :1]).transpose(-1, -2)  # a gain is a matrix fed with ones
-        updated, pushed = fold(weights.gain[..., None, :], past, begun, ones, writes.gain_errors)
-        new["memory_gain"] = updated.squeeze(-2)
-        if pushed is not None:
-            new["momentum_gain"] = pushed.squeeze(-2)
-    return new
-
-
-def _effective(
-    base: Base, coefs: Coefficients, writes: list[tuple[Tensor, Writes]]
-) -> tuple[Callable[[int, Tensor], Tensor], Tensor | None]:
-    """The memory every token sees, without forming `W_t`:
-
-        X W_t = b (X W) + (1 - b) (X W_start) + f (X S) - sum (G * (X A^T)) Delta
-
-    Args:
-        base: the memory at the last commit.
-        coefs: of the tokens over it.
-        writes: pairs of G `[B, H, T, n]` and the n writes it weighs.
-
-    Returns:
-        A function applying matrix `l` to `[B, H, T, d_in]`, and the gain per token `[B, H, T, d]` or None.
-    """
-    weights, momentum, start = base.weights, base.momentum, base.start
-    b = coefs.scale[..., None]
-    f = None if coefs.momentum is None else coefs.momentum.scale[..., None]
-
-    def matrix(layer: int, x: Tensor) -> Tensor:
-        out = b * (x @ weights.matrices[layer])
-        if start is not None:
-            out = out + (1 - b) * (x @ start.matrices[layer])
-        if momentum is not None and f is not None:
-            out = out + f * (x @ momentum.matrices[layer])
-        for weight, rows in writes:
-            out = out - (weight * (x @ rows.inputs[layer].transpose(-1, -2))) @ rows.errors[layer]
-        return out
-
-    if weights.gain is None:
-        return matrix, None
-    gain = b * weights.gain[..., None, :]
-    if start is not None and start.gain is not None:
-        gain = gain + (1 - b) * start.gain[..., None, :]
-    if momentum is not None and momentum.gain is not None and f is not None:
-        gain = gain + f * momentum.gain[..., None, :]
-    for weight, rows in writes:
-        if rows.gain_errors is not None:
-            gain = gain - weight @ rows.gain_errors
-    return matrix, gain

@@ -1,7 +1,7 @@
 """The network that is the memory: reading it, and the closed-form gradient that writes it.
 
 M is a chain of matrices with an activation in between, optionally `x + gain * LayerNorm(chain(x))`. Its loss on a
-key-value pair is `||M(k) - v||^2` (equation [12]); the gradient with respect to matrix l is the outer product of
+key-value pair is `||M(k) - v||^2` (equation [12]) or another one (`objectives`); the gradient with respect to matrix l is the outer product of
 that matrix's input `a` and the error `delta` at its output, so a token's write is one pair of rows per matrix.
 
 Bounded surprise: every error row is scaled down to norm <= `surprise_bound`, and the scaled row is what flows on
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from titans_core.config import Activation
+from titans_core.objectives import InnerObjective, bounded
 
 NORM_EPS = 1e-5
 
@@ -58,23 +59,6 @@ def activate(z: Tensor, kind: Activation) -> tuple[Tensor, Tensor]:
     return z * cumulative, cumulative + z * density
 
 
-def bounded(error: Tensor, bound: float | None) -> Tensor:
-    """Rows of `error` `[..., d]` scaled down to norm <= `bound`; unchanged where smaller, or without a bound."""
-    if bound is None:
-        return error
-    norm: Tensor = torch.linalg.vector_norm(error, dim=-1, keepdim=True)
-    return error / (norm / bound if bound != 1 else norm).clamp(min=1)
-
-
-def surprised(miss: Tensor, bound: float | None) -> tuple[Tensor, Tensor]:
-    """The loss `||miss||^2` `[...]` and the gradient at the answer, `2 miss` `[..., d]`, bounded; one norm for both."""
-    norm: Tensor = torch.linalg.vector_norm(miss, dim=-1, keepdim=True)
-    surprise = (norm * norm).squeeze(-1)
-    if bound is None:
-        return surprise, 2 * miss
-    return surprise, miss / (norm / bound if bound != 1 else norm).clamp(min=0.5)
-
-
 def normalise(z: Tensor) -> tuple[Tensor, Tensor]:
     """LayerNorm without affine: the normalised rows `[..., d]` and one over their deviation `[..., 1]`."""
     centred = z - z.mean(-1, keepdim=True)
@@ -89,7 +73,7 @@ class MemoryNetwork:
     depth: int
     activation: Activation
     residual_norm: bool
-    surprise_bound: float | None
+    objective: InnerObjective
 
     def read(self, x: Tensor, matrix: Callable[[int, Tensor], Tensor], gain: Tensor | None) -> Tensor:
         """`M(x)` (equation [15]).
@@ -108,15 +92,24 @@ class MemoryNetwork:
             return hidden
         return x + gain * normalise(hidden)[0]
 
-    def write(self, weights: Sequence[Tensor], gain: Tensor | None, keys: Tensor, values: Tensor) -> Writes:
-        """The gradient rows of `||M(k) - v||^2` for every token at the given weights (equation [12]).
+    def write(
+        self,
+        weights: Sequence[Tensor],
+        gain: Tensor | None,
+        keys: Tensor,
+        values: Tensor,
+        threshold: Tensor | None = None,
+    ) -> Writes:
+        """The gradient rows of the objective for every token at the given weights (equation [12]).
 
         Args:
             weights: `depth` matrices `[..., d_in, d_out]`.
             gain: `[..., d]` with the residual norm, else None.
             keys: `[..., T, d]`.
             values: `[..., T, d]`.
+            threshold: of the objective, `[..., T]`; None for one without.
         """
+        bound = self.objective.bound
         inputs, slopes = [keys], []
         for layer, weight in enumerate(weights):
             z = inputs[-1] @ weight
@@ -126,17 +119,17 @@ class MemoryNetwork:
                 slopes.append(slope)
         gain_errors = None
         if gain is None:
-            surprise, error = surprised(z - values, self.surprise_bound)
+            surprise, error = self.objective.surprised(z - values, threshold)
         else:
             direction, rate = normalise(z)
             scale = gain[..., None, :]
-            surprise, outer = surprised(keys + scale * direction - values, self.surprise_bound)
+            surprise, outer = self.objective.surprised(keys + scale * direction - values, threshold)
             gain_errors = outer * direction
             pull = outer * scale  # back through the norm: remove what a shift or a scale of z cannot change
             along = (pull * direction).mean(-1, keepdim=True)
-            error = bounded(rate * (pull - pull.mean(-1, keepdim=True) - direction * along), self.surprise_bound)
+            error = bounded(rate * (pull - pull.mean(-1, keepdim=True) - direction * along), bound)
         errors = [error]
         for layer in range(self.depth - 1, 0, -1):
             below = (errors[0] @ weights[layer].transpose(-1, -2)) * slopes[layer - 1]
-            errors.insert(0, bounded(below, self.surprise_bound))
+            errors.insert(0, bounded(below, bound))
         return Writes(inputs, errors, gain_errors, surprise)

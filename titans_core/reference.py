@@ -1,7 +1,7 @@
 """The oracle: the memory as the paper prints it, one token at a time, with autograd on the inner loss.
 
 No chunk algebra, no closed-form gradient, no state between calls: a loop over tokens that forms `M_t` explicitly
-and asks `torch.autograd` for the gradient of `||M(k) - v||^2`. Slow and obviously right; everything fast is compared
+and asks `torch.autograd` for the gradient of its objective. Slow and obviously right; everything fast is compared
 with it, gradients of an outer loss included. It shares parameters with `NeuralMemory`, and no code path.
 """
 
@@ -22,7 +22,10 @@ Fast = list[Tensor]  # the fast weights of one head of one stream: matrices [d_i
 
 @dataclass(frozen=True)
 class ReferenceResult:
-    """Answers `[B, T, dim]` (heads merged, no norm), and per stream and head the final memory and momentum."""
+    """Answers `[B, T, dim]` (heads merged, no norm), and per stream and head the final memory and momentum.
+
+    The memory is what was accumulated, from which a retention's link makes the weights.
+    """
 
     answers: Tensor
     memory: list[list[Fast]]
@@ -47,18 +50,20 @@ def reference_memory(layer: NeuralMemory, x: Tensor) -> ReferenceResult:
                 memory.append(layer.initial_gain[head])
             momentum = [torch.zeros_like(weight) for weight in memory]
             goal = memory if options.forget_to == "start" else momentum
-            base, outputs = memory, []
+            base, opened, outputs = memory, memory, []
             for t in range(stream.shape[0]):
                 if t % layer.chunk == 0:
-                    base = memory  # [16]-[18]: gradients are taken at the memory of the chunk's start
+                    # [16]-[18]: gradients are taken at the memory of the chunk's start
+                    opened, base = memory, _linked(layer, memory)
                 row = (t // layer.chunk) * layer.chunk if options.gate_scope == "chunk" else t
                 alpha, eta, theta = (gates[name][row, head] for name in ("forget", "momentum", "step_size"))
-                gradient = _gradient(layer, base, k[t], v[t])
+                threshold = gates["threshold"][row, head]
+                gradient = _gradient(layer, base, k[t], v[t], threshold)
                 momentum = [eta * s - theta * g for s, g in zip(momentum, gradient, strict=True)]  # [14]
                 memory = [
                     (1 - alpha) * m + alpha * w + s for m, w, s in zip(memory, goal, momentum, strict=True)
                 ]  # [13], and where forgetting goes to
-                outputs.append(_apply(layer, memory, q[t]))  # [15]
+                outputs.append(_apply(layer, _read(layer, memory, opened), q[t]))  # [15]
             per_head.append(torch.stack(outputs))
             memory_heads.append(memory)
             momentum_heads.append(momentum)
@@ -85,11 +90,14 @@ def _projections(layer: NeuralMemory, x: Tensor) -> tuple[list[Tensor], dict[str
         parts = convolved
     wide = [part * torch.sigmoid(part) for part in parts]
     raw = (x @ weight[:, 2 * dim :]).reshape(x.shape[0], len(layer.gate_names), heads)
-    gates = {name: torch.sigmoid(raw[:, i] + layer.gate_bias[name]) for i, name in enumerate(layer.gate_names)}
+    logits = {name: raw[:, i] + layer.gate_bias[name] for i, name in enumerate(layer.gate_names)}
+    gates = {name: torch.sigmoid(value) for name, value in logits.items()}
     off = torch.zeros(x.shape[0], heads, dtype=x.dtype)
+    if "threshold" in logits:
+        gates["threshold"] = torch.log1p(torch.exp(logits["threshold"]))
     if layer.options.step_size == "constant":
         gates["step_size"] = torch.sigmoid(layer.gate_bias["step_size"]) + off
-    gates = {name: gates.get(name, off) for name in ("forget", "momentum", "step_size")}
+    gates = {name: gates.get(name, off) for name in ("forget", "momentum", "step_size", "threshold")}
     gates["step_size"] = gates["step_size"] * layer.options.max_step_size
     return wide, gates
 
@@ -113,8 +121,55 @@ def _apply(layer: NeuralMemory, fast: Fast, x: Tensor, watch: Callable[[Tensor],
     return answer
 
 
-def _gradient(layer: NeuralMemory, base: Fast, key: Tensor, value: Tensor) -> Fast:
-    """The gradient of `||M(k) - v||^2` [12] at the memory `base`, by autograd, with bounded surprise."""
+def _linked(layer: NeuralMemory, accumulated: Fast) -> Fast:
+    """The weights of what was accumulated: the retention's link of every matrix; a gain is itself."""
+    options, depth = layer.options, layer.options.depth
+    q = options.retention_q
+
+    def link(matrix: Tensor) -> Tensor:
+        if options.retention == "kl":
+            powers = torch.exp(matrix)
+            return powers / powers.sum(0)  # every output's weights over its inputs
+        norm = matrix.abs().pow(q).sum().pow(1 / q)
+        if options.link == "printed":
+            return matrix / norm.pow(q - 2)
+        return torch.sign(matrix) * matrix.abs().pow(q - 1) / norm.pow(q - 2)
+
+    if options.retention == "l2":
+        return accumulated
+    return [link(matrix) for matrix in accumulated[:depth]] + accumulated[depth:]
+
+
+def _read(layer: NeuralMemory, accumulated: Fast, opened: Fast) -> Fast:
+    """The weights that a token reads; `opened` is what was accumulated when its chunk began."""
+    options, depth = layer.options, layer.options.depth
+    if options.retention == "l2" or options.link_at == "read":
+        return _linked(layer, accumulated)
+    if options.retention == "lq" and options.link == "printed":  # the normaliser waits, the accumulator does not
+        norms = [matrix.abs().pow(options.retention_q).sum() ** (1 / options.retention_q) for matrix in opened[:depth]]
+        scaled = [a / n ** (options.retention_q - 2) for a, n in zip(accumulated[:depth], norms, strict=True)]
+        return scaled + accumulated[depth:]
+    return _linked(layer, opened)[:depth] + accumulated[depth:]
+
+
+def _loss(layer: NeuralMemory, miss: Tensor, threshold: Tensor) -> Tensor:
+    """The objective of one token, as a number, for the miss `M(k) - v`."""
+    objective = layer.options.objective
+    smooth = torch.sqrt(miss * miss + 1e-6)
+    if objective == "l1":
+        return smooth.sum()
+    if objective == "lp":
+        return smooth.pow(layer.options.objective_p).sum()
+    length = torch.linalg.vector_norm(miss)
+    if objective == "l2" or bool(length <= threshold):
+        return miss.pow(2).sum()
+    if objective == "huber":
+        return 2 * threshold * length - threshold * threshold
+    return threshold * smooth.sum()  # huber-switch
+
+
+def _gradient(layer: NeuralMemory, base: Fast, key: Tensor, value: Tensor, threshold: Tensor) -> Fast:
+    """The gradient of the objective ([12] for l2) at the memory `base`, by autograd, with bounded surprise."""
     training = torch.is_grad_enabled()  # an outer loss wants to differentiate through the inner gradient
     bound = layer.options.surprise_bound
     hooks: list[RemovableHandle] = []
@@ -128,7 +183,7 @@ def _gradient(layer: NeuralMemory, base: Fast, key: Tensor, value: Tensor) -> Fa
 
     with torch.enable_grad():
         fast = list(base) if training else [weight.detach().requires_grad_() for weight in base]
-        loss = (_apply(layer, fast, key, watch) - value).pow(2).sum()
+        loss = _loss(layer, _apply(layer, fast, key, watch) - value, threshold)
         gradient = list(torch.autograd.grad(loss, fast, create_graph=training))
     for hook in hooks:  # the bound belongs to the inner gradient; left on, it would also bound the outer one
         hook.remove()

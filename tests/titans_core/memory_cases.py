@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -29,6 +32,37 @@ memory_configs = st.builds(
     surprise_bound=st.sampled_from([1.0, 0.1, None]),
     conv_kernel=st.sampled_from([1, 2, 4]),
 )
+
+OBJECTIVES: tuple[dict[str, Any], ...] = (
+    {"objective": "l1"},
+    {"objective": "lp", "objective_p": 1.0},
+    {"objective": "lp", "objective_p": 1.5},
+    {"objective": "lp", "objective_p": 3.0},
+    {"objective": "huber", "initial_threshold": 0.5},
+    {"objective": "huber-switch", "initial_threshold": 0.5},
+    {"objective": "l2"},
+)
+RETENTIONS: tuple[dict[str, Any], ...] = (
+    *(
+        {"retention": "lq", "retention_q": q, "link": link, "link_at": link_at}
+        for q in (2.0, 3.0, 4.0)
+        for link in ("printed", "mirror")
+        for link_at in ("commit", "read")
+    ),
+    {"retention": "kl", "link_at": "commit"},
+    {"retention": "kl", "link_at": "read"},
+)
+
+
+@st.composite
+def rule_configs(draw: st.DrawFn) -> MemoryConfig:
+    """Memories of every objective and retention; at least one of the two is not l2."""
+    rule = draw(st.sampled_from(OBJECTIVES)) | draw(st.sampled_from(RETENTIONS))
+    if rule["objective"] != "l2" and draw(st.booleans()):
+        rule = {name: value for name, value in rule.items() if name.startswith(("objective", "initial"))}
+    needs_norm = rule.get("retention") == "kl" or rule.get("link") == "printed"
+    options = draw(memory_configs)
+    return replace(options, residual_norm=options.residual_norm or needs_norm, depth=min(options.depth, 3), **rule)
 
 
 def layer(options: MemoryConfig, chunk: int, seed: int, dtype: torch.dtype) -> NeuralMemory:
