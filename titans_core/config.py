@@ -54,6 +54,7 @@ class MemoryConfig:
     initial_step_size: float = 0.01  # theta
     initial_forget: float = 0.005  # alpha: writes last for about two hundred tokens, longer where training wants it
     initial_momentum: float = 0.12  # eta
+    initial_gain: float = 0.02  # of the residual norm, in every channel: so small a fresh memory answers almost nothing
     surprise_bound: float | None = 1.0  # norm bound on every error row; None is the paper's plain form
     conv_kernel: int = 4  # taps of the depthwise causal convolution on q, k and v; 1 switches it off
     objective: Objective = "l2"  # what a write makes smaller (`objectives`)
@@ -98,13 +99,16 @@ class MemoryConfig:
             raise ConfigError(
                 f"memory.surprise_bound is {self.surprise_bound}", "use a norm above 0, or null for no bound"
             )
+        self._belongs("initial_gain", self.residual_norm, "memory.residual_norm=true")
         self._check_objective()
         self._check_retention()
 
     def _check_objective(self) -> None:
         self._belongs("objective_p", self.objective == "lp", 'memory.objective="lp"')
         self._belongs(
-            "initial_threshold", self.objective in ("huber", "huber-switch"), 'memory.objective="huber" or "huber-switch"'
+            "initial_threshold",
+            self.objective in ("huber", "huber-switch"),
+            'memory.objective="huber" or "huber-switch"',
         )
         if not 1 <= self.objective_p <= MOST_EXPONENT:
             raise ConfigError(
@@ -127,7 +131,9 @@ class MemoryConfig:
         if self.residual_norm or self.retention == "l2" or (self.retention == "lq" and self.link == "mirror"):
             return
         if self.retention == "kl":
-            why = "its weights are positive and sum to one, so that answers have neither the values' size nor their sign"
+            why = (
+                "its weights are positive and sum to one, so that answers have neither the values' size nor their sign"
+            )
             other = ""
         else:
             why = "its normaliser takes the size of the weights away, and with it that of the answers"
@@ -142,7 +148,8 @@ class MemoryConfig:
         value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
         if not used and value != default:
             raise ConfigError(
-                f"memory.{name} is {value!r}, and nothing looks at it", f"it belongs to {owner}: set that, or leave it out"
+                f"memory.{name} is {value!r}, and nothing looks at it",
+                f"it belongs to {owner}: set that, or leave it out",
             )
 
 

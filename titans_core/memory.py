@@ -138,7 +138,7 @@ class AssociativeMemory(nn.Module):
             std = 1.0 if self.link.kind == "kl" else std  # of logarithms: with small ones all outputs are alike
             self.initial.append(nn.Parameter(torch.randn(self.heads, inputs, outputs) * std))
         if self.options.residual_norm:
-            self.initial_gain = nn.Parameter(torch.full((self.heads, self.width), LAST_MATRIX_STD))
+            self.initial_gain = nn.Parameter(torch.full((self.heads, self.width), self.options.initial_gain))
 
     @property
     def forgets_to_start(self) -> bool:

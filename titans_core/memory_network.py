@@ -1,8 +1,9 @@
 """The network that is the memory: reading it, and the closed-form gradient that writes it.
 
 M is a chain of matrices with an activation in between, optionally `x + gain * LayerNorm(chain(x))`. Its loss on a
-key-value pair is `||M(k) - v||^2` (equation [12]) or another one (`objectives`); the gradient with respect to matrix l is the outer product of
-that matrix's input `a` and the error `delta` at its output, so a token's write is one pair of rows per matrix.
+key-value pair is `||M(k) - v||^2` (equation [12]) or another one (`objectives`). The gradient with respect to matrix l
+is the outer product of that matrix's input `a` and the error `delta` at its output, so a token's write is one pair of
+rows per matrix.
 
 Bounded surprise: every error row is scaled down to norm <= `surprise_bound`, and the scaled row is what flows on
 to the matrix below. All gradients of a chunk are taken at its start, so a key that repeats is stepped many times

@@ -1,4 +1,4 @@
-"""How a memory's weights follow from what it has accumulated: the retention, as a link at the end of a linear recurrence.
+"""How a memory's weights follow from what it has accumulated: the retention, as a link behind a linear recurrence.
 
 What forgets and is written is an accumulator A, by [13] and [14] as ever. The weights that a memory is read and
 surprised with are a pointwise function of it (MIRAS, arXiv 2504.13173, by mirror descent):

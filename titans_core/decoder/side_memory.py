@@ -86,6 +86,12 @@ class SideConfig:
                 f"memory.conv_kernel is {self.memory.conv_kernel}, and a key is made of the tokens before its value",
                 "use at least 2",
             )
+        if self.memory.retention != "l2":
+            raise ConfigError(
+                f'memory.retention is "{self.memory.retention}", and a memory beside a decoder starts from zeros,'
+                " of which only l2 makes a memory that says nothing",
+                'use "l2", or memories in the stream (--memory-layers)',
+            )
 
 
 class SideMemory(AssociativeMemory):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -81,6 +81,8 @@ def _show(manifest: Manifest, sizes: dict[str, int], norms: dict[str, float]) ->
         # A configuration from before there was a choice does not name it.
         goal = "its learned start" if memory.get("forget_to") == "start" else "zero"
         say(f"memory of {memory.get('depth')} matrices a head, which forgets towards {goal}")
+    if isinstance(memory, dict):
+        say(_rule(memory))
 
     columns = ("tensor", "kind", "type", "shape", "starts as")
     table = PlainTable(*columns, title=f"State of one stream: {_bytes(manifest.stream_bytes)}")
@@ -97,6 +99,19 @@ def _show(manifest: Manifest, sizes: dict[str, int], norms: dict[str, float]) ->
     for file in manifest.files():
         table.add_row(file.file, uses.get(file.file, "data"), file.sha256[:12], _bytes(sizes[file.file]))
     show(table)
+
+
+def _rule(memory: dict[str, Any]) -> str:
+    """Objective and retention of a memory; l2 in a configuration from before there was a choice."""
+    objective, retention = memory.get("objective", "l2"), memory.get("retention", "l2")
+    exponent = f" of p {memory.get('objective_p')}" if objective == "lp" else ""
+    momentum = "with momentum" if memory.get("momentum") else "without momentum"
+    link = ""
+    if retention == "lq":
+        link = f" of q {memory.get('retention_q')}, {memory.get('link')}"
+    if retention != "l2":
+        link += f", linked at every {memory.get('link_at')}"
+    return f"learns {momentum}, objective {objective}{exponent}, retention {retention}{link}"
 
 
 def _verdict(manifest: Manifest) -> str:

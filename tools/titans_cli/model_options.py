@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from titans_core.files import MIB, read_regular
+from titans_core.rules import rule
 
 if TYPE_CHECKING:
     from titans_cli.start import Beginning
@@ -34,6 +35,7 @@ class ModelOptions:
     overrides: tuple[str, ...]
     control: str | None = None  # one of CONTROLS: what the described model is to be compared with
     beginning: Beginning | None = None  # the checkpoint whose model it is instead
+    rule: str = "titans"  # how the memory learns
 
     def build(self, vocab_size: int) -> TitansConfig:
         """The configuration they describe, for a vocabulary of `vocab_size` ids unless a file says otherwise."""
@@ -65,6 +67,7 @@ class ModelOptions:
             values = _read_json(self.config)
         else:
             values = preset(self.preset, variant=self.variant, **shape).to_dict()
+        values["memory"] = {**values.get("memory", {}), **rule(self.rule)}
         for override in self.overrides:
             _override(values, override)
         model = TitansConfig.from_dict(values)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from titans_tasks.tokens import Tokenizer
 
 _MODEL_OPTIONS = {"variant": "--variant", "preset": "--preset", "config": "--config", "overrides": "--set"}
-_MODEL_OPTIONS |= {"control": "--control"}
+_MODEL_OPTIONS |= {"control": "--control", "rule": "--rule"}
 GRAFT_TASKS = ("facts", "text")  # what a pretrained decoder can learn: it has words already
 # Options of tasks that say what the model's inputs and outputs are.
 _FIXED = {"series": ("horizon",), "recall": ("keys",)}

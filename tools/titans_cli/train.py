@@ -19,6 +19,7 @@ from titans_cli.task_options import options_of, was_given, with_options
 from titans_cli.terminal import print_json, say
 from titans_cli.threads import threads_option, wait_passively
 from titans_cli.train_tasks import OPTIONS, TASKS
+from titans_core.rules import RULES
 from titans_runtime.devices.cores import usable_cores
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ Examples:
   titans train --task text --data stdlib --variant mac --preset tiny --steps 300 --out checkpoint
   titans train --task text --data notes.txt more.txt --tokenizer tokenizer.json --steps 2000 --out checkpoint
   titans train --task recall --variant lmm --steps 400 --out recall --json
+  titans train --task recall --variant lmm --rule yaad --set memory.initial_threshold=0.5 --steps 400 --out yaad
   titans train ... --steps 2000 --save-every 200 --out checkpoint --resume
   titans train --from checkpoint --data more.txt --steps 500 --lr 1e-3 --out further
   titans train --from grafted --task facts --only memory --steps 300 --batch 8 --out remembers
@@ -40,6 +42,9 @@ Examples:
 @click.argument("files", nargs=-1, metavar="[FILE]...")
 @click.option("--variant", type=click.Choice(VARIANTS), default="mac", show_default=True)
 @click.option("--preset", type=click.Choice(PRESETS), default="tiny", show_default=True, help="Size of the model.")
+@click.option(
+    "--rule", type=click.Choice(list(RULES)), default="titans", show_default=True, help="How the memory learns."
+)
 @click.option("--config", type=click.Path(path_type=Path), help="A model configuration in JSON, instead of a preset.")
 @click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Model option, such as memory.depth=1.")
 @click.option("--control", type=click.Choice(CONTROLS), help="Train what the model is to be compared with instead.")
@@ -82,6 +87,7 @@ def train(
     files: tuple[str, ...],
     variant: Variant,
     preset: str,
+    rule: str,
     config: Path | None,
     overrides: tuple[str, ...],
     control: str | None,
@@ -133,10 +139,10 @@ def train(
     if beginning is not None:
         own = beginning.settle(context, task, own)
     if config is not None:
-        for name in ("variant", "preset"):
+        for name in ("variant", "preset", "rule"):
             if was_given(context, name):
                 raise click.UsageError(
-                    f"--{name} is for presets, and --config has a whole model; leave one of them out,"
+                    f"--{name} is for new models, and --config has a whole model; leave one of them out,"
                     " or change single options with --set"
                 )
 
@@ -165,7 +171,7 @@ def train(
         threads=threads,
         most_threads=usable_cores(),
     )
-    lesson = TASKS[task](ModelOptions(variant, preset, config, overrides, control, beginning), seed, **own)
+    lesson = TASKS[task](ModelOptions(variant, preset, config, overrides, control, beginning, rule), seed, **own)
     if os.environ.get("RANK", "0") == "0":  # of several processes, the one that reports
         for line in lesson.read:
             say(f"data: {line}", err=True)

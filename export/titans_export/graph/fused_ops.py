@@ -53,7 +53,9 @@ def qualifies(module: nn.Module) -> bool:
     if isinstance(module, MemoryReader | NeuralMemory):
         options = (module.memory if isinstance(module, MemoryReader) else module).options
         return (
-            not options.residual_norm
+            options.objective == "l2"
+            and options.retention == "l2"
+            and not options.residual_norm
             and options.gate_scope == "token"
             and options.conv_kernel > 1
             and options.step_size == "token"
@@ -116,7 +118,7 @@ class _Memory:
             "taps": memory.options.conv_kernel,
             "depth": memory.network.depth,
             "silu": int(memory.network.activation == "silu"),
-            "bound": float(memory.network.surprise_bound or 0.0),
+            "bound": float(memory.options.surprise_bound or 0.0),
             "max_step": float(memory.options.max_step_size),
             "gates": len(gates),
             "forget": gates.index("forget") if "forget" in gates else -1,

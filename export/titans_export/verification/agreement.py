@@ -46,7 +46,7 @@ from titans_format.progress import ReportProgress
 from titans_runtime.arrays import Array
 from titans_runtime.bundle import Bundle, open_bundle, read_manifest_of
 from titans_runtime.native import kernels
-from titans_runtime.stream.memories import dead_memories, learned_names
+from titans_runtime.stream.memories import can_die, dead_memories, learned_names
 from titans_runtime.stream.plan import FASTEST, STEPS_ONLY, Policy
 
 POLICIES = (FASTEST, FASTEST, STEPS_ONLY, Policy(prefill=False, extend_from=2))
@@ -172,5 +172,6 @@ def _drive(
             exact.load(eager.states())
     start = initial_state(model, batch=1)
     learned = {name: start[name].numpy() for name in learned_names(manifest)}
-    report.dead_memories = tuple(dead_memories(learned, forms["portable"].states()))
+    if can_die(manifest):
+        report.dead_memories = tuple(dead_memories(learned, forms["portable"].states()))
     return report

@@ -40,6 +40,15 @@ def learned_names(manifest: Manifest) -> list[str]:
     return [state.name for state in manifest.states if state.initial.kind == "learned"]
 
 
+def can_die(manifest: Manifest) -> bool:
+    """Whether memories that have faded to nothing learn no more: not those whose weights are shares, or of one size."""
+    memory = manifest.model.config.get("memory")
+    if not isinstance(memory, dict):
+        return True
+    retention = memory.get("retention", "l2")  # older configurations do not name it
+    return retention == "l2" or (retention == "lq" and memory.get("link") == "mirror")
+
+
 def memory_distances(start: Mapping[str, Array], state: Mapping[str, Array]) -> dict[str, MemoryDistance]:
     """The distances of every tensor in `start`.
 

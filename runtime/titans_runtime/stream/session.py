@@ -32,7 +32,7 @@ from titans_runtime.state.calls import TopK
 from titans_runtime.stream import state_file, state_int8
 from titans_runtime.stream.inputs import Inputs, checked_ends, checked_inputs, checked_tokens
 from titans_runtime.stream.lineage import Lineage, locked
-from titans_runtime.stream.memories import dead_memories, learned_names, memory_distances
+from titans_runtime.stream.memories import can_die, dead_memories, learned_names, memory_distances
 from titans_runtime.stream.observe import SessionStats
 from titans_runtime.stream.snapshot import OPEN, Mark, Snapshot
 from titans_runtime.stream.stream import Feeder, Shared, Stream
@@ -111,7 +111,7 @@ class Session:
             state_bytes=self._manifest.stream_bytes,
             state_norms={name: float(np.linalg.norm(value)) for name, value in state.items()},
             memories=memory_distances(start, state),
-            dead_memories=tuple(dead_memories(start, state)),
+            dead_memories=tuple(dead_memories(start, state)) if can_die(self._manifest) else (),
             surprise_mean=now.totals.mean,
             surprise_deviation=now.totals.deviation,
             surprise_highest=now.totals.highest,

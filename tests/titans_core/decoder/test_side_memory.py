@@ -23,6 +23,13 @@ MEMORY = MemoryConfig(
 CONFIG = SideConfig(read=(0, 2), dim=16, memory=MEMORY)
 
 
+def test_a_retention_that_speaks_from_zeros_is_refused_and_an_objective_is_not() -> None:
+    with pytest.raises(ConfigError, match=r'"kl".*use "l2", or memories in the stream'):
+        SideConfig(read=(0,), dim=16, memory=replace(MEMORY, retention="kl", residual_norm=True))
+    huber = replace(CONFIG, memory=replace(MEMORY, objective="huber", forget=True))
+    assert SideMemory(huber, DIM, CHUNK).gate_names == ["forget", "threshold", "step_size"]
+
+
 def memory() -> SideMemory:
     torch.manual_seed(0)
     side = SideMemory(CONFIG, DIM, CHUNK).double()

@@ -123,6 +123,15 @@ def test_a_configuration_file_replaces_the_preset(tmp_path: Path, text: Path) ->
     assert load_checkpoint(tmp_path / "a").config == load_checkpoint(tmp_path / "b").config
 
 
+def test_a_rule_is_the_memory_that_single_options_change(tmp_path: Path) -> None:
+    options = ["--rule", "memora", "--set", "memory.expansion=1", "--set", "memory.link_at=read"]
+    small = ["--set", "dim=16", "--set", "chunk=8", "--pairs", 4, "--keys", 4, "--gap", 4, "--eval-gap", 8]
+    result = titans(*RUN, "--task", "recall", *options, *small, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    memory = load_checkpoint(tmp_path / "out").config.memory
+    assert (memory.retention, memory.link_at, memory.expansion, memory.momentum) == ("kl", "read", 1, False)
+
+
 def test_resume_continues_and_its_absence_is_refused(tmp_path: Path, text: Path) -> None:
     arguments = [*RUN, "--task", "text", "--data", text, "--out", tmp_path / "out"]
     assert titans(*arguments, "--resume").exit_code == 0
@@ -149,8 +158,11 @@ def test_resume_continues_and_its_absence_is_refused(tmp_path: Path, text: Path)
         (["--task", "needle", "--length", "20"], "use more"),
         (["--task", "recall", "--batch", "3", "--accumulate", "2"], "does not divide into 2 equal pieces"),
         (["--task", "recall", "--config", "none.json"], "none.json"),
-        (["--task", "recall", "--config", "none.json", "--variant", "mac"], "--variant is for presets"),
-        (["--task", "recall", "--config", "none.json", "--preset", "tiny"], "--preset is for presets"),
+        (["--task", "recall", "--config", "none.json", "--variant", "mac"], "--variant is for new models"),
+        (["--task", "recall", "--config", "none.json", "--preset", "tiny"], "--preset is for new models"),
+        (["--task", "recall", "--config", "none.json", "--rule", "yaad"], "--rule is for new models"),
+        (["--task", "recall", "--set", "memory.objective=l7"], "choose one of l2, l1, lp, huber, huber-switch"),
+        (["--task", "recall", "--set", "memory.retention=kl"], "set memory.residual_norm=true"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
