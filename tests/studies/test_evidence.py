@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import titans_runtime
-from studies.quality import ablations, dna, needle, recall, text, writes
+from studies.quality import ablations, dna, needle, recall, rules, text, writes
 from studies.quality.agreement import Eager, needle_answers, recall_answers
 from studies.quality.work import Study, mean_and_range, write
 from tests.conftest import RECALL, SMALL
@@ -31,6 +31,9 @@ RECIPES = {
     **{f"needle-{variant}": needle.recipe(variant, 0) for variant in VARIANTS},
     **{f"writes-{variant}": writes.recipe(variant, 0) for variant in VARIANTS},
     **{f"ablation-{label}": ablations.recipe(row, 0) for label, row in ablations.ROWS.items()},
+    **{f"recall of {label}": rules.recall_recipe(label, 0) for label in rules.ROWS},
+    **{f"needle of {label}": rules.needle_recipe(label, 0) for label in rules.ROWS},
+    **{f"text of {label}": rules.text_recipe(label, 0) for label in rules.ROWS},
 }
 
 
@@ -39,7 +42,8 @@ def test_every_recipe_is_a_training_command_with_a_sound_model(words: list[str])
     command = cli.get_command(click.Context(cli), "train")
     assert command is not None
     values = command.make_context("train", [*words, "--out", "nowhere"]).params
-    model = ModelOptions(values["variant"], values["preset"], None, values["overrides"]).build(256)
+    told = ModelOptions(values["variant"], values["preset"], None, values["overrides"], rule=values["rule"])
+    model = told.build(256)
     assert model.variant == values["variant"]
 
 
@@ -68,6 +72,23 @@ def test_every_ablation_is_another_model_and_only_bases_change_nothing() -> None
     assert [models.index(each) for each in models] == list(range(len(models)))
     bases = [row.variant for row in ablations.ROWS.values() if not row.changes]
     assert sorted(bases) == sorted({row.variant for row in ablations.ROWS.values()})
+
+
+def test_every_row_of_the_rules_is_another_memory_of_one_size() -> None:
+    models = []
+    for label in rules.ROWS:
+        words = rules.recall_recipe(label, 0)
+        pairs = tuple(words[i + 1] for i, word in enumerate(words) if word == "--set")
+        models.append(ModelOptions("lmm", "tiny", None, pairs, rule=words[words.index("--rule") + 1]).build(65))
+    assert [models.index(each) for each in models] == list(range(len(models)))
+    assert len({model.memory_widths for model in models}) == 1
+
+
+def test_the_tables_of_the_rules_have_every_row_and_every_figure() -> None:
+    rows = {"titans": [{"near": 1.0, "far": 0.5}, {"near": 1.0, "far": 0.7}]}
+    found = rules.tables({"recall": rows, "text": {"titans": [{"kept": 2.5}, {"kept": 2.7}]}})
+    assert "| titans | 100.0 | 60.0 (50.0 to 70.0) |" in found
+    assert "| titans | 2.600 (2.500 to 2.700) |" in found
 
 
 def test_a_row_has_learned_once_its_mean_loss_is_low(tmp_path: Path) -> None:
