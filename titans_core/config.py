@@ -132,7 +132,7 @@ class MemoryConfig:
             return
         if self.retention == "kl":
             why = (
-                "its weights are positive and sum to one, so that answers have neither the values' size nor their sign"
+                "its weights are positive and have one sum, so that answers have neither the values' size nor their sign"
             )
             other = ""
         else:

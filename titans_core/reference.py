@@ -7,6 +7,7 @@ with it, gradients of an outer loss included. It shares parameters with `NeuralM
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -129,7 +130,7 @@ def _linked(layer: NeuralMemory, accumulated: Fast) -> Fast:
     def link(matrix: Tensor) -> Tensor:
         if options.retention == "kl":
             powers = torch.exp(matrix)
-            return powers / powers.sum(0)  # every output's weights over its inputs
+            return math.sqrt(len(matrix)) * powers / powers.sum(0)  # every output's weights over its inputs
         norm = matrix.abs().pow(q).sum().pow(1 / q)
         if options.link == "printed":
             return matrix / norm.pow(q - 2)

@@ -6,7 +6,7 @@ surprised with are a pointwise function of it (MIRAS, arXiv 2504.13173, by mirro
     l2                W = A
     lq, printed       W = A / ||A||_q^(q - 2)                      the paper's equation [24]
     lq, mirror        W = A |A|^(q - 2) / ||A||_q^(q - 2)          the map that the derivation gives
-    kl                W = softmax(A) over the inputs of every output: A holds the logarithms of the weights
+    kl                W = sqrt(d_in) softmax(A) over the inputs of every output: A holds logarithms of the weights
 
 The norm is that of one matrix of one head. The gain of a residual norm is a vector and always its own accumulator.
 
@@ -60,6 +60,6 @@ class RetentionLink:
         if self.kind == "l2":
             return accumulated
         if self.kind == "kl":
-            return torch.softmax(accumulated, -2)
+            return accumulated.shape[-2] ** 0.5 * torch.softmax(accumulated, -2)
         scaled = self.scale(accumulated) * accumulated
         return scaled if self.is_scale else scaled * accumulated.abs().clamp(min=LEAST).pow(self.q - 2)

@@ -3,7 +3,7 @@
     python -m studies.quality.rules                          all rules, all tasks, all seeds; rules.json and the tables
     python -m studies.quality.rules --tasks recall --rules titans yaad --seeds 0          a part of it
 
-Every rule is trained with the recipe of its task (the plain memory on recall and needles, MAL on text) and asked
+Every rule is trained with the recipe of its task (the plain memory on recall and needles, MAL on text) and questions
 through its bundle. All memories have as many weights as the recipe's: `memory.expansion` is 2, in text the depth is 1.
 Needles are trained for half as many steps as on their own page.
 
@@ -67,10 +67,10 @@ def recall_figures(study: Study, label: str, seed: int) -> Found:
     """Shares of right answers: at once, far away, of fresh streams, and without writes."""
     name = _name("recall", label, seed)
     study.train(name, *recall_recipe(label, seed))
-    asked = ("--task", "recall", "--gap", 0, "--gap", FAR)
-    report = study.evaluate(name, study.export(name), *asked)
+    questions = ("--task", "recall", "--gap", 0, "--gap", FAR)
+    report = study.evaluate(name, study.export(name), *questions)
     off = study.export(f"{name}-off", "--control", "writes-off", checkpoint=name)
-    silent = study.evaluate(f"{name}-off", off, *asked)
+    silent = study.evaluate(f"{name}-off", off, *questions)
     near, far = recall.accuracies(report)
     return {"near": near, "far": far, "reset": report["reset"][0]["accuracy"], "off": recall.accuracies(silent)[1]}
 
@@ -79,8 +79,14 @@ def needle_figures(study: Study, label: str, seed: int) -> Found:
     """Shares of right streams: at the training length, at 16 times that, and of streams that begin at the question."""
     name = _name("needle", label, seed)
     study.train(name, *needle_recipe(label, seed))
-    asked = ("--task", "needle", "--form", "passkey", *(word for length in LENGTHS for word in ("--length", length)))
-    report = study.evaluate(name, study.export(name), *asked)
+    questions = (
+        "--task",
+        "needle",
+        "--form",
+        "passkey",
+        *(word for length in LENGTHS for word in ("--length", length)),
+    )
+    report = study.evaluate(name, study.export(name), *questions)
     near, far = needle.shares(report)
     return {"near": near, "far": far, "reset": report["reset"]["accuracy"]}
 

@@ -130,14 +130,15 @@ def test_huber_keeps_the_direction_and_bounds_the_length_of_an_error() -> None:
 
 
 def test_kl_in_logarithms_is_the_papers_recursion_of_weights() -> None:
-    """Equation [27]: W_t = softmax((1 - alpha_t) log W_(t-1) - theta_t gradient), with the gradient of the chunk."""
+    """W_t = c softmax((1 - alpha_t) log W_(t-1) - theta_t gradient), and c is the root of the number of inputs."""
     options = MemoryConfig(heads=1, residual_norm=True, momentum=False, retention="kl", forget_to="zero")
     memory = layer(options, CHUNK, 3, F64)
     x = torch.randn(1, TOKENS, memory.dim, dtype=F64)
     with torch.no_grad():
         _, k, v, logits, _ = memory.project(x, torch.zeros(1, 3, 3 * memory.dim, dtype=F64))
         gates = memory.gates(logits)
-        weights = [torch.softmax(start, -2)[None] for start in memory.initial]
+        scales = [start.shape[-2] ** 0.5 for start in memory.initial]
+        weights = [c * torch.softmax(start, -2)[None] for c, start in zip(scales, memory.initial, strict=True)]
         gain = memory.initial_gain[None]
         for t in range(TOKENS):
             if t % CHUNK == 0:
@@ -148,11 +149,12 @@ def test_kl_in_logarithms_is_the_papers_recursion_of_weights() -> None:
             assert rows.gain_errors is not None
             keep, theta = 1 - torch.sigmoid(gates.forget[0, 0, t]), gates.step_size[0, 0, t]
             gradients = [a.transpose(-1, -2) @ delta for a, delta in zip(rows.inputs, rows.errors, strict=True)]
-            weights = [torch.softmax(keep * w.log() - theta * g, -2) for w, g in zip(weights, gradients, strict=True)]
+            each = zip(scales, weights, gradients, strict=True)
+            weights = [c * torch.softmax(keep * w.log() - theta * g, -2) for c, w, g in each]
             gain = keep * gain - theta * rows.gain_errors[:, :, 0]
         _, state = run_chunks(memory, x)
     for index, weight in enumerate(weights):
-        assert relative(torch.softmax(state[f"memory_{index}"], -2), weight) <= 1e-12
+        assert relative(memory.link.weights(state[f"memory_{index}"]), weight) <= 1e-12
     assert relative(state["memory_gain"], gain) <= 1e-12
 
 
@@ -164,7 +166,7 @@ def test_weights_of_kl_are_shares_however_long_the_stream(link_at: str) -> None:
         _, state = run_chunks(memory, torch.randn(1, 200 * CHUNK, memory.dim))
     weights = memory.link.weights(state["memory_0"])
     assert bool((weights >= 0).all())
-    torch.testing.assert_close(weights.sum(-2), torch.ones_like(weights[..., 0, :]))
+    torch.testing.assert_close(weights.sum(-2), torch.full_like(weights[..., 0, :], memory.dim**0.5 / 2**0.5))
 
 
 @pytest.mark.parametrize("link", [{"retention": "lq"}, {"retention": "lq", "link": "mirror"}])
