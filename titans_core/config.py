@@ -131,9 +131,7 @@ class MemoryConfig:
         if self.residual_norm or self.retention == "l2" or (self.retention == "lq" and self.link == "mirror"):
             return
         if self.retention == "kl":
-            why = (
-                "its weights are positive and have one sum, so that answers have neither the values' size nor their sign"
-            )
+            why = "its weights are positive and have one sum, so that answers lack the values' size and sign"
             other = ""
         else:
             why = "its normaliser takes the size of the weights away, and with it that of the answers"

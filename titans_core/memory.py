@@ -134,8 +134,10 @@ class AssociativeMemory(nn.Module):
         """The memory of a stream that has read nothing; drawn last, after a subclass's projections."""
         self.initial = nn.ParameterList()
         for layer, (inputs, outputs) in enumerate(pairwise(self.widths)):
-            std = LAST_MATRIX_STD if layer == self.options.depth - 1 else inputs**-0.5
-            std = 1.0 if self.link.kind == "kl" else std  # of logarithms: with small ones all outputs are alike
+            std = (
+                1.0 if self.link.kind == "kl" else inputs**-0.5
+            )  # of logarithms: with small ones all channels are alike
+            std = LAST_MATRIX_STD if layer == self.options.depth - 1 else std
             self.initial.append(nn.Parameter(torch.randn(self.heads, inputs, outputs) * std))
         if self.options.residual_norm:
             self.initial_gain = nn.Parameter(torch.full((self.heads, self.width), self.options.initial_gain))

@@ -156,12 +156,12 @@ def _read(layer: NeuralMemory, accumulated: Fast, opened: Fast) -> Fast:
 def _loss(layer: NeuralMemory, miss: Tensor, threshold: Tensor) -> Tensor:
     """The objective of one token, as a number, for the miss `M(k) - v`."""
     objective = layer.options.objective
+    length: Tensor = torch.linalg.vector_norm(miss)
     smooth = torch.sqrt(miss * miss + 1e-6)
     if objective == "l1":
         return smooth.sum()
     if objective == "lp":
         return smooth.pow(layer.options.objective_p).sum()
-    length = torch.linalg.vector_norm(miss)
     if objective == "l2" or bool(length <= threshold):
         return miss.pow(2).sum()
     if objective == "huber":

@@ -194,7 +194,7 @@ REFUSED: tuple[tuple[dict[str, Any], str], ...] = (
     ({"retention": "kl", "residual_norm": True, "link": "mirror"}, 'link.*memory.retention="lq"'),
     ({"retention": "lq", "retention_q": 1.5, "residual_norm": True}, "an exponent from 2 to 8"),
     ({"retention": "lq"}, 'residual_norm=true, or memory.link="mirror"'),
-    ({"retention": "kl"}, "neither the values' size nor their sign"),
+    ({"retention": "kl"}, "lack the values' size and sign"),
     ({"initial_gain": 0.5}, "memory.residual_norm=true"),
 )
 
