@@ -15,6 +15,7 @@ Knows one matrix at a time. Does not know tokens; `unrolled` says when a link is
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,6 @@ class RetentionLink:
         if self.kind == "l2":
             return accumulated
         if self.kind == "kl":
-            return accumulated.shape[-2] ** 0.5 * torch.softmax(accumulated, -2)
+            return torch.softmax(accumulated, -2) * math.sqrt(accumulated.shape[-2])
         scaled = self.scale(accumulated) * accumulated
         return scaled if self.is_scale else scaled * accumulated.abs().clamp(min=LEAST).pow(self.q - 2)
