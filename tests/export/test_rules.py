@@ -23,7 +23,7 @@ from titans_export.graph.fused_ops import DOMAIN, qualifies
 from titans_export.verification.agreement import compare
 from titans_runtime.arrays import Array
 
-CHUNK, TOKENS, CLOSE = 8, 96, 1e-4
+CHUNK, TOKENS = 8, 96
 MEMORIES: dict[str, tuple[str, dict[str, Any]]] = {
     "yaad in mac": ("mac", rule("yaad")),
     "moneta": ("lmm", rule("moneta")),
@@ -46,6 +46,11 @@ class Made:
     path: Path
     model: TitansModel
 
+    @property
+    def close(self) -> float:
+        """Largest error allowed; outputs of nearly equal weights of kl are differences of nearly equal numbers."""
+        return 5e-4 if self.model.config.memory.retention == "kl" else 1e-4
+
 
 @pytest.fixture(scope="module", params=MEMORIES)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
@@ -64,7 +69,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_a_bundle_is_verified_and_no_kernel_claims_its_memory(made: Made) -> None:
     report = compare(made.path, made.model, tokens=300)
     assert report.ok, report.explain()
-    assert 0 < report.max_abs_error <= CLOSE
+    assert 0 < report.max_abs_error <= made.close
     assert set(report.states) == {spec.name for spec in made.model.state_specs()}
     for file in made.path.glob("*.onnx"):
         operators = {node.op_type for node in onnx.load(str(file), load_external_data=False).graph.node}
@@ -84,12 +89,12 @@ def test_any_split_any_batch_a_save_and_a_fork_give_the_same(made: Made) -> None
         for length in lengths:
             outputs.append(driver.feed(ids[:, place : place + length], all_outputs=True).outputs)
             place += length
-        assert np.abs(np.concatenate(outputs, 1) - want).max() <= CLOSE
+        assert np.abs(np.concatenate(outputs, 1) - want).max() <= made.close
     session = model.session()
     session.feed(ids[0, :45])
     restored, fork = model.restore_bytes(session.to_bytes()), session.fork()
     ends = [each.feed(ids[0, 45:], all_logits=True) for each in (session, restored, fork)]
-    assert np.abs(_rows(ends[0]) - want[0, 45:]).max() <= CLOSE
+    assert np.abs(_rows(ends[0]) - want[0, 45:]).max() <= made.close
     assert all(np.array_equal(ends[0], end) for end in ends[1:])
     assert session.to_bytes() == restored.to_bytes() == fork.to_bytes()
 
