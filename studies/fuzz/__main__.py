@@ -27,7 +27,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from studies.fuzz.targets import CASES
+from studies.fuzz.bundles import make_bundles
+from studies.fuzz.targets import CASES, SUBJECTS
 
 BLOCK = 200  # cases per process
 PATIENCE = 60.0  # seconds a case may take before it counts as a hang; they take milliseconds
@@ -45,6 +46,8 @@ SHARES = {
     "interrupts": 0.05,
     "mixups": 0.05,
     "pretrained": 0.1,
+    "stream": 0.05,
+    "side": 0.05,
 }
 
 
@@ -60,35 +63,6 @@ class Findings:
     def cases(self) -> int:
         """How many were run to an end."""
         return sum(sum(counter.values()) for counter in self.verdicts.values())
-
-
-def tiny_bundle(folder: Path) -> Path:
-    """A bundle of the smallest model that has every kind of graph and state."""
-    import torch
-
-    from titans_core.config import MemoryConfig, TitansConfig
-    from titans_core.model import TitansModel
-    from titans_core.training.checkpoint import Checkpoint, TrainingProgress, prepare_directory, save_checkpoint
-    from titans_export.export import export_checkpoint
-
-    torch.manual_seed(0)
-    config = TitansConfig(
-        variant="mag",
-        dim=8,
-        layers=1,
-        heads=1,
-        ffn_hidden=8,
-        chunk=4,
-        window=4,
-        persistent_tokens=1,
-        vocab_size=16,
-        memory=MemoryConfig(heads=1),
-    )
-    prepare_directory(folder / "checkpoint")
-    model = TitansModel(config)
-    save_checkpoint(folder / "checkpoint", Checkpoint(config, model.state_dict(), None, {}), TrainingProgress(0, {}))
-    export_checkpoint(folder / "checkpoint", folder / "tiny.titans", verify_tokens=0)
-    return folder / "tiny.titans"
 
 
 def watched(command: list[str], current: Path, patience: float = PATIENCE) -> dict[str, Any]:
@@ -119,8 +93,8 @@ def _died(current: Path, why: str) -> dict[str, Any]:
     return {"verdicts": {}, "failed": case, "error": why}
 
 
-def run(bundle: Path, blocks: list[tuple[str, int, int]], workers: int, console: Console) -> Findings:
-    """Run blocks `(target, seed, cases)`."""
+def run(bundles: dict[str, Path], blocks: list[tuple[str, int, int]], workers: int, console: Console) -> Findings:
+    """Run blocks `(target, seed, cases)` on the bundles that the targets are about."""
     findings = Findings()
     lock = threading.Lock()
     with (
@@ -134,7 +108,7 @@ def run(bundle: Path, blocks: list[tuple[str, int, int]], workers: int, console:
 
         def one(number: int, target: str, seed: int, cases: int) -> None:
             current = Path(folder) / f"{number}.json"
-            words = [str(bundle), target, str(seed), str(cases), str(current)]
+            words = [str(bundles[SUBJECTS[target]]), target, str(seed), str(cases), str(current)]
             result = watched([sys.executable, "-m", "studies.fuzz.worker", *words], current)
             with lock:
                 findings.verdicts.setdefault(target, Counter()).update(result["verdicts"])
@@ -176,7 +150,8 @@ def main(
     console = Console(stderr=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        found = run(bundle or tiny_bundle(Path(folder)), plan(cases, list(targets or CASES), seed), workers, console)
+        bundles = dict.fromkeys(SUBJECTS.values(), bundle) if bundle else make_bundles(Path(folder))
+        found = run(bundles, plan(cases, list(targets or CASES), seed), workers, console)
     if keep and found.failed:
         kept = json.loads(REGRESSIONS.read_text(encoding="utf-8"))
         kept += [{"target": item["target"], "case": item["case"]} for item in found.failed]

@@ -19,6 +19,7 @@ import onnx
 from hypothesis import strategies as st
 
 from studies.fuzz import calls, graphs, pretrained, streams
+from studies.fuzz.bundles import GRAFTS
 from studies.fuzz.mutation import byte_ops, damage, distort, json_ops
 from studies.fuzz.victim import MANIFEST, Victim, use
 from titans_format.seal import seal
@@ -44,18 +45,39 @@ def _file_cases(files: list[str] | None = None, has_json: bool = True) -> st.Sea
     return on_bytes | on_json if has_json else on_bytes
 
 
+def _damage(files: list[str], weights: list[str]) -> dict[str, st.SearchStrategy[Case]]:
+    """Everything that is done to a bundle's files and to a saved session."""
+    return {
+        "manifest": _file_cases(),
+        "graph": _file_cases(files, has_json=False),
+        **graphs.cases(files),
+        "weights": _file_cases(weights),
+        "state": _file_cases(),
+    }
+
+
+def _of_a_decoder(cases: dict[str, st.SearchStrategy[Case]]) -> st.SearchStrategy[Case]:
+    """A case of any of these, with the name of its target."""
+    return st.one_of([st.fixed_dictionaries({"target": st.just(name), "case": case}) for name, case in cases.items()])
+
+
 FILES = [f"{graph}{form}.onnx" for graph in GRAPHS for form in ("", ".fused")]
-CASES: dict[str, st.SearchStrategy[Case]] = {
-    "manifest": _file_cases(),
-    "graph": _file_cases(FILES, has_json=False),
-    **graphs.cases(FILES),
-    "weights": _file_cases(["weights.safetensors", "initial_state.safetensors"]),
-    "state": _file_cases(),
+WEIGHTS = ["weights.safetensors", "initial_state.safetensors"]
+_CALLS: dict[str, st.SearchStrategy[Case]] = {
     "calls": calls.cases,
     "interrupts": streams.interrupts,
     "mixups": streams.mixups,
-    "pretrained": pretrained.cases(),
 }
+CASES: dict[str, st.SearchStrategy[Case]] = {
+    **_damage(FILES, WEIGHTS),
+    **_CALLS,
+    "pretrained": pretrained.cases(),
+    "stream": _of_a_decoder(_damage(FILES, WEIGHTS)),
+    # A memory beside the decoder has no fused commit.
+    "side": _of_a_decoder(_damage([name for name in FILES if name != "commit.fused.onnx"], WEIGHTS) | _CALLS),
+}
+# The bundle that a target is about (`bundles`).
+SUBJECTS = dict.fromkeys(CASES, "tiny") | {name: name for name in GRAFTS}
 
 
 def check(victim: Victim, target: str, case: Case) -> Verdict:
@@ -64,6 +86,8 @@ def check(victim: Victim, target: str, case: Case) -> Verdict:
     Raises:
         DefectError: what must hold does not.
     """
+    if target in GRAFTS:
+        return check(victim, case["target"], case["case"])
     return _CHECKS[target](victim, case)
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from studies.fuzz.__main__ import BLOCK, REGRESSIONS, plan, tiny_bundle, watched
+from studies.fuzz.__main__ import BLOCK, REGRESSIONS, plan, watched
+from studies.fuzz.bundles import make_bundles
 from studies.fuzz.mutation import damage, distort
-from studies.fuzz.targets import CASES, DefectError, check
+from studies.fuzz.targets import CASES, SUBJECTS, DefectError, check
 from studies.fuzz.victim import Victim
 from studies.fuzz.worker import run_block
 from titans_runtime import bundle as bundle_module
@@ -21,8 +22,13 @@ KEPT = json.loads(REGRESSIONS.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bundle(tmp_path_factory.mktemp("fuzz"))
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_bundles(tmp_path_factory.mktemp("fuzz"))
+
+
+@pytest.fixture(scope="module")
+def tiny(bundles: dict[str, Path]) -> Path:
+    return bundles["tiny"]
 
 
 @pytest.fixture
@@ -41,15 +47,18 @@ def renamed(victim: Victim) -> list[list[object]]:
 
 
 @pytest.mark.parametrize("target", CASES)
-def test_a_short_run_finds_nothing(tiny: Path, tmp_path: Path, target: str) -> None:
-    result = run_block(tiny, target, 0, SHORT.get(target, 40), tmp_path / "current")
+def test_a_short_run_finds_nothing(bundles: dict[str, Path], tmp_path: Path, target: str) -> None:
+    result = run_block(bundles[SUBJECTS[target]], target, 0, SHORT.get(target, 40), tmp_path / "current")
     assert result["error"] is None, result
     assert (tmp_path / "current").is_file()
 
 
-def test_what_was_found_once_stays_mended(victim: Victim) -> None:
-    for kept in KEPT:
-        check(victim, kept["target"], kept["case"])
+def test_what_was_found_once_stays_mended(bundles: dict[str, Path], tmp_path: Path) -> None:
+    for name in bundles:
+        victim = Victim(bundles[name], tmp_path / name)
+        for kept in KEPT:
+            if SUBJECTS[kept["target"]] == name:
+                check(victim, kept["target"], kept["case"])
 
 
 @pytest.mark.parametrize("file", ["manifest", "graph", "weights", "state"])
