@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from titans_format.errors import TitansError
+from titans_tasks.errors import DataError
+
+__all__ = ["CheckpointError", "ConfigError", "DataError", "TitansError"]
 
 
 class ConfigError(TitansError, ValueError):
