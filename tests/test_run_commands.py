@@ -60,3 +60,10 @@ def test_what_cannot_end_here_is_left_out_with_its_reason(command: str, why: str
 def test_a_command_fails_with_its_status_and_its_words(tmp_path: Path) -> None:
     status, _, said = SCRIPT["run"]("echo before; false; echo after", tmp_path)
     assert (status, said) == (1, "before\n")
+
+
+def test_a_rehearsal_changes_how_long_a_training_is_and_nothing_else() -> None:
+    printed = "titans train --task text --steps 500 --warmup 50 --save-every 100 --lr 4e-3 --out recall"
+    rehearsed = "titans train --task text --steps 3 --warmup 1 --save-every 1 --lr 4e-3 --out recall"
+    assert SCRIPT["shortened"](printed) == rehearsed
+    assert SCRIPT["shortened"]("titans eval x --gap 1000") == "titans eval x --gap 1000"

