@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
@@ -28,6 +28,7 @@ LinkAt = Literal["commit", "read"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 MOST_EXPONENT = 8  # beyond, powers of what is not near 1 leave fp32
 MOST_THRESHOLD = 80.0  # its logarithm is taken after an exponential
+_SHORT = 80  # characters of a value that an error shows
 BEFORE_THE_CHOICE: dict[str, object] = {"forget_to": "zero"}  # memory options that older weights do not name
 
 
@@ -307,7 +308,7 @@ def memory_from_dict(values: object) -> MemoryConfig:
 def _parsed(text: str) -> object:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"the configuration is not JSON ({error})", "export it again from the model") from error
 
 
@@ -327,24 +328,35 @@ def _fields(cls: type, values: object, what: str) -> dict[str, Any]:
     known = {f.name: str(f.type) for f in dataclasses.fields(cls)}
     for name, value in values.items():
         if name not in known:
-            raise ConfigError(f"unknown {what} option {name!r}", f"known options are {', '.join(sorted(known))}")
+            raise ConfigError(f"unknown {what} option {shown(name)}", f"known options are {', '.join(sorted(known))}")
         types = _PLAIN_TYPES.get(known[name])
         if types and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):
-            raise ConfigError(f"{what} option {name} must be {known[name]}, found {value!r}", "change it")
+            raise ConfigError(f"{what} option {name} must be {known[name]}, found {shown(value)}", "change it")
     return dict(values)
 
 
 def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ConfigError(f"{name} is {value!r}", f"choose one of {', '.join(choices)}")
+        raise ConfigError(f"{name} is {shown(value)}", f"choose one of {', '.join(choices)}")
 
 
 def _finite(config: MemoryConfig | TitansConfig, prefix: str = "") -> None:
-    """Raise `ConfigError` for an infinity or NaN, which JSON readers let through."""
+    """Raise `ConfigError` for an infinity, NaN or a whole number that no float holds; JSON has all of them."""
     for field_ in dataclasses.fields(config):
         value = getattr(config, field_.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{prefix}{field_.name} is {value}", "use a finite number")
+        if str(field_.type).startswith("float") and value is not None and not is_finite(value):
+            raise ConfigError(f"{prefix}{field_.name} is {shown(value)}", "use a finite number")
+
+
+def is_finite(value: float) -> bool:
+    """Whether a number of JSON is one that a float holds; such a whole number may be far larger."""
+    return abs(value) <= sys.float_info.max
+
+
+def shown(value: object) -> str:
+    """A value of a stranger's configuration as an error shows it, not all of a long one."""
+    text = repr(value)
+    return text if len(text) <= _SHORT else f"{text[:_SHORT]}…"
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -59,7 +59,7 @@ class Scaling:
             values = json.loads(text)
             columns = tuple(str(column) for column in values["columns"])
             mean, deviation, change = (np.array(values[name], np.float64) for name in ("mean", "deviation", "change"))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise DataError(f"the scaling of the series is damaged ({error!r})", "train the model again") from error
         shapes = (mean.shape, deviation.shape, change.shape[1:]), ((len(columns),),) * 3
         if shapes[0] != shapes[1] or not np.isfinite(mean).all() or not (deviation > 0).all() or not (change > 0).all():

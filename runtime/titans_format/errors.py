@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+MOST_LETTERS = 2000  # of a finding that is shown; a stranger's file may have names of a megabyte
+
 
 class TitansError(Exception):
     """An error with its message in parts: `where: what; remedy`.
@@ -24,7 +26,8 @@ class TitansError(Exception):
     @property
     def finding(self) -> str:
         """The message without its remedy."""
-        return f"{self.where}: {self.what}" if self.where else self.what
+        what = self.what if len(self.what) <= MOST_LETTERS else f"{self.what[:MOST_LETTERS]}…"
+        return f"{self.where}: {what}" if self.where else what
 
     def __str__(self) -> str:
         return f"{self.finding}; {self.remedy}"

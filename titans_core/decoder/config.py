@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
-from titans_core.config import memory_from_dict
+from titans_core.config import is_finite, memory_from_dict, shown
 from titans_core.decoder.side_memory import SideConfig
 from titans_core.decoder.stream_memory import StreamConfig
 from titans_core.errors import ConfigError
@@ -73,20 +72,20 @@ class DecoderConfig:
             least = 0 if name in ("sinks", "lora") else 1
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
-                raise ConfigError(f"{name} is {value!r}", f"it must be a whole number from {least} to {most:,}")
+                raise ConfigError(f"{name} is {shown(value)}", f"it must be a whole number from {least} to {most:,}")
         if self.heads % self.kv_heads:
             raise ConfigError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}", "change one of them")
         if self.head_width % 2:
             raise ConfigError(f"head_width is {self.head_width}", "rotary positions need an even one")
         frequencies = self.rotary_frequencies
-        if len(frequencies) != self.head_width // 2 or not all(map(math.isfinite, frequencies)):
+        if len(frequencies) != self.head_width // 2 or not all(map(is_finite, frequencies)):
             raise ConfigError(
                 f"rotary_frequencies has {len(frequencies)} entries",
                 f"give head_width / 2 = {self.head_width // 2} finite numbers",
             )
         for name in ("norm_eps", "rotary_magnitude"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ConfigError(f"{name} is {getattr(self, name)}", "it must be a finite number above 0")
+            if not (is_finite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ConfigError(f"{name} is {shown(getattr(self, name))}", "it must be a finite number above 0")
         if any(type(layer) is not int or not 0 <= layer < self.layers for layer in self.unrotated_layers):
             raise ConfigError(f"unrotated_layers is {list(self.unrotated_layers)}", f"name layers below {self.layers}")
         self._check_stream()
@@ -149,7 +148,7 @@ class DecoderConfig:
             )
         fields = {field.name: field for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - set(fields)):
-            raise ConfigError(f"unknown decoder option {unknown[0]!r}", f"use some of {', '.join(sorted(fields))}")
+            raise ConfigError(f"unknown decoder option {shown(unknown[0])}", f"use some of {', '.join(sorted(fields))}")
         needed = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
         if missing := [name for name in needed if name not in values]:
             raise ConfigError(f"the decoder's configuration has no {missing[0]}", "restore the file that it came from")
@@ -162,9 +161,10 @@ def _graft(values: object) -> SideConfig | StreamConfig | None:
     """The graft in a configuration, by its form."""
     if values is None:
         return None
-    if not isinstance(values, dict) or values.get("form") not in _FORMS:
+    named = values.get("form") if isinstance(values, dict) else None
+    if not isinstance(values, dict) or not isinstance(named, str) or named not in _FORMS:
         raise ConfigError("the graft has no form that is known", f"use one of {', '.join(_FORMS)}, or null")
-    form = _FORMS[values["form"]]
+    form = _FORMS[named]
     fields = {field.name: str(field.type) for field in dataclasses.fields(form)}
     own = {name: value for name, value in values.items() if name != "form"}
     if sorted(own) != sorted(fields):
@@ -177,9 +177,11 @@ def _typed(name: str, kind: str, value: object) -> Any:
     """`value`, if it is of the type of that field; lists of numbers become tuples."""
     if kind.startswith("tuple"):
         if not isinstance(value, (list, tuple)) or any(type(item) not in (int, float) for item in value):
-            raise ConfigError(f"decoder option {name} must be a list of numbers, found {value!r}", "change it")
+            raise ConfigError(f"decoder option {name} must be a list of numbers, found {shown(value)}", "change it")
         if "int" in kind and any(type(item) is not int for item in value):
-            raise ConfigError(f"decoder option {name} must be a list of whole numbers, found {value!r}", "change it")
+            raise ConfigError(
+                f"decoder option {name} must be whole numbers in a list, found {shown(value)}", "change it"
+            )
         return tuple(value)
     kinds: dict[str, tuple[type, ...]] = {
         "str": (str,),
@@ -190,5 +192,5 @@ def _typed(name: str, kind: str, value: object) -> Any:
         "int | None": (int, type(None)),
     }
     if type(value) not in kinds[kind]:
-        raise ConfigError(f"decoder option {name} must be {kind}, found {value!r}", "change it")
+        raise ConfigError(f"decoder option {name} must be {kind}, found {shown(value)}", "change it")
     return value

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from titans_core.config import is_finite
 from titans_core.decoder import DecoderConfig
 from titans_core.decoder.config import CHUNK, PREFILL, SINKS, WINDOW
 from titans_core.errors import CheckpointError, ConfigError
@@ -83,7 +84,7 @@ class FolderWeights:
     def _opened(self, name: str) -> Any:
         try:
             return safe_open(self._place[name], framework="pt")
-        except (OSError, SafetensorError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: it cannot be mapped
             raise _damaged(self._place[name], error) from error
 
 
@@ -123,7 +124,7 @@ def _tensor_names(path: Path) -> set[str]:
         check_regular(path)
         with safe_open(path, framework="pt") as file:
             return set(file.keys())
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise _damaged(path, error) from error
 
 
@@ -163,8 +164,8 @@ class _Section:
     def number(self, name: str, other: float | None = None) -> float:
         value = self.values.get(name)
         value = other if value is None else value
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.wrong(name, "a number")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not is_finite(value):
+            raise self.wrong(name, "a finite number")
         return float(value)
 
     def flag(self, name: str, other: bool = False) -> bool:

@@ -25,6 +25,8 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MOST_ENTRIES, MOST_TENSORS = 2**16, 2**16
 MOST_NAME = 2**16  # bytes of a key or a tensor's name
+MOST_HEAD = 2**27  # bytes of all metadata together, which become Python objects
+MOST_ITEMS = 2**22  # of one list
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
@@ -95,6 +97,8 @@ class _Reader:
     def take(self, count: int, what: str) -> bytes:
         if count > self.left:
             raise self.damaged(f"{what} needs {count:,} bytes, and {max(0, self.left):,} are left")
+        if self.file.tell() + count > MOST_HEAD:
+            raise self.damaged(f"{what} ends after {MOST_HEAD:,} bytes, which no metadata does")
         data = self.file.read(count)
         if len(data) != count:
             raise self.damaged(f"it ends inside {what}")
@@ -123,6 +127,8 @@ class _Reader:
         if kind != _ARRAY:
             raise self.damaged(f"{what} is of type {kind}, which does not exist")
         inner, count = self.number("I", what), self.number("Q", what)
+        if count > MOST_ITEMS:
+            raise self.damaged(f"{what} is a list of {count:,}")
         if inner == _STRING:
             if count * 8 > self.left:
                 raise self.damaged(f"{what} has {count:,} strings in {self.left:,} bytes")
@@ -192,7 +198,17 @@ def _placed(reader: _Reader, infos: list[tuple[str, tuple[int, ...], int, int]],
         if start + offset + size > reader.size:
             raise reader.damaged(f"tensor {name!r} lies outside the file")
         placed[name] = Stored(shape, kind, start + offset, size)
+    _check_apart(reader, placed)
     return placed
+
+
+def _check_apart(reader: _Reader, placed: dict[str, Stored]) -> None:
+    """No two tensors share bytes, so that all of them together are no larger than the file."""
+    end, before = 0, ""
+    for name, stored in sorted(placed.items(), key=lambda item: item[1].offset):
+        if stored.offset < end:
+            raise reader.damaged(f"tensor {name!r} begins inside tensor {before!r}")
+        end, before = stored.offset + stored.size, name
 
 
 def text(metadata: Mapping[str, Value], key: str) -> str | None:

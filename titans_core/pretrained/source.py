@@ -7,6 +7,8 @@ Weights go by their Hugging Face names (`model.layers.0.self_attn.q_proj.weight`
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,10 +132,12 @@ def check_weights(pretrained: Pretrained) -> None:
     """Whether all weights are there, in their shapes, and nothing else is, before anything is read.
 
     Raises:
-        CheckpointError: naming the first weight that is not as the configuration has it.
+        CheckpointError: naming the first weight that is not as the configuration has it; or that all of them are
+            more than this machine's memory, which a file with holes in it can ask for.
     """
     weights, used = pretrained.weights, set()
-    for parameter in parameters_of(pretrained.config).values():
+    parameters = parameters_of(pretrained.config)
+    for parameter in parameters.values():
         for name, shape in zip(parameter.sources, parameter.shapes, strict=True):
             found = weights.shape(name)
             if found != shape:
@@ -148,6 +152,14 @@ def check_weights(pretrained: Pretrained) -> None:
         raise CheckpointError(
             f"weight {spare[0]} has no place in a model of architecture {pretrained.config.architecture!r}",
             "it asks for something that is not supported",
+            where=weights.where,
+        )
+    needed = 4 * sum(math.prod(shape) for parameter in parameters.values() for shape in parameter.shapes)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise CheckpointError(
+            f"its weights take {needed / 2**30:,.1f} GiB in fp32, and there are {there / 2**30:,.1f} GiB of memory",
+            "use a machine with more, or a smaller model",
             where=weights.where,
         )
 

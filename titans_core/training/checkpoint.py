@@ -335,7 +335,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         check_regular(path)
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, MemoryError, SafetensorError) as error:  # RuntimeError: it cannot be mapped
         raise _damaged(path.parent, f"{path.name}: {error}") from error
 
 

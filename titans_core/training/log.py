@@ -128,7 +128,7 @@ def _records(path: Path, done: int) -> list[dict[str, object]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             break
         if not isinstance(record, dict) or record.get("step", done + 1) > done:
             break

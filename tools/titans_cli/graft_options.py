@@ -67,7 +67,7 @@ class GraftOptions:
             raise click.UsageError(f"--set {override}: use NAME=VALUE, such as memory.heads=2")
         try:
             return name, json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             return name, text
 
     def _streaming(self, config: DecoderConfig, given: dict[str, Any]) -> dict[str, int]:

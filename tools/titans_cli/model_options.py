@@ -98,5 +98,5 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise click.UsageError(f"--set {override}: use NAME=VALUE with a model option, such as memory.depth=1")
     try:
         values[last] = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         values[last] = text

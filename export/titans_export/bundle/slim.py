@@ -107,7 +107,7 @@ def _sidecar(path: Path) -> dict[str, object]:
     """What a sidecar says. Raises `ExportError` if it is not one."""
     try:
         found = json.loads(read_regular(path, MIB))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ExportError(f"{path} is not an engine's sidecar ({error})", "build the engines again") from error
     return found if isinstance(found, dict) else {}
 

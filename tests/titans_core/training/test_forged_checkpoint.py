@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -13,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from studies.fuzz.bundles import DECODER, GRAFTS
 from titans_core.config import TitansConfig
-from titans_core.errors import CheckpointError
+from titans_core.decoder import DecoderConfig
+from titans_core.errors import CheckpointError, ConfigError
 from titans_core.model import TitansModel
 from titans_core.training import checkpoint as module
 from titans_core.training.checkpoint import Checkpoint, TrainingProgress, load_model, prepare_directory, save_checkpoint
@@ -110,6 +113,43 @@ def test_weights_of_another_shape_are_named(step: Path) -> None:
     sign(step)
     with pytest.raises(CheckpointError, match=rf"do not fit its configuration: {name} is \[3, 3\], not"):
         load_model(step)
+
+
+@pytest.mark.parametrize("name", ["rope_base", "norm_eps", "rotary_magnitude", "max_step_size", "form", "deep"])
+@pytest.mark.parametrize(
+    "value", [10**400, -(10**400), float("inf"), [], {}], ids=["huge", "least", "inf", "list", "object"]
+)
+def test_a_configuration_of_numbers_that_no_float_holds_is_refused(name: str, value: object) -> None:
+    graft = dataclasses.replace(DECODER, graft=GRAFTS["side"][0]).to_dict()
+    documents: dict[str, object] = {
+        "rope_base": CONFIG.to_dict() | {name: value},
+        "max_step_size": CONFIG.to_dict() | {"memory": {name: value}},
+        "deep": [[value]],
+        "form": graft | {"graft": graft["graft"] | {"form": value}},
+    }
+    given = documents.get(name, graft | {name: value})
+    with pytest.raises(ConfigError, match=";"):
+        (DecoderConfig if name in ("form", "norm_eps", "rotary_magnitude") else TitansConfig).from_dict(given)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"dim": ' + "9" * 5000 + "}", "{"], ids=["deep", "long", "cut"])
+def test_a_configuration_that_json_cannot_read_is_refused(step: Path, text: str) -> None:
+    (step / "config.json").write_text(text, encoding="utf-8")
+    sign(step)
+    with pytest.raises(CheckpointError, match=";"):
+        load_model(step)
+    with pytest.raises(ConfigError, match="not JSON"):
+        TitansConfig.from_json(text)
+
+
+def test_an_error_does_not_repeat_a_megabyte_of_a_strangers_name(step: Path) -> None:
+    (step / "config.json").write_text(json.dumps(CONFIG.to_dict() | {"x" * 2**20: 1}), encoding="utf-8")
+    sign(step)
+    with pytest.raises(CheckpointError) as refused:
+        load_model(step)
+    assert len(str(refused.value)) < 1000
+    assert len(str(CheckpointError("x" * 2**20, "mend it"))) < 3000
+    assert str(CheckpointError("x" * 2**20, "mend it")).endswith("; mend it")
 
 
 def test_a_text_has_a_largest_size(step: Path, monkeypatch: pytest.MonkeyPatch) -> None:
