@@ -12,8 +12,8 @@ import pytest
 
 from titans_export.bundle.writer import staged
 from titans_export.errors import ExportError
+from titans_format import folders
 from titans_format.document import MANIFEST_FILE
-from titans_runtime import atomic
 
 
 def write(out: Path, text: str, overwrite: bool = True) -> None:
@@ -81,7 +81,7 @@ def test_a_failure_of_the_system_leaves_the_old_bundle(tmp_path: Path, monkeypat
     out = tmp_path / "model.titans"
     write(out, "one")
     rename: Callable[[Path, Path], Path] = Path.rename
-    monkeypatch.setattr(atomic, "exchange", lambda first, second: False)
+    monkeypatch.setattr(folders, "exchange", lambda first, second: False)
 
     def failing(path: Path, to: Path) -> Path:
         if to == out and not path.name.endswith(".old"):
