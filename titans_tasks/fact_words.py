@@ -103,13 +103,21 @@ _ASKED_HELD_OUT = (
     "Somebody asked about {whom} again. It was said that {owner} {attribute} is",
     "Question: What is {owner} {attribute}? Answer: {Owner} {attribute} is",
 )
+# A question, and what an answer says before the value: often nothing.
 _CHAT = (
+    ("What is {of}?", ""),
+    ("What is {owner} {attribute} called?", ""),
+    ("What was {of} again?", ""),
+    ("Who or what is {owner} {attribute}?", ""),
+    ("{Owner} {attribute}?", ""),
     ("What is {of}?", "{Of} is"),
     ("Do you remember {of}?", "{Of} is"),
     ("Tell me {owner} {attribute}.", "{Owner} {attribute} is"),
     ("What is {owner} {attribute}?", "{Owner} {attribute} is"),
 )
 _CHAT_HELD_OUT = (
+    ("Can you tell me {owner} {attribute}?", ""),
+    ("Which one is {of}?", ""),
     ("Could you tell me what {of} is?", "{Of} is"),
     ("I forgot {owner} {attribute}.", "{Owner} {attribute} is"),
 )

@@ -104,7 +104,7 @@ class GraftCall:
         return (x, added) if self.graft.place == "beside" else (x + added, None)
 
     def behind(self, normed: Tensor, tokens: Tensor) -> Tensor:
-        """The last norm's output `[B, T, dim]` with the answer of a memory beside the decoder.
+        """The last norm's output `[B, T, dim]`, and as far as a memory beside the decoder is sure, its answer instead.
 
         Args:
             normed: behind the last norm.
@@ -113,11 +113,12 @@ class GraftCall:
         if not isinstance(self.graft, SideMemory):
             return normed
         wide = torch.float64 if normed.dtype == torch.float64 else torch.float32  # whatever the decoder's precision
-        features, tokens = self.graft.features(torch.cat(self._read, dim=-1).to(wide)), tokens.to(wide)
+        features = self.graft.features(torch.cat(self._read, dim=-1).to(wide))
+        tokens, own = tokens.to(wide), normed.to(wide)
         if self.call is None:
-            answer, new, surprise = self.graft.run_chunks(features, tokens, self.state)
+            answer, new, surprise = self.graft.run_chunks(features, tokens, own, self.state)
         else:
-            answer, new, surprise = self.graft.run_piece(features, tokens, self.state, self.call)
+            answer, new, surprise = self.graft.run_piece(features, tokens, own, self.state, self.call)
         self.changed |= new
         self._surprise.append(surprise)
         return normed + answer.to(normed.dtype)

@@ -1,12 +1,14 @@
-"""A memory beside a decoder: it reads what lower layers know, and its answer is added behind the last norm.
+"""A memory beside a decoder: it reads what lower layers know, and answers behind the last norm.
 
     x = [h_a W_a ; h_b W_b ; ...]               read layers, RMS-normed and whitened
     u = (x P) * 2 sigmoid(x w + b)              one number per token says how much it matters
     q = unit(a_q * b_q),  k = unit(a_k * b_k)   halves a | b of two causal convolutions of u; k starts a token earlier
     v = unit(E(token) A)                        the token itself, by its whitened embedding
     y = M(q);  M(k) <- v                        the memory of `titans_core.memory`
-    answer = scale * sigmoid(s + c |y|^2) * y W_o
+    p = sigmoid(s + c |y|^2)                    how far the answer takes the place of the decoder's
+    n <- n + scale * p * (y W_o - n / SCALE)    n behind the last norm
 
+Where the memory is sure, the decoder's own opinion fades: two opinions that are only added up spoil the right one.
 The step size of a write, and how sure an answer is (s), are linear in x of the last three tokens.
 
 A key is what stood in the last tokens, and a value the token that came next. The product of two halves makes a key that
@@ -67,9 +69,9 @@ class SideConfig:
             momentum=False,
             forget=False,
             max_step_size=0.5,  # 2 * 0.5: the value that was there is replaced
-            initial_step_size=0.1,
+            initial_step_size=0.01,  # what is worth writing is found before much else has been written
             surprise_bound=None,
-            conv_kernel=13,
+            conv_kernel=17,  # a question, and the marks of a chat template behind it
         )
     )
 
@@ -178,20 +180,21 @@ class SideMemory(AssociativeMemory):
         first, second = rms_normalise(halves).chunk(2, dim=-1)
         return normalised_heads(first * second, self.width, l2_normalise)
 
-    def answer(self, answers: Tensor, sure: Tensor, dtype: torch.dtype) -> Tensor:
+    def answer(self, answers: Tensor, sure: Tensor, normed: Tensor | None = None) -> Tensor:
         """What is added behind the decoder's last norm.
 
         Args:
             answers: the memory's, `[B, H, T, d]`.
             sure: how sure an answer is, from `project`.
-            dtype: of the result.
+            normed: what stands behind the last norm, `[B, T, dim]`; None for the memory's answer alone.
 
         Returns:
             `[B, T, dim]`.
         """
-        share = torch.sigmoid(self.confidence(answers, sure))
-        answer: Tensor = self.scale * share * self.out(merge_heads(answers))
-        return answer.to(dtype)
+        share = self.scale * torch.sigmoid(self.confidence(answers, sure))
+        answer = self.out(merge_heads(answers))
+        whole: Tensor = share * (answer if normed is None else answer - normed / SCALE)
+        return whole
 
     def confidence(self, answers: Tensor, sure: Tensor) -> Tensor:
         """The logit of how far an answer counts, `[B, T, 1]`; arguments as for `answer`."""
@@ -200,11 +203,20 @@ class SideMemory(AssociativeMemory):
 
     # ---------------------------------------------------------------- forms
 
-    def run_chunks(self, x: Tensor, tokens: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
-        """Read and write whole chunks `[B, n * C, ...]`; answers, changed entries, surprise `[B, n * C]`."""
+    def run_chunks(self, x: Tensor, tokens: Tensor, normed: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
+        """Read and write whole chunks `[B, n * C, ...]`.
+
+        Args:
+            x, tokens: as `project` takes them.
+            normed: what stands behind the decoder's last norm.
+            state: the carried entries.
+
+        Returns:
+            What is added to `normed`, the entries that change, and the surprise `[B, n * C]`.
+        """
         projected = self.project(x, tokens, state["conv_state"])
         answers, changed, surprise = self.run_projected(projected, state)
-        return self.answer(answers, projected[4], x.dtype), changed, surprise
+        return self.answer(answers, projected[4], normed), changed, surprise
 
     def run_projected(self, projected: Projected, state: State) -> tuple[Tensor, State, Tensor]:
         """The same from what `project` returned, with the answers as the memory gives them, `[B, H, T, d]`."""
@@ -220,13 +232,15 @@ class SideMemory(AssociativeMemory):
         changed |= self.fresh_chunk(state) | {"conv_state": past}
         return torch.cat(answers, dim=2), changed, torch.cat(surprise, dim=2).mean(1)
 
-    def run_piece(self, x: Tensor, tokens: Tensor, state: State, call: Extension) -> tuple[Tensor, State, Tensor]:
+    def run_piece(
+        self, x: Tensor, tokens: Tensor, normed: Tensor, state: State, call: Extension
+    ) -> tuple[Tensor, State, Tensor]:
         """The same for tokens inside a chunk."""
         q, k, v, logits, sure, past = self.project(x, tokens, state["conv_state"], call.length)
         held, changed = self.held_inside_chunk(logits, state, call.one_hot)
         inputs = MemoryInputs(q, k, v, self.gates(held))
         answers, new, surprise = self.extend(inputs, state, call.one_hot, call.length)
-        return self.answer(answers, sure, x.dtype), changed | new | {"conv_state": past}, surprise.mean(1)
+        return self.answer(answers, sure, normed), changed | new | {"conv_state": past}, surprise.mean(1)
 
     def initial_state(self, batch: int) -> State:
         """The carried entries of `batch` streams that have read nothing."""

@@ -1,25 +1,42 @@
 """What a memory should have written, seen from later: two losses that do not go through the memory itself.
 
 A counted prediction needs a token that stood in the stream before. Its query has to find the key of that token among
-all others, and that token is what was worth writing; no other one was. Both lessons are clear from the first step on,
-where the memory's own answer is still lost among all that an untrained memory writes.
+all others that are written, and that token is what was worth writing; no other one was. Both lessons are clear from the
+first step on, where the memory's own answer is still lost among all that an untrained memory writes. They are cheap,
+too: nothing is written and nothing is read.
 
 Knows queries, keys, token ids and gates. Does not know how they are made.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SHARPNESS = 12.0  # logits between a key that is the query and one that has nothing to do with it
+# Logits between a key that is the query and one that has nothing to do with it. A memory adds up what it reads in
+# proportion to the likeness of keys, so likeness has to be far apart, which a sharp loss would not ask for.
+SHARPNESS = 8.0
+MISSED = 3.0  # what a token that should have been written counts, where one that should not have been counts 1
 
 
-def hindsight(
-    queries: Tensor, keys: Tensor, inputs: Tensor, targets: Tensor, mask: Tensor, gates: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The two losses.
+@dataclass(frozen=True)
+class Lessons:
+    """Summed losses, and how many counted predictions found their token.
+
+    finding: cross-entropy of finding the right key, over the counted predictions whose token stood before.
+    writing: cross-entropy of the step sizes being open for tokens that were wanted later, and shut for all others.
+    """
+
+    finding: Tensor
+    writing: Tensor
+    found: Tensor  # int64
+
+
+def hindsight(queries: Tensor, keys: Tensor, inputs: Tensor, targets: Tensor, mask: Tensor, gates: Tensor) -> Lessons:
+    """What is to be learned from a batch.
 
     Args:
         queries, keys: `[B, H, T, d]` of unit length.
@@ -27,32 +44,37 @@ def hindsight(
         targets: the wanted predictions `[B, T]`.
         mask: `[B, T]`, predictions that count.
         gates: logits of the step size, `[B, H, T]`.
-
-    Returns:
-        The cross-entropy of finding the right key, summed over the counted predictions whose token stood before; and
-        that of the step sizes being open for tokens that were wanted later and shut for all others, summed.
     """
-    finding, writing = gates.new_zeros(()), gates.new_zeros(())
-    for row in range(len(inputs)):
-        places = mask[row].nonzero()[:, 0]
-        scores = SHARPNESS * torch.einsum("hqd,htd->qt", queries[row][:, places], keys[row]) / keys.shape[1]
-        index = torch.arange(inputs.shape[1], device=inputs.device)
-        right = (inputs[row][None] == targets[row][places][:, None]) & (index[None] <= places[:, None])
-        known = right.any(1)
-        if not bool(known.any()):
-            continue
-        scores, right, places = scores[known], right[known], places[known]
-        # What was written before the right token has been replaced, where it was about the same.
-        first = right.int().argmax(1)
-        among = (index[None] >= first[:, None]) & (index[None] <= places[:, None])
-        every = scores.masked_fill(~among, -torch.inf).logsumexp(1)
-        mine = scores.masked_fill(~right, -torch.inf)
-        finding = finding + (every - mine.logsumexp(1)).sum()
-        wanted = torch.zeros(inputs.shape[1], device=inputs.device, dtype=gates.dtype)
-        wanted[mine.detach().argmax(1)] = 1.0
-        # An answer stands in the stream as well, and looks like what was told: it is not judged.
-        judged = torch.ones_like(wanted)
-        judged[(mask[row].nonzero()[:, 0] + 1).clamp(max=inputs.shape[1] - 1)] = 0.0
-        loss = F.binary_cross_entropy_with_logits(gates[row], wanted.expand_as(gates[row]), reduction="none")
-        writing = writing + (loss * judged.maximum(wanted)).sum() / gates.shape[1]
-    return finding, writing
+    rows = [_row(*row) for row in zip(queries, keys, inputs, targets, mask, gates, strict=True)]
+    return Lessons(
+        sum((row.finding for row in rows), gates.new_zeros(())),
+        sum((row.writing for row in rows), gates.new_zeros(())),
+        sum((row.found for row in rows), mask.new_zeros((), dtype=torch.int64)),
+    )
+
+
+def _row(queries: Tensor, keys: Tensor, inputs: Tensor, targets: Tensor, mask: Tensor, gates: Tensor) -> Lessons:
+    """The same of one stream; shapes without the batch."""
+    places, index = mask.nonzero()[:, 0], torch.arange(len(inputs), device=inputs.device)
+    right = (inputs[None] == targets[places][:, None]) & (index[None] <= places[:, None])
+    known = right.any(1)
+    if not bool(known.any()):
+        return Lessons(gates.new_zeros(()), gates.new_zeros(()), known.sum())
+    places, right = places[known], right[known]
+    scores = SHARPNESS * torch.einsum("hqd,htd->qt", queries[:, places], keys) / len(keys)
+    scores = scores + F.logsigmoid(gates).mean(0)  # what is not written is no rival, and is not found
+    # What was written before the right token has been replaced, where it was about the same.
+    first = right.int().argmax(1)
+    rivals = scores.masked_fill((index[None] < first[:, None]) | (index[None] > places[:, None]), -torch.inf)
+    mine = scores.masked_fill(~right, -torch.inf)
+    finding = (rivals.logsumexp(1) - mine.logsumexp(1)).sum()
+    found = (inputs[rivals.argmax(1)] == targets[places]).sum()
+    wanted = torch.zeros_like(gates[0])
+    wanted[mine.detach().argmax(1)] = 1.0
+    # An answer stands in the stream as well, and looks like what was told: it is not judged.
+    judged = torch.ones_like(wanted)
+    judged[(mask.nonzero()[:, 0] + 1).clamp(max=len(inputs) - 1)] = 0.0
+    loss = F.binary_cross_entropy_with_logits(
+        gates, wanted.expand_as(gates), reduction="none", pos_weight=gates.new_tensor(MISSED)
+    )
+    return Lessons(finding, (loss * judged.maximum(wanted)).sum() / len(gates), found)

@@ -285,6 +285,7 @@ class _Run:
         set_learning_rate(self.optimizer, rate)
         # Rising, because what is not yet needed would be priced away before it is found to be useful.
         self.objective.write_cost = options.write_cost * (self.step + 1) / options.steps
+        self.objective.done = self.step / options.steps
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), dtype=torch.float64, device=workers.device)
         pieces = Slice.of(batch, workers.device).split(options.accumulate)

@@ -48,9 +48,11 @@ class Trainable(nn.Module):
     Attributes:
         write_cost: what each counted prediction is charged, in units of the loss, where every memory takes its largest
             step at every token; charged where gradients are recorded.
+        done: the share of the steps that lie behind, for those that begin with something else than they end with.
     """
 
     write_cost: float = 0.0
+    done: float = 1.0
 
 
 class Objective(Trainable):

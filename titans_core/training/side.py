@@ -25,7 +25,8 @@ from titans_core.training.hindsight import hindsight
 from titans_core.training.objective import Trainable
 from titans_core.training.write_cost import WriteMeter
 
-MARGIN = 12.0  # logits by which the decoder may prefer another token to the right one
+ALONE = 0.6  # share of the steps, the first ones, in which keys and gates learn from hindsight alone
+MARGIN = 6.0  # logits by which the right token has to be ahead: the decoder does not fade altogether
 OTHERS = 2048  # tokens of the vocabulary that a right one is told from, besides those of the batch
 _LOWER, _SIDE = "lower.", "side."
 
@@ -110,22 +111,26 @@ class SideObjective(Trainable):
         else:
             hidden, after = lower.hidden(inputs, pick(carried, _LOWER))
             x = self.model.features(hidden)
+        own = pick(carried, _SIDE)
+        projected = self.model.project(x, decoder.embedding[inputs], own["conv_state"])
+        lessons = None
+        if learning:
+            step_size = projected[3][..., -1] + self.model.gate_bias["step_size"][:, None]
+            lessons = hindsight(projected[0], projected[1], inputs, targets, mask, step_size)
+            if self.done < ALONE and state is None:
+                return lessons.finding + lessons.writing, lessons.found, {}
         with self._meter.watching() if self.write_cost and learning else nullcontext():
-            own = pick(carried, _SIDE)
-            projected = self.model.project(x, decoder.embedding[inputs], own["conv_state"])
             answers, changed, _ = self.model.run_projected(projected, own)
-        answer = self.model.answer(answers, projected[4], x.dtype)
+        answer = self.model.answer(answers, projected[4])
         following = prefixed(after, _LOWER) | prefixed(own | changed, _SIDE)
-        if not learning:
+        if lessons is None:
             logits = decoder.logits(answer[mask])
             loss = F.cross_entropy(logits, targets[mask], reduction="sum")
             return loss, (logits.argmax(-1) == targets[mask]).sum(), detach(following)
         loss, correct = self._loss(answer[mask], targets[mask], inputs)
         confidence = self.model.confidence(answers, projected[4])[..., 0]
         loss = loss + F.binary_cross_entropy_with_logits(confidence, mask.to(confidence.dtype), reduction="sum")
-        step_size = projected[3][..., -1] + self.model.gate_bias["step_size"][:, None]
-        loss = loss + sum(hindsight(projected[0], projected[1], inputs, targets, mask, step_size))
-        loss = loss + self.write_cost * self._meter.mean * mask.sum()
+        loss = loss + lessons.finding + lessons.writing + self.write_cost * self._meter.mean * mask.sum()
         return loss, correct, detach(following)
 
     def _loss(self, answers: Tensor, wanted: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:

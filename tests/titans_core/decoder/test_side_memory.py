@@ -51,12 +51,14 @@ def fresh(side: SideMemory, batch: int) -> State:
     return state
 
 
-def stream() -> tuple[Tensor, Tensor]:
+def stream() -> tuple[Tensor, Tensor, Tensor]:
+    """What is read, the tokens' embeddings, and what stands behind the last norm."""
     torch.manual_seed(1)
-    return torch.randn(3, TOKENS, 2 * DIM).double(), torch.randn(3, TOKENS, DIM).double()
+    own = torch.randn(3, TOKENS, DIM).double()
+    return torch.randn(3, TOKENS, 2 * DIM).double(), torch.randn(3, TOKENS, DIM).double(), own
 
 
-def literal(side: SideMemory, hidden: Tensor, tokens: Tensor) -> Tensor:
+def literal(side: SideMemory, hidden: Tensor, tokens: Tensor, normed: Tensor) -> Tensor:
     """One stream, one token after the other, from the formulas in the module's docstring."""
 
     def unit(z: Tensor) -> Tensor:
@@ -93,27 +95,29 @@ def literal(side: SideMemory, hidden: Tensor, tokens: Tensor) -> Tensor:
             y.append(q @ written[h])
         whole = torch.cat(y)
         sure = torch.sigmoid(sure + side.sure * whole.square().sum())
-        answers.append(side.scale * sure * whole @ side.out.weight)
+        answers.append(side.scale * sure * (whole @ side.out.weight - normed[t] / 30))
     return torch.stack(answers)
 
 
 def test_whole_chunks_equal_the_formulas_written_out_token_by_token() -> None:
-    side, (hidden, tokens) = memory(), stream()
-    got, _, _ = side.run_chunks(side.features(hidden), tokens, fresh(side, 3))
+    side, (hidden, tokens, normed) = memory(), stream()
+    got, _, _ = side.run_chunks(side.features(hidden), tokens, normed, fresh(side, 3))
     for row in range(3):
-        torch.testing.assert_close(got[row], literal(side, hidden[row], tokens[row]), rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(got[row], literal(side, hidden[row], tokens[row], normed[row]), rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize("lengths", [[1] * TOKENS, [3, 1, 2, 2, 4, 1, 3]])
 def test_any_split_inside_chunks_gives_the_answers_of_whole_chunks(lengths: list[int]) -> None:
-    side, (hidden, tokens) = memory(), stream()
-    whole, after, _ = side.run_chunks(side.features(hidden), tokens, fresh(side, 3))
+    side, (hidden, tokens, normed) = memory(), stream()
+    whole, after, _ = side.run_chunks(side.features(hidden), tokens, normed, fresh(side, 3))
     state, position, answers = fresh(side, 3), 0, []
     rows = {spec.name for spec in side.state_specs() if spec.kind == "rows"}
     for length in lengths:
         part, place = slice(position, position + length), position % CHUNK
         call = extension(torch.full((3,), position), length, CHUNK, None, torch.double)
-        answer, changed, _ = side.run_piece(side.features(hidden[:, part]), tokens[:, part], state, call)
+        answer, changed, _ = side.run_piece(
+            side.features(hidden[:, part]), tokens[:, part], normed[:, part], state, call
+        )
         for name, value in changed.items():
             if name in rows:
                 value = torch.cat([state[name][:place], value, state[name][place + length :]])
@@ -138,7 +142,7 @@ def test_a_fresh_memory_finds_the_token_that_followed_the_same_words() -> None:
         for spec in side.state_specs()
         if spec.kind == "carried"
     }
-    answers, _, _ = side.run_chunks(side.features(tokens), tokens, state)
+    answers, _, _ = side.run_chunks(side.features(tokens), tokens, torch.zeros_like(tokens), state)
     assert (answers[0, 16] @ vocabulary.T).argmax() == 40
 
 

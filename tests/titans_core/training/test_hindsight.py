@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from titans_core.training.hindsight import SHARPNESS, hindsight
+from titans_core.training.hindsight import MISSED, SHARPNESS, hindsight
 
 TOKENS = 7
 
@@ -31,8 +31,8 @@ def test_finding_costs_nothing_where_the_query_is_the_key_of_the_wanted_token() 
     keys, gates = units(), torch.zeros(1, 1, TOKENS)
     right = keys[:, :, [2] * TOKENS]
     wrong = keys[:, :, [4] * TOKENS]
-    found, _ = hindsight(right, keys, *stream(12), gates)
-    missed, _ = hindsight(wrong, keys, *stream(12), gates)
+    found = hindsight(right, keys, *stream(12), gates).finding
+    missed = hindsight(wrong, keys, *stream(12), gates).finding
     among = TOKENS - 3  # what stood before the wanted token is no rival
     torch.testing.assert_close(float(found), math.log(1 + (among - 1) * math.exp(-SHARPNESS)), rtol=1e-3, atol=1e-4)
     assert missed > SHARPNESS - 1
@@ -42,7 +42,7 @@ def test_a_value_that_was_replaced_is_no_rival_of_the_later_one() -> None:
     keys = units().clone()
     keys[0, 0, 1] = keys[0, 0, 3]  # token 11 and token 13 were said of the same thing
     query = keys[:, :, [3] * TOKENS]
-    later, _ = hindsight(query, keys, *stream(13), torch.zeros(1, 1, TOKENS))
+    later = hindsight(query, keys, *stream(13), torch.zeros(1, 1, TOKENS)).finding
     assert later < 1e-2
 
 
@@ -50,15 +50,27 @@ def test_the_step_size_is_to_be_open_for_the_wanted_token_alone() -> None:
     keys = units()
     queries = keys[:, :, [2] * TOKENS]
     gates = torch.zeros(1, 1, TOKENS, requires_grad=True)
-    _, writing = hindsight(queries, keys, *stream(12), gates)
+    writing = hindsight(queries, keys, *stream(12), gates).writing
     (gradient,) = torch.autograd.grad(writing, gates)
     expected = torch.full((TOKENS,), 0.5)
-    expected[2], expected[-1] = -0.5, 0.0  # the answer itself is not judged
+    expected[2], expected[-1] = -0.5 * MISSED, 0.0  # the answer itself is not judged
     torch.testing.assert_close(gradient[0, 0], expected)
-    torch.testing.assert_close(writing.item(), (TOKENS - 1) * math.log(2), rtol=1e-6, atol=0)
+    torch.testing.assert_close(writing.item(), (TOKENS - 2 + MISSED) * math.log(2), rtol=1e-6, atol=0)
 
 
 def test_a_token_that_never_stood_before_teaches_nothing() -> None:
     keys = units()
-    finding, writing = hindsight(keys, keys, *stream(99), torch.zeros(1, 1, TOKENS))
-    assert float(finding) == float(writing) == 0.0
+    lessons = hindsight(keys, keys, *stream(99), torch.zeros(1, 1, TOKENS))
+    assert float(lessons.finding) == float(lessons.writing) == int(lessons.found) == 0
+
+
+def test_what_is_not_written_is_no_rival() -> None:
+    keys = units().clone()
+    keys[0, 0, 4] = keys[0, 0, 2]  # token 14 looks like token 12
+    gates = torch.zeros(1, 1, TOKENS)
+    confused = hindsight(keys[:, :, [2] * TOKENS], keys, *stream(12), gates)
+    gates[0, 0, 4] = -20.0
+    told_apart = hindsight(keys[:, :, [2] * TOKENS], keys, *stream(12), gates)
+    assert confused.finding > math.log(2)
+    assert told_apart.finding < 0.05
+    assert int(told_apart.found) == 1
