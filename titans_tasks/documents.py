@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from titans_format.files import read_given
 from titans_tasks.errors import DataError
 
 STDLIB, TOPICS = "stdlib", "topics"
@@ -170,6 +171,6 @@ def _read_files(paths: Sequence[Path]) -> list[Document]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_given(path)
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror})", "check the path and its permissions") from error

@@ -137,7 +137,7 @@ def _read_file(path: Path, season: int) -> Series:
 def _read_npy(path: Path) -> NDArray[np.float64]:
     try:
         array = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, MemoryError, OverflowError, TypeError) as error:  # also of a size that it claims
         raise DataError(f"{path} is not a NumPy array ({error})", "write it with numpy.save") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.ndim not in (1, 2) or not array.size:
         raise DataError(f"{path} is not an array of numbers [T] or [T, F]", "write it with numpy.save")

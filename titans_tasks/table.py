@@ -103,7 +103,10 @@ def _cells(line: str, separator: str) -> tuple[str, ...]:
         return tuple(line.split())
     if not separator:
         return (line.strip().strip('"').strip(),)
-    return tuple(cell.strip() for cell in next(csv.reader([line], delimiter=separator, skipinitialspace=True), []))
+    try:
+        return tuple(cell.strip() for cell in next(csv.reader([line], delimiter=separator, skipinitialspace=True), []))
+    except csv.Error:  # such as a cell of more than 131,072 characters; whoever reads all lines names the line
+        return (line,)
 
 
 def _rows(lines: list[tuple[int, str]], separator: str, name: str) -> tuple[list[Row], int]:

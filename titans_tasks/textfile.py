@@ -6,10 +6,12 @@ Knows bytes and characters. Does not know what the text means (`table`, `dna`).
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from titans_format.files import read_given, read_piped
 from titans_tasks.errors import DataError
 
 _MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
@@ -52,6 +54,8 @@ def read_text(path: Path, remedy: str) -> Text:
         DataError: the file is missing, damaged, or holds something else than text.
     """
     data = read_bytes(path)
+    if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        raise DataError(f"{path} is UTF-32", "save it in UTF-8")
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None)
     notes: tuple[str, ...] = ()
     if encoding is not None:
@@ -71,6 +75,7 @@ def read_text(path: Path, remedy: str) -> Text:
         ) from error
     if encoding is not None and encoding.startswith("utf-16"):
         notes = ("read as UTF-16",)
+    text = text.replace("\ufeff", "")  # of files that were joined, each with its mark
     # `\r\r\n` is what a program leaves that ends lines twice.
     for end in ("\r\r\n", "\r\n", "\r"):
         text = text.replace(end, "\n")
@@ -80,12 +85,18 @@ def read_text(path: Path, remedy: str) -> Text:
 def read_bytes(path: Path) -> bytes:
     """The bytes of a file, decompressed where they are gzip's. Raises `DataError`."""
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if data.startswith(_GZIP) else data
+        data = read_given(path)
+        return inflated(data) if data.startswith(_GZIP) else data
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is not a whole gzip file ({error})", "fetch or compress it again") from error
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror})", "check the path and its permissions") from error
+
+
+def inflated(data: bytes) -> bytes:
+    """What gzip holds, which may be a thousand times as much: at most as much as of a pipe. Raises as `read_bytes`."""
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        return read_piped(file)
 
 
 def _decodes(data: bytes) -> bool:

@@ -19,13 +19,14 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from titans_format import files
 from titans_format.document import MANIFEST_FILE, parse
 from titans_format.dtypes import BY_NAME
 from titans_format.errors import BundleError
 from titans_format.manifest import Manifest, read_manifest
 from titans_format.seal import check_seal
 from titans_format.specs import DataFile, GraphSpec, StateSpec
-from titans_runtime import files, memory
+from titans_runtime import memory
 from titans_runtime.arrays import Array
 from titans_runtime.errors import InputError, os_remedy
 from titans_runtime.graphs.check import CheckedGraph, Interface, check_graph

@@ -21,10 +21,10 @@ from msgspec import Meta, Struct
 from titans_format.document import Count, JsonObject, JsonValue, parse, read, refuse
 from titans_format.dtypes import BY_SAFETENSORS
 from titans_format.errors import BundleError
+from titans_format.files import open_regular, shown
 from titans_format.specs import METADATA, MOST_AXES
 from titans_runtime.arrays import Array
 from titans_runtime.errors import os_remedy
-from titans_runtime.files import open_regular, shown
 
 MAX_HEADER_BYTES = 16 * 2**20  # far above any model's; the largest that we export has 100 KB
 

@@ -149,3 +149,9 @@ def test_what_is_not_dna_is_refused(tmp_path: Path, content: str, words: str) ->
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(DataError, match=r"none\.fa"):
         read_fasta(["none.fa"])
+
+
+def test_files_that_were_joined_each_with_a_mark_are_read(tmp_path: Path) -> None:
+    one = ">x\nACGT\n".encode("utf-8-sig")
+    (tmp_path / "joined.fa").write_bytes(one * 3)
+    assert [record.data for record in read_fasta([str(tmp_path / "joined.fa")])] == [b"ACGT"] * 3

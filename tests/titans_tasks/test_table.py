@@ -213,6 +213,8 @@ def test_what_could_be_read_in_two_ways_is_refused(tmp_path: Path, name: str) ->
         (b"\x1f\x8bnot gzip at all", "not a whole gzip file"),
         (gzip.compress(b"1\n" * 1000, mtime=0)[:-9], "not a whole gzip file"),
         (b"\xff\xfea", "damaged"),
+        ("a\n1\n".encode("utf-32"), "UTF-32; save it in UTF-8"),
+        (b"t,a\n" + b"1,2\n" * 100 + b"1," + b"9" * 200_000, "line 102: field larger than field limit"),
     ],
 )
 def test_files_that_are_not_text_are_refused_by_their_name(tmp_path: Path, data: bytes, words: str) -> None:

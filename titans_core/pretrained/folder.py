@@ -18,10 +18,10 @@ from titans_core.config import is_finite
 from titans_core.decoder import DecoderConfig
 from titans_core.decoder.config import CHUNK, PREFILL, SINKS, WINDOW
 from titans_core.errors import CheckpointError, ConfigError
-from titans_core.files import MIB, check_regular, read_regular
 from titans_core.pretrained.gguf_blocks import BlockType, Bytes
 from titans_core.pretrained.rotary import rotary
 from titans_core.pretrained.source import Pretrained, Texts
+from titans_format.files import MIB, check_regular, read_regular
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER, TOKENIZER_CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"

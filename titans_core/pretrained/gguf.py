@@ -16,8 +16,8 @@ from typing import BinaryIO, TypeAlias
 import numpy as np
 
 from titans_core.errors import CheckpointError
-from titans_core.files import check_regular
 from titans_core.pretrained.gguf_blocks import BLOCK_TYPES, OTHER_TYPES, BlockType, Bytes, Floats, dequantised
+from titans_format.files import check_regular
 
 Value: TypeAlias = "bool | int | float | str | list[bool] | list[int] | list[float] | list[str]"
 

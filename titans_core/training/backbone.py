@@ -22,7 +22,6 @@ from torch import Tensor
 from titans_core.decoder import Decoder, DecoderConfig
 from titans_core.decoder.model import GRAFT, LORA
 from titans_core.errors import CheckpointError, ConfigError
-from titans_core.files import check_regular
 from titans_core.model import TitansModel
 from titans_core.pretrained import Pretrained, Texts, decoder_of
 from titans_core.pretrained.folder import open_folder
@@ -36,6 +35,7 @@ from titans_core.training.checkpoint import (
     prepare_directory,
     save_checkpoint,
 )
+from titans_format.files import check_regular
 
 FOLDER = "backbone"
 NAME, SHA256 = "backbone.name", "backbone.sha256"  # entries of a step's provenance

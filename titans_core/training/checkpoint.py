@@ -38,8 +38,8 @@ from titans_core.config import TitansConfig
 from titans_core.decoder import DecoderConfig
 from titans_core.decoder.config import DOCUMENT
 from titans_core.errors import CheckpointError, ConfigError
-from titans_core.files import MIB, check_regular, read_regular
 from titans_core.model import TitansModel
+from titans_format.files import MIB, check_regular, read_regular
 from titans_format.folders import replace_folder
 from titans_format.install import upgrade
 from titans_tasks.task import Scalar

@@ -129,8 +129,8 @@ def _template(name: str | None) -> str | None:
     """The text of a template; "" for `none`."""
     if name is None or name == "none":
         return None if name is None else ""
+    from titans_format.files import read_regular
     from titans_runtime.chat.template import MAX_CHARACTERS
-    from titans_runtime.files import read_regular
 
     try:
         return read_regular(Path(name), 4 * MAX_CHARACTERS).decode("utf-8")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from titans_core.files import MIB, read_regular
 from titans_core.rules import rule
+from titans_format.files import MIB, read_regular
 
 if TYPE_CHECKING:
     from titans_cli.start import Beginning

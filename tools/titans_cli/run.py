@@ -17,6 +17,7 @@ import click
 
 from titans_cli.options import Sampling, bundle_argument, json_option, sampling_options, unescaped
 from titans_cli.terminal import print_json, prompt_progress, say, write_text
+from titans_format.files import read_given, read_piped
 
 if TYPE_CHECKING:
     from titans_runtime import Model, SamplingOptions, Session
@@ -130,9 +131,9 @@ def _prompt(prompt: str | None, file: Path | None, optional: bool) -> str | byte
     if (prompt is None) == (file is None):
         raise click.UsageError("give the text to continue with either --prompt or --prompt-file")
     if file == Path("-"):
-        return sys.stdin.buffer.read()
+        return read_piped(sys.stdin.buffer)
     if file is not None:
-        return file.read_bytes()
+        return read_given(file)
     text = prompt or ""
     # Python reads bytes that the terminal's encoding does not have as half surrogates; here they are bytes again.
     with contextlib.suppress(UnicodeEncodeError):

@@ -12,6 +12,7 @@ import click
 
 from titans_cli.options import json_option
 from titans_cli.terminal import PlainTable, print_json, prompt_progress, say, show
+from titans_format.files import read_given, read_piped, read_regular, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,7 +158,7 @@ def _ids(model: Model, data: Path | None, tokens: int) -> list[int]:
     import numpy as np
 
     if data is not None:
-        content = sys.stdin.buffer.read() if data == Path("-") else data.read_bytes()
+        content = read_piped(sys.stdin.buffer) if data == Path("-") else read_given(data)
         return model.encode(content)[:tokens]
     if model.vocab_size is None:
         raise click.UsageError("a continuous model has no tokens to compare; leave out --from, --data and --journal")
@@ -181,8 +182,8 @@ def _read_journal(path: Path) -> list[int]:
     from titans_runtime.stream.journal import read_journal
 
     try:
-        if path.stat().st_size > _LONGEST_JOURNAL:
-            raise StateError(f"{path} is longer than {_LONGEST_JOURNAL} bytes", "give a journal")
-        return read_journal(path.read_bytes(), str(path))
+        return read_journal(read_regular(path, _LONGEST_JOURNAL), str(path))
     except FileNotFoundError:
         raise StateError(f"{path} is missing", "check the path") from None
+    except OSError as error:
+        raise StateError(shown(path, error), "give a journal") from error

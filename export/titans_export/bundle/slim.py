@@ -18,10 +18,10 @@ from titans_export.bundle.writer import staged, write_manifest
 from titans_export.errors import ExportError
 from titans_export.tensorrt.engines import ENGINES
 from titans_export.tensorrt.options import MODULES
+from titans_format.files import MIB, read_regular
 from titans_format.manifest import Manifest
 from titans_runtime.bundle import open_bundle
 from titans_runtime.devices.select import PROVIDERS
-from titans_runtime.files import MIB, read_regular
 
 
 @dataclass(frozen=True)

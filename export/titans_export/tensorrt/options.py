@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from titans_export.errors import ExportError
+from titans_format.files import MIB, read_regular, shown
 from titans_format.install import install
 from titans_runtime.errors import os_remedy
-from titans_runtime.files import MIB, read_regular, shown
 
 _MOST_TIMINGS = 256 * MIB
 

@@ -13,9 +13,9 @@ from titans_export.titans_pytorch.options import TransformerOptions, read_option
 from titans_export.titans_pytorch.parameters import read_state_dict
 from titans_export.titans_pytorch.parity import compare
 from titans_export.titans_pytorch.steppable import TitansPytorchModel
+from titans_format.files import MIB, read_regular, shown
 from titans_format.manifest import Manifest
 from titans_format.progress import ReportProgress
-from titans_runtime.files import MIB, read_regular, shown
 from titans_tasks.tokens import load_tokenizer
 
 VERIFY_TOKENS = 600

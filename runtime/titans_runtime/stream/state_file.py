@@ -23,13 +23,14 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta, Struct, structs
 
+from titans_format import files
 from titans_format.document import MAX_INTEGER, Count, Number, Positive, Text, parse, read, refuse
 from titans_format.dtypes import DType
 from titans_format.errors import BundleError
 from titans_format.install import upgrade
 from titans_format.manifest import Manifest
 from titans_format.specs import LAST, METADATA, MOST_AXES, StateSpec
-from titans_runtime import files, memory
+from titans_runtime import memory
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.errors import StateError, os_remedy
 from titans_runtime.stream.snapshot import KEPT, OPEN, Snapshot, SurpriseTotals

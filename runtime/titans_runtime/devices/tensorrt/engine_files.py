@@ -18,10 +18,10 @@ from typing import cast
 
 from msgspec import Struct, structs
 
+from titans_format import files
 from titans_format.document import Count, Digest, JsonObject, JsonValue, Positive, Text, parse, read, refuse
 from titans_format.errors import BundleError
 from titans_format.specs import GraphSpec
-from titans_runtime import files
 from titans_runtime.bundle import Bundle
 from titans_runtime.devices.tensorrt.engine_key import is_ours
 from titans_runtime.errors import ProviderError

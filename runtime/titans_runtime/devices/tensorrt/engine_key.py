@@ -15,8 +15,8 @@ import secrets
 import stat
 from pathlib import Path
 
+from titans_format import files
 from titans_format.document import JsonObject
-from titans_runtime import files
 from titans_runtime.errors import ProviderError, os_remedy
 
 FIELD = "signature"

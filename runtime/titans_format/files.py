@@ -1,8 +1,8 @@
 """Opening files that somebody else chose: regular ones alone, and no more of them than was expected.
 
 A pipe would wait for ever, a device can give bytes for ever, and some devices do something when they are opened. Knows
-the system's files. Does not know what is in them; `OSError` is raised as it comes, and `errors.os_remedy` says what to
-do about it.
+the system's files. Does not know what is in them; `OSError` is raised as it comes, and whoever calls says what to do
+about it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,18 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 BLOCK = 1 << 20  # reading in pieces of 1 MiB keeps a large file out of this process's memory
 MIB = 2**20
+MOST_PIPED = 4096 * MIB  # of a pipe that a person named; what gzip holds may become as large
+
+
+class Readable(Protocol):
+    """An open stream of bytes."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; none at its end."""
 
 
 class RefusedFileError(OSError):
@@ -51,6 +60,39 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
         return read_all(handle, limit)
     finally:
         os.close(handle)
+
+
+def read_given(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a file that a person named: all of a regular one, and of a pipe, such as `<(zcat x.gz)`, 4 GiB.
+
+    Raises:
+        OSError: it cannot be read; `RefusedFileError` for a directory, a device, or a longer pipe.
+    """
+    if stat.S_ISFIFO(os.stat(path).st_mode):  # noqa: PTH116
+        with open(path, "rb") as pipe:  # noqa: PTH123
+            return read_piped(pipe)
+    handle = open_regular(path)
+    try:
+        return b"".join(blocks(handle))
+    finally:
+        os.close(handle)
+
+
+def read_piped(stream: Readable, limit: int = MOST_PIPED) -> bytes:
+    """What is left in a stream, at most `limit`. Raises `OSError`, and `RefusedFileError` for more."""
+    parts: list[bytes] = []
+    held = 0
+    while block := stream.read(BLOCK):
+        held += len(block)
+        if held > limit:
+            raise _too_large(limit)
+        parts.append(block)
+    return b"".join(parts)
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raise `OSError` unless a path leads to a regular file."""
+    _regular(os.stat(path).st_mode)  # noqa: PTH116
 
 
 def read_all(handle: int, limit: int) -> bytes:
