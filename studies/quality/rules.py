@@ -5,7 +5,7 @@
 
 Every rule is trained with the recipe of its task (the plain memory on recall and needles, MAL on text) and questions
 through its bundle. All memories have as many weights as the recipe's: `memory.expansion` is 2, in text the depth is 1.
-Needles are trained for half as many steps as on their own page.
+Every training has half as many steps as on the task's own page.
 
 Knows the rules and the tasks. Does not know how anything is measured.
 """
@@ -32,14 +32,15 @@ ROWS: dict[str, tuple[str, dict[str, object]]] = {
 }
 FAR = 4096  # tokens between pairs and questions
 LENGTHS = (256, 4096)  # bytes around a needle: the longest in training, and 16 times that
-NEEDLE_STEPS = 500
 
 Found = dict[str, float]
 
 
 def ruled(words: list[str], label: str) -> list[str]:
-    """A recipe with the rule of a row; what the recipe sets stays as it is."""
+    """A recipe with the rule of a row and half its steps; what else the recipe sets stays as it is."""
     rule, changes = ROWS[label]
+    place = words.index("--steps") + 1
+    words = [*words[:place], str(int(words[place]) // 2), *words[place + 1 :]]
     sets = [
         word for name, value in ({"expansion": 2} | changes).items() for word in ("--set", f"memory.{name}={value}")
     ]
@@ -52,10 +53,8 @@ def recall_recipe(label: str, seed: int) -> list[str]:
 
 
 def needle_recipe(label: str, seed: int) -> list[str]:
-    """That of the needles' page, for the memory alone, and fewer steps."""
-    words = needle.recipe("lmm", seed)
-    words[words.index("--steps") + 1] = str(NEEDLE_STEPS)
-    return ruled(words, label)
+    """That of the needles' page, for the memory alone."""
+    return ruled(needle.recipe("lmm", seed), label)
 
 
 def text_recipe(label: str, seed: int) -> list[str]:

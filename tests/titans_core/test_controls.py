@@ -46,10 +46,15 @@ def ids(rows: int, tokens: int) -> Tensor:
     return torch.randint(20, (rows, tokens), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("step_size", ["token", "constant"])
-def test_the_control_is_the_model_with_a_step_size_of_zero(variant: Variant, step_size: str) -> None:
-    model = trained(config(variant, step_size=step_size))
+@pytest.mark.parametrize(
+    ("variant", "memory"),
+    [
+        *((variant, {"step_size": size}) for variant in VARIANTS for size in ("token", "constant")),
+        ("lmm", {"objective": "huber"}),  # a gate more
+    ],
+)
+def test_the_control_is_the_model_with_a_step_size_of_zero(variant: Variant, memory: dict[str, str]) -> None:
+    model = trained(config(variant, **memory))
     shape, tensors = writes_off(model.config, model.state_dict())
     control = TitansModel(shape).double()
     control.load_state_dict(tensors)
