@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
@@ -60,7 +62,7 @@ class MemoryConfig:
     conv_kernel: int = 4  # taps of the depthwise causal convolution on q, k and v; 1 switches it off
     objective: Objective = "l2"  # what a write makes smaller (`objectives`)
     objective_p: float = 3.0  # exponent of lp
-    initial_threshold: float = 1.0  # of huber and huber-switch, before training; a gate of every token
+    initial_threshold: float = 0.3  # of huber and huber-switch, before training; a gate of every token
     retention: Retention = "l2"  # from what was accumulated to weights (`retentions`)
     retention_q: float = 4.0  # exponent of lq
     link: Link = "printed"  # of lq: the paper's normaliser, or the map that its derivation gives
@@ -100,17 +102,11 @@ class MemoryConfig:
             raise ConfigError(
                 f"memory.surprise_bound is {self.surprise_bound}", "use a norm above 0, or null for no bound"
             )
-        self._belongs("initial_gain", self.residual_norm, "memory.residual_norm=true")
+        self._check_owners()
         self._check_objective()
         self._check_retention()
 
     def _check_objective(self) -> None:
-        self._belongs("objective_p", self.objective == "lp", 'memory.objective="lp"')
-        self._belongs(
-            "initial_threshold",
-            self.objective in ("huber", "huber-switch"),
-            'memory.objective="huber" or "huber-switch"',
-        )
         if not 1 <= self.objective_p <= MOST_EXPONENT:
             raise ConfigError(
                 f"memory.objective_p is {self.objective_p}", f"use an exponent from 1 to {MOST_EXPONENT}, such as 3"
@@ -118,13 +114,16 @@ class MemoryConfig:
         if not 0 < self.initial_threshold <= MOST_THRESHOLD:
             raise ConfigError(
                 f"memory.initial_threshold is {self.initial_threshold}",
-                f"use a norm above 0 and up to {MOST_THRESHOLD}, such as 1.0",
+                f"use a norm above 0 and up to {MOST_THRESHOLD}, such as 0.3",
+            )
+        if self.objective == "huber" and 2 * self.initial_threshold >= (self.surprise_bound or math.inf):
+            raise ConfigError(
+                f"memory.initial_threshold is {self.initial_threshold}, and memory.surprise_bound {self.surprise_bound}"
+                " cuts every gradient before a threshold of half of it could, so it would never act nor be learned",
+                "use less than half of the bound, or memory.surprise_bound=null",
             )
 
     def _check_retention(self) -> None:
-        self._belongs("retention_q", self.retention == "lq", 'memory.retention="lq"')
-        self._belongs("link", self.retention == "lq", 'memory.retention="lq"')
-        self._belongs("link_at", self.retention != "l2", 'memory.retention="lq" or "kl"; of l2 the link is nothing')
         if not 2 <= self.retention_q <= MOST_EXPONENT:
             raise ConfigError(
                 f"memory.retention_q is {self.retention_q}", f"use an exponent from 2 to {MOST_EXPONENT}, such as 4"
@@ -142,14 +141,33 @@ class MemoryConfig:
             f"set memory.residual_norm=true{other}",
         )
 
-    def _belongs(self, name: str, used: bool, owner: str) -> None:
+    def _check_owners(self) -> None:
         """Refuse an option that was changed and that nothing would look at."""
-        value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
-        if not used and value != default:
-            raise ConfigError(
-                f"memory.{name} is {value!r}, and nothing looks at it",
-                f"it belongs to {owner}: set that, or leave it out",
-            )
+        for name, owner in unused_options(dataclasses.asdict(self)).items():
+            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if value != default:
+                raise ConfigError(
+                    f"memory.{name} is {value!r}, and nothing looks at it",
+                    f"it belongs to {owner}: set that, or leave it out",
+                )
+
+
+def unused_options(memory: Mapping[str, object]) -> dict[str, str]:
+    """The options that the others make meaningless, and what they belong to; `memory` may leave any out."""
+    objective, retention = memory.get("objective", "l2"), memory.get("retention", "l2")
+    owners = (
+        ("initial_gain", memory.get("residual_norm") is True, "memory.residual_norm=true"),
+        ("objective_p", objective == "lp", 'memory.objective="lp"'),
+        (
+            "initial_threshold",
+            objective in ("huber", "huber-switch"),
+            'memory.objective="huber" or "huber-switch"',
+        ),
+        ("retention_q", retention == "lq", 'memory.retention="lq"'),
+        ("link", retention == "lq", 'memory.retention="lq"'),
+        ("link_at", retention != "l2", 'memory.retention="lq" or "kl"; of l2 the link is nothing'),
+    )
+    return {name: owner for name, used, owner in owners if not used}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +304,7 @@ class TitansConfig:
         An option that it does not name is younger than the weights. It means what models did before there was a choice.
         """
         if isinstance(values, dict) and isinstance(values.get("memory"), dict):
-            values = values | {"memory": BEFORE_THE_CHOICE | values["memory"]}
+            values = values | {"memory": BEFORE_THE_CHOICE | _looked_at(values["memory"])}
         return cls.from_dict(values)
 
     @classmethod
@@ -303,6 +321,17 @@ class TitansConfig:
 def memory_from_dict(values: object) -> MemoryConfig:
     """A memory's options out of plain JSON values. Raises `ConfigError`."""
     return MemoryConfig(**_fields(MemoryConfig, values, "memory"))
+
+
+def memory_from_stored(values: object) -> MemoryConfig:
+    """As `memory_from_dict`, of options that stand beside weights. Raises `ConfigError`."""
+    return memory_from_dict(_looked_at(values) if isinstance(values, dict) else values)
+
+
+def _looked_at(values: dict[str, Any]) -> dict[str, Any]:
+    """Stored options without those that nothing looks at: they are the defaults of the version that stored them."""
+    unused = unused_options(values)
+    return {name: value for name, value in values.items() if name not in unused}
 
 
 def _parsed(text: str) -> object:

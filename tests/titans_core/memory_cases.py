@@ -38,8 +38,8 @@ OBJECTIVES: tuple[dict[str, Any], ...] = (
     {"objective": "lp", "objective_p": 1.0},
     {"objective": "lp", "objective_p": 1.5},
     {"objective": "lp", "objective_p": 3.0},
-    {"objective": "huber", "initial_threshold": 0.5},
-    {"objective": "huber-switch", "initial_threshold": 0.5},
+    {"objective": "huber"},
+    {"objective": "huber-switch"},
     {"objective": "l2"},
 )
 RETENTIONS: tuple[dict[str, Any], ...] = (
@@ -62,6 +62,8 @@ def rule_configs(draw: st.DrawFn) -> MemoryConfig:
         rule = {name: value for name, value in rule.items() if name.startswith(("objective", "initial"))}
     needs_norm = rule.get("retention") == "kl" or rule.get("link") == "printed"
     options = draw(memory_configs)
+    if rule["objective"].startswith("huber"):
+        rule = rule | {"initial_threshold": 0.3 * (options.surprise_bound or 1.0)}
     return replace(options, residual_norm=options.residual_norm or needs_norm, depth=min(options.depth, 3), **rule)
 
 

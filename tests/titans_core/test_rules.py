@@ -81,6 +81,7 @@ def test_training_gradients_of_every_rule_equal_those_through_the_literal_recurr
 
 # ---------------------------------------------------------------- identities between the rules
 
+FREE: dict[str, Any] = {"surprise_bound": None, "initial_step_size": 0.005}
 NORM: dict[str, Any] = {"heads": 2, "residual_norm": True, "initial_step_size": 0.05}
 SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "l_p with p = 2 is l2": ({"objective": "lp", "objective_p": 2.0}, {}),
@@ -91,7 +92,7 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         NORM | {"retention": "lq", "retention_q": 2.0, "link": "mirror", "link_at": "read"},
         NORM | {"retention": "lq", "retention_q": 2.0, "link": "printed"},
     ),
-    "huber far below its threshold is l2": ({"objective": "huber", "initial_threshold": 80.0}, {}),
+    "huber far below its threshold is l2": ({"objective": "huber", "initial_threshold": 80.0} | FREE, FREE),
     "huber-switch too": ({"objective": "huber-switch", "initial_threshold": 80.0}, {}),
 }
 
@@ -189,6 +190,7 @@ REFUSED: tuple[tuple[dict[str, Any], str], ...] = (
     ({"objective": "lp", "objective_p": 0.5}, "an exponent from 1 to 8"),
     ({"objective": "l1", "initial_threshold": 0.5}, "initial_threshold.*huber"),
     ({"objective": "huber", "initial_threshold": 0.0}, "a norm above 0"),
+    ({"objective": "huber", "initial_threshold": 0.5}, "less than half of the bound, or memory.surprise_bound=null"),
     ({"retention_q": 3.0}, 'retention_q.*memory.retention="lq"'),
     ({"link_at": "read"}, "of l2 the link is nothing"),
     ({"retention": "kl", "residual_norm": True, "link": "mirror"}, 'link.*memory.retention="lq"'),
@@ -221,3 +223,11 @@ def test_a_configuration_from_before_there_were_rules_is_of_l2() -> None:
         del values["memory"][name]
     memory = TitansConfig.from_stored(values).memory
     assert (memory.objective, memory.retention) == ("l2", "l2")
+
+
+def test_a_stored_default_that_nothing_looks_at_does_not_keep_a_checkpoint_from_opening() -> None:
+    values = TitansConfig().to_dict()
+    values["memory"] |= {"initial_threshold": 1.0, "objective_p": 2.5, "link_at": "read"}
+    assert TitansConfig.from_stored(values) == TitansConfig()
+    with pytest.raises(ConfigError, match="nothing looks at it"):
+        TitansConfig.from_dict(values)

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from titans_core.config import is_finite, memory_from_dict, shown
+from titans_core.config import is_finite, memory_from_stored, shown
 from titans_core.decoder.side_memory import SideConfig
 from titans_core.decoder.stream_memory import StreamConfig
 from titans_core.errors import ConfigError
@@ -169,7 +169,7 @@ def _graft(values: object) -> SideConfig | StreamConfig | None:
     own = {name: value for name, value in values.items() if name != "form"}
     if sorted(own) != sorted(fields):
         raise ConfigError(f"the graft has the options {', '.join(sorted(own))}", f"use {', '.join(sorted(fields))}")
-    memory = memory_from_dict(own.pop("memory"))
+    memory = memory_from_stored(own.pop("memory"))
     return form(**{name: _typed(name, fields[name], value) for name, value in own.items()}, memory=memory)
 
 

@@ -32,7 +32,7 @@ Examples:
   titans train --task text --data stdlib --variant mac --preset tiny --steps 300 --out checkpoint
   titans train --task text --data notes.txt more.txt --tokenizer tokenizer.json --steps 2000 --out checkpoint
   titans train --task recall --variant lmm --steps 400 --out recall --json
-  titans train --task recall --variant lmm --rule yaad --set memory.initial_threshold=0.5 --steps 400 --out yaad
+  titans train --task recall --variant lmm --rule yaad --set memory.initial_threshold=0.2 --steps 400 --out yaad
   titans train ... --steps 2000 --save-every 200 --out checkpoint --resume
   titans train --from checkpoint --data more.txt --steps 500 --lr 1e-3 --out further
   titans train --from grafted --task facts --only memory --steps 300 --batch 8 --out remembers
