@@ -19,6 +19,7 @@ from titans_runtime.bundle import Bundle, check_memory, opening, without_writes
 from titans_runtime.chat.template import ChatTemplate, Messages
 from titans_runtime.chat.user_text import marks
 from titans_runtime.describe import Description, describe
+from titans_runtime.devices.cores import most_threads
 from titans_runtime.devices.select import select
 from titans_runtime.errors import InputError, TextError
 from titans_runtime.series import SeriesScaling
@@ -37,8 +38,6 @@ from titans_runtime.text.tokenizer import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from titans_runtime.serving.batch import Batch
-
-_MANY_THREADS = 64  # per graph; may be asked for on any machine
 
 
 def load(path: str | os.PathLike[str], provider: str = "auto", threads: int | None = None) -> Model:
@@ -279,5 +278,5 @@ class Model:
 
 
 def _threads(threads: int) -> int:
-    most = max(_MANY_THREADS, 4 * (os.cpu_count() or 1))
+    most = most_threads()
     return whole("threads", threads, 1, f"use a whole number from 1 to {most} for this machine, or leave it out", most)

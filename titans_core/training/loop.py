@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +45,7 @@ from titans_core.training.optimizer import (
     set_learning_rate,
 )
 from titans_core.training.schedule import default_warmup, learning_rate
-from titans_core.training.threads import own_threads, quicker
+from titans_core.training.threads import MANY_THREADS, own_threads, quicker
 from titans_core.training.workers import Workers, join_workers
 from titans_format.errors import TitansError
 from titans_tasks.task import Scalar, Task, Totals
@@ -88,6 +89,8 @@ class TrainOptions:
         for name in ("threads", "most_threads"):
             if (count := getattr(self, name)) is not None and count < 1:
                 raise ConfigError(f"{name} is {count}", "it must be at least 1")
+            if count is not None and count > (most := max(MANY_THREADS, 4 * (os.cpu_count() or 1))):
+                raise ConfigError(f"{name} is {count}", f"use at most {most} on this machine")
         if self.save_every < 0:
             raise ConfigError(f"save_every is {self.save_every}", "use a number of steps, or 0 for only at the end")
         if not 0 <= self.write_cost < math.inf:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+MANY_THREADS = 64  # may be asked for on any machine; thousands end the process before they compute anything
 _TRIALS = 3  # of each, in turns; the quickest of each counts
 _LONG = 3.0  # seconds of a pass beyond which a trial would cost more than it gives, and several threads are worth it
 _GAIN = 1.1  # by how much several threads have to be quicker than one

@@ -19,7 +19,18 @@ _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 def threads_option(default: str) -> Callable[[Command], Command]:
     """`--threads N`; `default` says in words what goes without."""
-    return click.option("--threads", type=click.IntRange(1), help=f"CPU threads.  [default: {default}]")
+    return click.option(
+        "--threads", type=click.IntRange(1), callback=_checked, help=f"CPU threads.  [default: {default}]"
+    )
+
+
+def _checked(context: click.Context, option: click.Parameter, threads: int | None) -> int | None:
+    """As many as `titans_runtime.load` takes, and no more."""
+    from titans_runtime.devices.cores import most_threads
+
+    if threads is not None and threads > (most := most_threads()):
+        raise click.BadParameter(f"{threads} is more than the {most} that this machine has a use for")
+    return threads
 
 
 def wait_passively() -> None:

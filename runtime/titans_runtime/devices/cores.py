@@ -11,6 +11,7 @@ import math
 import os
 from pathlib import Path
 
+_MANY_THREADS = 64  # per graph; may be asked for on any machine
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUP = Path("/proc/self/cgroup")
 
@@ -29,6 +30,11 @@ def usable_cores(root: Path = _CGROUPS, own: Path = _OWN_GROUP) -> int:
     quotas = [quota for folder in _groups(root, own) if (quota := _quota(folder)) is not None]
     # Half a core more is worth a thread, a tenth is not.
     return max(1, min([cores, *(math.floor(quota + 0.5) for quota in quotas)]))
+
+
+def most_threads() -> int:
+    """The most threads that anybody may ask for; thousands end a process before they compute anything."""
+    return max(_MANY_THREADS, 4 * (os.cpu_count() or 1))
 
 
 def _groups(root: Path, own: Path) -> list[Path]:

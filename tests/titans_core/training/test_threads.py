@@ -14,8 +14,10 @@ from click.testing import CliRunner
 
 from titans_cli import threads as command
 from titans_cli.main import cli
+from titans_core.errors import ConfigError
 from titans_core.training import loop
 from titans_core.training.checkpoint import load_checkpoint
+from titans_core.training.loop import TrainOptions
 from titans_core.training.threads import own_threads, quicker
 
 SHAPE = [w for o in ("dim=16", "layers=1", "chunk=8", "ffn_hidden=16", "memory.heads=1") for w in ("--set", o)]
@@ -115,3 +117,21 @@ def test_threads_sleep_at_barriers_unless_the_environment_says_otherwise(given: 
 @pytest.mark.parametrize("name", ["train", "export", "verify", "run", "chat", "bench", "eval"])
 def test_every_command_that_computes_takes_threads(name: str) -> None:
     assert "--threads" in CliRunner().invoke(cli, [name, "--help"]).output
+
+
+@pytest.mark.parametrize("name", ["train", "graft", "export", "import", "verify", "drift"])
+def test_no_command_starts_a_hundred_thousand_threads(name: str, tmp_path: Path) -> None:
+    """PyTorch and OpenMP would, and the process would end without a word."""
+    arguments = {
+        "train": ["--out", "x"],
+        "graft": ["x", "--out", "y"],
+        "export": ["x"],
+        "verify": ["x"],
+        "drift": ["x"],
+    }
+    result = CliRunner().invoke(cli, [name, *arguments.get(name, []), "--threads", "99999"])
+    assert result.exit_code == 2
+    if name != "import":  # which has commands of its own
+        assert "99999 is more than the" in result.output
+    with pytest.raises(ConfigError, match="use at most"):
+        TrainOptions(steps=1, threads=99_999)
