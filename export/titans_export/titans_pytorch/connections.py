@@ -1,7 +1,8 @@
-"""Manifold-constrained hyper-connections, as titans-pytorch's layers are joined: several residual streams, mixed.
+"""Hyper-connections, as titans-pytorch's layers are joined: several residual streams, mixed.
 
-`[B, n, S, D]` is S residual streams side by side. With one stream this is an ordinary residual connection without
-parameters. Knows nothing of what is between the joints.
+`[B, n, S, D]` is S residual streams side by side. Since 0.5.0 the mixture is manifold-constrained, up to 0.4.25 it is
+plain (arXiv 2409.19606, algorithm 2); the names of the parameters tell them apart. With one stream either is an
+ordinary residual connection without parameters. Knows nothing of what is between the joints.
 """
 
 from __future__ import annotations
@@ -21,8 +22,54 @@ BELOW_ROUNDING = 3e-8  # relative; half a unit in the last place of fp32
 Join = Callable[[Tensor], Tensor]  # a branch's output into the residual streams
 
 
+def connection(streams: int, dim: int, returns: bool, read: Reader) -> Connection | PlainConnection:
+    """A joint of the kind that the checkpoint has.
+
+    Args:
+        streams: how many.
+        dim: channels of each.
+        returns: whether the branch's output goes back at all.
+        read: the parameters.
+    """
+    plain = streams > 1 and read.has("dynamic_alpha_scale")
+    return (PlainConnection if plain else Connection)(streams, dim, returns, read)
+
+
+class PlainConnection(nn.Module):
+    """One joint of two or more streams, mixed by weights that nothing constrains.
+
+    α = tanh(n W_α) s_α + A and β = tanh(n w_β) s_β + b for every stream, n its norm. The first column of α is what
+    the branch reads, the others are the streams that go on; β is how its output goes back.
+    """
+
+    def __init__(self, streams: int, dim: int, returns: bool, read: Reader) -> None:
+        super().__init__()
+        self.streams, self.returns = streams, returns
+        gain = (read.tensor("norm.gamma", (dim,)) + 1.0) * math.sqrt(dim)
+        mixing = [read.tensor("dynamic_alpha_fn", (dim, streams + 1))]
+        static = [read.tensor("static_alpha", (streams, streams + 1))]
+        swing = [read.tensor("dynamic_alpha_scale", ()).expand(streams + 1)]
+        if returns:
+            mixing.append(read.tensor("dynamic_beta_fn", (dim,))[:, None])
+            static.append(read.tensor("static_beta", (streams,))[:, None])
+            swing.append(read.tensor("dynamic_beta_scale", ()).expand(1))
+        self.mixing = nn.Parameter(gain[:, None] * torch.cat(mixing, dim=1), requires_grad=False)
+        self.static = nn.Parameter(torch.cat(static, dim=1), requires_grad=False)
+        self.swing = nn.Parameter(torch.cat(swing), requires_grad=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Join]:
+        """From the streams: the branch's input `[B, n, D]`, and what takes its output."""
+        weights = torch.tanh(F.normalize(x, dim=-1) @ self.mixing) * self.swing + self.static  # [B, n, S, S + 1 or 2]
+        mixed = weights[..., : self.streams + 1].transpose(-1, -2) @ x
+        branch, residual = mixed[:, :, 0], mixed[:, :, 1:]
+        if not self.returns:
+            return branch, lambda out: out
+        back = weights[..., self.streams + 1 :]
+        return branch, lambda out: back * out.unsqueeze(2) + residual
+
+
 class Connection(nn.Module):
-    """One joint: what a branch reads from the streams, and how its output goes back.
+    """One manifold-constrained joint: what a branch reads from the streams, and how its output goes back.
 
     Args:
         streams: how many.

@@ -105,6 +105,10 @@ class Reader:
         """A reader of what is below `prefix`."""
         return Reader(self._tensors, f"{self._prefix}{prefix}.", self._taken)
 
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint has a parameter, whatever its shape."""
+        return self._prefix + name in self._tensors
+
     def tensor(self, name: str, shape: Sequence[int]) -> Tensor:
         """A parameter in fp32.
 

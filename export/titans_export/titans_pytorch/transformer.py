@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from titans_core.state import State, StateSpec, pick, prefixed
 from titans_export.titans_pytorch.attention import Attention, Slots
-from titans_export.titans_pytorch.connections import Connection, Join
+from titans_export.titans_pytorch.connections import Join, connection
 from titans_export.titans_pytorch.memory import Memory, rms_norm, split_last
 from titans_export.titans_pytorch.memory_store import Store, Views
 from titans_export.titans_pytorch.options import MemoryOptions, TransformerOptions
@@ -91,13 +91,13 @@ class Layer(nn.Module):
         streams = o.num_residual_streams
         self.memory_joint = self.selector = self.store = None
         if memory is not None:
-            self.memory_joint = Connection(streams, o.dim, not o.gate_attn_output, read.below("0"))
+            self.memory_joint = connection(streams, o.dim, not o.gate_attn_output, read.below("0"))
             if o.selects_views(number):
                 self.selector = ViewSelector(o.dim, number * 4 + 1, read.below("3"))
             two = o.selects_views(number)
             self.store = Store(Memory(memory, read.below("4")), o.segment_len, o.num_longterm_mem_tokens, two)
-        self.attention_joint = Connection(streams, o.dim, True, read.below("1"))
-        self.feed_forward_joint = Connection(streams, o.dim, True, read.below("2"))
+        self.attention_joint = connection(streams, o.dim, True, read.below("1"))
+        self.feed_forward_joint = connection(streams, o.dim, True, read.below("2"))
         self.attention = Attention(o, number == 0, read.below("5"))
         self.feed_forward = FeedForward(o.dim, o.ff_hidden, read.below("6"))
 
