@@ -61,9 +61,7 @@ PEERS = {
         },
     ),
     "python-titans-miras": Peer("python-titans-miras==0.0.1", {"python_titans_miras": ()}),
-    "titans-pytorch": Peer(
-        "titans-pytorch==0.5.5", {"titans_pytorch_mac": (), "titans_pytorch_memory": ("--multiple", "4")}
-    ),
+    "titans-pytorch": Peer("titans-pytorch==0.5.5", {"titans_pytorch_mac": (), "titans_pytorch_memory": ()}),
 }
 
 

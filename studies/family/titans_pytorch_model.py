@@ -114,4 +114,5 @@ def write(case: str, tokens: int, out: Path) -> None:
 
 def _logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     found = model(ids)
-    return found[0] if isinstance(found, tuple) else found
+    logits: torch.Tensor = found[0] if isinstance(found, tuple) else found
+    return logits

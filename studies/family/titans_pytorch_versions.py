@@ -74,8 +74,8 @@ def compared(folder: Path, bundled: bool) -> dict[str, Any]:
     except TitansError as error:
         return {"imports": False, "reason": str(error)}
     want, exact = answers["logits"].numpy(), answers["exact"].numpy()
-    error, own = float(np.abs(got - want).max()), float(np.abs(want - exact).max())
-    return {"imports": True, "same": error <= max(CLOSE, SLACK * own), "error": error, "own_rounding": own}
+    off, own = float(np.abs(got - want).max()), float(np.abs(want - exact).max())
+    return {"imports": True, "same": off <= max(CLOSE, SLACK * own), "error": off, "own_rounding": own}
 
 
 def _of_torch(folder: Path, ids: torch.Tensor) -> Array:

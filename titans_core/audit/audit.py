@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from titans_core.audit import checks
@@ -10,15 +9,15 @@ from titans_core.audit.factory import AuditError
 from titans_core.audit.noise import Budget, noise
 from titans_core.audit.report import MEANING, Report, Verdict
 from titans_core.audit.subject import Subject
+from titans_format.progress import ReportProgress
 
-OnProgress = Callable[[int, int], None]  # (done, total), in the same unit
 _COMPARED = {"causal": checks.causal, "batch": checks.batch, "prefix": checks.prefix, "split": checks.split}
 _RANDOM = "not tested, because the outputs are random"
 _MOVED = " (with every parameter moved)"
 
 
 def audit(
-    subject: Subject, target: str = "module", budget: Budget | None = None, on_progress: OnProgress | None = None
+    subject: Subject, target: str = "module", budget: Budget | None = None, on_progress: ReportProgress | None = None
 ) -> Report:
     """Run all checks.
 

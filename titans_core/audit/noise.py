@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from titans_core.audit.factory import AuditError
 from titans_core.audit.report import Verdict
 from titans_core.audit.subject import Inputs, Subject, outputs_of
+from titans_format.progress import ReportProgress
 
 IDS = 8  # of which noise is made; chance is log 8
 STREAMS, TOKENS = 8, 48
@@ -36,7 +36,7 @@ class Budget:
     steps: int = MOST_STEPS
 
 
-def noise(subject: Subject, budget: Budget, on_progress: Callable[[int, int], None] | None = None) -> Verdict:
+def noise(subject: Subject, budget: Budget, on_progress: ReportProgress | None = None) -> Verdict:
     """Train a copy to predict the next of random tokens, and judge it on fresh ones."""
     if not budget.seconds or not budget.steps:
         return Verdict(None, "not trained (--noise SECONDS trains a copy on random tokens)")

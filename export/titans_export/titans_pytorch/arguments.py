@@ -23,14 +23,15 @@ class Arguments:
     Args:
         owner: the class, for error messages.
         values: the arguments as JSON values.
+        source: the package and version whose constructor it is.
     """
 
-    def __init__(self, owner: str, values: object) -> None:
+    def __init__(self, owner: str, values: object, source: str = "titans-pytorch 0.5.5") -> None:
         if not isinstance(values, Mapping):
             raise ConfigError(
                 f"arguments are {values!r}, expected an object of keyword arguments", _CORRECT, where=owner
             )
-        self.owner = owner
+        self.owner, self.source = owner, source
         self._values: Mapping[str, Any] = values
         self._read: set[str] = set()
 
@@ -90,9 +91,13 @@ class Arguments:
         """Refuse what is left."""
         if unknown := sorted(set(self._values) - self._read):
             raise ConfigError(
-                f"{self.owner} of titans-pytorch 0.5.5 has no argument {unknown[0]!r}",
-                "correct the configuration, or write it from the model with"
-                " titans_export.titans_pytorch.config_from_model.write_config",
+                f"{self.owner} of {self.source} has no argument {unknown[0]!r}",
+                "correct the configuration"
+                + (
+                    ", or write it from the model with titans_export.titans_pytorch.config_from_model.write_config"
+                    if self.source.startswith("titans-pytorch")
+                    else ""
+                ),
             )
 
 

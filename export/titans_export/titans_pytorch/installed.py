@@ -35,6 +35,12 @@ def build(config: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def fits(config: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
+    """Whether the installed version has a checkpoint's parameters; other versions join their layers otherwise."""
+    own = blank(config).state_dict()
+    return {name: value.shape for name, value in own.items()} == {name: value.shape for name, value in tensors.items()}
+
+
 def blank(config: dict[str, Any]) -> nn.Module:
     """The model of a configuration as titans-pytorch initialises it."""
     package = importlib.import_module("titans_pytorch")

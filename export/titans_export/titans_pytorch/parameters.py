@@ -109,6 +109,18 @@ class Reader:
         """Whether the checkpoint has a parameter, whatever its shape."""
         return self._prefix + name in self._tensors
 
+    def rows(self, name: str) -> int:
+        """The length of a parameter's first axis.
+
+        Raises:
+            CheckpointError: the checkpoint has no such parameter.
+        """
+        full = self._prefix + name
+        if full not in self._tensors or not self._tensors[full].dim():
+            some = ", ".join(repr(key) for key in sorted(self._tensors)[:3]) or "nothing"
+            raise CheckpointError(f"the checkpoint has no parameter {full!r} (it has {some})", "correct the name")
+        return self._tensors[full].shape[0]
+
     def tensor(self, name: str, shape: Sequence[int]) -> Tensor:
         """A parameter in fp32.
 

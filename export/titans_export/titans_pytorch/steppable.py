@@ -16,6 +16,7 @@ from torch import Tensor
 from titans_core.state import StateSpec
 from titans_export.models.protocol import Feeds, StepGraph
 from titans_export.titans_pytorch.memory_only import MOST_CHUNKS, MemoryStream
+from titans_export.titans_pytorch.older import modern
 from titans_export.titans_pytorch.options import MemoryOptions, read_options
 from titans_export.titans_pytorch.parameters import Reader
 from titans_export.titans_pytorch.transformer import Transformer
@@ -39,7 +40,7 @@ class TitansPytorchModel:
 
     def __init__(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         options = read_options(config)
-        read = Reader(tensors)
+        read = Reader(modern(tensors))
         self.module: Transformer | MemoryStream
         if isinstance(options, MemoryOptions):
             self.module = stream = MemoryStream(options, read)

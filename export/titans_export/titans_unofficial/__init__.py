@@ -1,0 +1,1 @@
+"""Models that were trained with titans-unofficial, as bundles."""
