@@ -8,14 +8,16 @@ WHEEL := dist/.built
 KERNELS := .venv/.kernels
 SMOLLM2 := .venv/.smollm2
 KERNEL_SOURCES := $(wildcard runtime/titans_runtime/native/*.cpp runtime/titans_runtime/native/*.h)
-CPP_SOURCES = $(KERNEL_SOURCES) tests/export/kernels_alone.cpp
+LIBTITANS := runtime/libtitans
+LIBTITANS_SOURCES := $(wildcard $(addprefix $(LIBTITANS)/,*/*.cpp */*.h */*.c))
+CPP_SOURCES = $(KERNEL_SOURCES) $(LIBTITANS_SOURCES) tests/export/kernels_alone.cpp
 SOURCES := $(shell find titans_core titans_tasks export runtime tools/titans_cli tools/titans_measure -name '*.py' -o -name '*.cpp' -o -name '*.h')
 
 # Two test processes on two cores: one thread each, unless the caller says otherwise.
 TEST_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: site prose commands setup kernels demo bench test fuzz cover lint format docs wheel wheel-anywhere wheel-check extras-check help clean
+.PHONY: site prose commands setup kernels native native-sanitize demo bench test fuzz cover lint format docs wheel wheel-anywhere wheel-check extras-check help clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +26,14 @@ setup: $(DEV)  ## make .venv with everything a developer needs
 
 kernels: $(DEV)  ## compile the fused kernels for CPUs anew
 	$(BIN)/python -m hatch_build
+
+native:  ## compile libtitans, the runtime behind a C header, and the programs of its tests
+	@if command -v cmake >/dev/null && command -v g++ >/dev/null; then \
+	  cmake -S $(LIBTITANS) -B build/libtitans -DTITANS_TESTS=ON -DTITANS_KERNELS=OFF >/dev/null \
+	  && cmake --build build/libtitans --parallel 2; else echo 'no cmake or no g++: going on without libtitans'; fi
+
+native-sanitize: $(DEV)  ## run libtitans under ASan, UBSan and TSan: damage 20,000 bundles and states; CASES=N for fewer
+	$(BIN)/python scripts/native/sanitize.py --cases $(or $(CASES),20000)
 
 demo: $(KERNELS) $(RUNTIME)  ## train, export, verify and run on real text, the last part without torch
 	$(BIN)/python scripts/demo/demo.py

@@ -11,7 +11,20 @@ import numpy as np
 
 from titans_runtime.arrays import FloatArray
 
-CODES = "ok input bundle provider execution non_finite poisoned busy state memory internal".split()
+# In the order of `titans_code`.
+CODES = (
+    "ok",
+    "input",
+    "bundle",
+    "provider",
+    "execution",
+    "non_finite",
+    "poisoned",
+    "busy",
+    "state",
+    "memory",
+    "internal",
+)
 ENDED = (None, "eos", "stop", "length")
 
 
@@ -41,7 +54,12 @@ class Info(c.Structure):
         ("name", c.c_char_p),
         ("variant", c.c_char_p),
         ("dtype", c.c_char_p),
-        *((name, c.c_int64) for name in "vocab_size features outputs surprise_layers chunk state_bytes".split()),
+        ("vocab_size", c.c_int64),
+        ("features", c.c_int64),
+        ("outputs", c.c_int64),
+        ("surprise_layers", c.c_int64),
+        ("chunk", c.c_int64),
+        ("state_bytes", c.c_int64),
         ("fused", c.c_int32),
     )
 
@@ -64,15 +82,15 @@ class Sampling(c.Structure):
 
     _fields_ = (
         ("size", c.c_size_t),
-        *((name, c.c_double) for name in "temperature top_p min_p repetition_penalty".split()),
-        *((name, c.c_int64) for name in "top_k seed max_new_tokens".split()),
+        *((name, c.c_double) for name in ["temperature", "top_p", "min_p", "repetition_penalty"]),
+        *((name, c.c_int64) for name in ["top_k", "seed", "max_new_tokens"]),
         ("stop_ids", c.POINTER(c.c_int64)),
         ("stop_count", c.c_size_t),
         ("ignore_eos", c.c_int32),
     )
 
 
-class TitansFailure(Exception):
+class TitansCodeError(Exception):
     """A call that returned something else than TITANS_OK."""
 
     def __init__(self, error: Error) -> None:
@@ -93,7 +111,7 @@ class Library:
         code = getattr(self.dll, f"titans_{name}")(*arguments, c.byref(error))
         assert code == error.code
         if code:
-            raise TitansFailure(error)
+            raise TitansCodeError(error)
 
 
 class CModel:
@@ -172,7 +190,9 @@ class CSession:
         every = np.full((len(array), self.outputs), np.nan, np.float32)
         surprise = np.full((len(array), self.layers), np.nan, np.float32)
         last = np.full(self.outputs, np.nan, np.float32)
-        wanted = Outputs(last.ctypes.data, every.ctypes.data, surprise.ctypes.data, last.size, every.size, surprise.size)
+        wanted = Outputs(
+            last.ctypes.data, every.ctypes.data, surprise.ctypes.data, last.size, every.size, surprise.size
+        )
         name = "session_feed_vectors" if self.features else "session_feed"
         data = array.ctypes.data_as(c.c_void_p)
         self.library.call(name, self.handle, data, c.c_size_t(len(array)), c.byref(wanted))
@@ -216,7 +236,9 @@ class CSession:
         self.library.dll.titans_bytes_free(data)
         return found
 
-    def generate(self, prompt: Sequence[int] | None, sampling: Sampling, room: int = 4096) -> tuple[list[int], str | None]:
+    def generate(
+        self, prompt: Sequence[int] | None, sampling: Sampling, room: int = 4096
+    ) -> tuple[list[int], str | None]:
         """Tokens, and why they ended."""
         ids = None if prompt is None else np.array(prompt, np.int64)
         tokens, made, ended = np.empty(room, np.int64), c.c_size_t(), c.c_int()

@@ -82,7 +82,9 @@ fn main() {
         while ended == 0 {
             let mut token = -1;
             check(titans_generator_next(generator, &mut token, &mut ended, &mut error), &error);
-            bytes.extend(u8::try_from(token));
+            if let 0..=255 = token {
+                bytes.push(token as u8);
+            }
         }
         bytes.push(b'\n');
         std::io::stdout().write_all(&bytes).unwrap();

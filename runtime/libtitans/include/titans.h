@@ -37,7 +37,8 @@ extern "C" {
 #define TITANS_API __attribute__((visibility("default")))
 #endif
 
-/* The version of this interface. It grows at the end of structs and by new functions within one number. */
+/* The version of this interface. Within one number it only grows: by functions, and at the end of structs with a size.
+ */
 #define TITANS_ABI 1
 
 /* ------------------------------------------------------------------ errors */
@@ -75,7 +76,7 @@ typedef struct titans_generator titans_generator;
 /* How a model is loaded. Begin with titans_options_init. */
 typedef struct titans_options {
   size_t size;             /* sizeof(titans_options) */
-  const char* onnxruntime; /* ONNX Runtime's shared library, 1.20 or newer; NULL: libonnxruntime.so, by the loader */
+  const char* onnxruntime; /* ONNX Runtime's shared library, 1.24.1 or newer; NULL: libonnxruntime.so, by the loader */
   const char* kernels;     /* titans_kernels.so for the fused kernels; NULL: the portable graphs */
   const char* provider;    /* NULL or "cpu"; else as ONNX Runtime names it, such as "CUDA" or "WebGPU" */
   int32_t threads;         /* per graph; 0: one for each core that this process may use */
@@ -83,7 +84,7 @@ typedef struct titans_options {
 
 TITANS_API void titans_options_init(titans_options* options);
 
-/* Loads a bundle directory, checking every file's hash and every graph. `options` may be NULL.
+/* Loads a bundle directory, checking every graph, and the hash of every file that is used. `options` may be NULL.
  *
  * The first load of a process opens ONNX Runtime; later ones must name the same library. It sets ORT_DISABLE_TELEMETRY
  * in the environment unless it is set. TITANS_BUNDLE, TITANS_PROVIDER, TITANS_INPUT, TITANS_MEMORY. */

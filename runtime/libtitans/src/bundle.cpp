@@ -150,7 +150,7 @@ void check_memory(std::int64_t bytes, const std::string& what) {
 bool Bundle::weights_in_place() const {
   struct stat now{};
   const std::string name = text(path, "/", manifest.weights.file);
-  if (stat(name.c_str(), &now) != 0) return false;
+  if (::stat(name.c_str(), &now) != 0) return false;
   const struct stat& known = weight_file.identity();
   if (now.st_dev != known.st_dev || now.st_ino != known.st_ino) return false;
   if (now.st_size != known.st_size || now.st_mtim.tv_sec != known.st_mtim.tv_sec ||
@@ -163,7 +163,7 @@ Bundle open_bundle(const std::string& path, bool cpu, bool fused) {
   Bundle bundle;
   bundle.path = path;
   struct stat found{};
-  if (stat(path.c_str(), &found) != 0 || !S_ISDIR(found.st_mode))
+  if (::stat(path.c_str(), &found) != 0 || !S_ISDIR(found.st_mode))
     bundle_error(text(path, " is not a bundle directory"), "give the directory that `titans export` wrote");
   const std::vector<std::uint8_t> document = read_file(path + "/manifest.json", kMostManifest);
   bundle.manifest = read_manifest({reinterpret_cast<const char*>(document.data()), document.size()});
@@ -176,7 +176,7 @@ Bundle open_bundle(const std::string& path, bool cpu, bool fused) {
   const std::span<const std::uint8_t> data(bundle.weight_file.data(), bundle.weight_file.size());
   // Hashed where they are mapped, beside whatever else there is to do.
   std::future<std::string> digest =
-      std::async(std::launch::async, [data] { return sha256_hex(data.data(), data.size()); });
+      std::async(std::launch::async | std::launch::deferred, [data] { return sha256_hex(data.data(), data.size()); });
   const auto check_weights = [&] {
     check_digest(text(path, "/", manifest.weights.file), manifest.weights, digest.get());
   };

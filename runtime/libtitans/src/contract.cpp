@@ -14,12 +14,12 @@ namespace {
 constexpr std::size_t kMostGraphs = 256, kMostStates = 16'384;
 constexpr std::int64_t kMostBytes = std::int64_t{1} << 36;
 
-[[noreturn]] void fail(const std::string& what) { bundle_error(text("manifest.json: ", what), kExportAgain); }
+[[noreturn]] void misfit(const std::string& what) { bundle_error(text("manifest.json: ", what), kExportAgain); }
 
 void unique(const std::string& what, const std::vector<std::string>& names) {
   std::set<std::string> seen;
   for (const std::string& name : names)
-    if (!seen.insert(name).second) fail(text(what, " '", name, "' appears more than once"));
+    if (!seen.insert(name).second) misfit(text(what, " '", name, "' appears more than once"));
 }
 
 void check_states(const Manifest& manifest) {
@@ -28,13 +28,13 @@ void check_states(const Manifest& manifest) {
     const std::size_t axis = state.rows ? 1 : 0;
     for (std::size_t i = 0; i < std::max(state.shape.size(), axis + 1); ++i)
       if (i >= state.shape.size() || (state.shape[i] == kBatch) != (i == axis))
-        fail(text("the shape of state '", state.name, "' must have \"batch\" at axis ", axis, " alone"));
+        misfit(text("the shape of state '", state.name, "' must have \"batch\" at axis ", axis, " alone"));
     if (state.name == "__metadata__" || state.name == "last_output")
-      fail(text("a state is called '", state.name, "', which is the name of something else in saved sessions"));
+      misfit(text("a state is called '", state.name, "', which is the name of something else in saved sessions"));
     if ((state.initial == InitialKind::learned) != !state.tensor.empty())
-      fail(text("state '", state.name, "' names a tensor that it does not start from, or the other way round"));
+      misfit(text("state '", state.name, "' names a tensor that it does not start from, or the other way round"));
     if (state.initial == InitialKind::learned && !manifest.initial_state)
-      fail(text("state '", state.name, "' starts from a learned tensor, and initial_state is null"));
+      misfit(text("state '", state.name, "' starts from a learned tensor, and initial_state is null"));
     names.push_back(state.name);
     tensors.insert(tensors.end(), {state.input, state.output});
   }
@@ -82,16 +82,16 @@ void check_tensors(const GraphSpec& graph, const char* side, const std::vector<T
   for (const TensorSpec& each : allowed) known.emplace(each.name, &each);
   for (const TensorSpec& tensor : listed) {
     if (!seen.insert(tensor.name).second)
-      fail(text("graph '", graph.name, "' ", side, " '", tensor.name, "' appears more than once"));
+      misfit(text("graph '", graph.name, "' ", side, " '", tensor.name, "' appears more than once"));
     const auto found = known.find(tensor.name);
-    if (found == known.end()) fail(text("graph '", graph.name, "' has an unknown ", side, " '", tensor.name, "'"));
+    if (found == known.end()) misfit(text("graph '", graph.name, "' has an unknown ", side, " '", tensor.name, "'"));
     if (tensor.type != found->second->type || tensor.shape != found->second->shape)
-      fail(text("graph '", graph.name, "' has ", side, " '", tensor.name,
-                "' of another type or shape than the table's"));
+      misfit(text("graph '", graph.name, "' has ", side, " '", tensor.name,
+                  "' of another type or shape than the table's"));
   }
 }
 
-bool has(const std::vector<TensorSpec>& tensors, const std::string& name) {
+bool lists(const std::vector<TensorSpec>& tensors, const std::string& name) {
   return std::any_of(tensors.begin(), tensors.end(), [&name](const TensorSpec& each) { return each.name == name; });
 }
 
@@ -100,18 +100,18 @@ void check_graph(const Manifest& manifest, const GraphSpec& graph) {
   const bool fits = graph.kind == GraphKind::prefill  ? tokens == manifest.chunk
                     : graph.kind == GraphKind::extend ? tokens >= 1 && tokens <= manifest.chunk
                                                       : tokens == (graph.kind == GraphKind::step ? 1 : 0);
-  if (!fits) fail(text("graph '", graph.name, "' holds ", tokens, " tokens, with chunk ", manifest.chunk));
+  if (!fits) misfit(text("graph '", graph.name, "' holds ", tokens, " tokens, with chunk ", manifest.chunk));
   const Allowed allowed = allowed_for(manifest, graph);
   check_tensors(graph, "input", graph.inputs, allowed.inputs);
   check_tensors(graph, "output", graph.outputs, allowed.outputs);
-  if (tokens && !has(graph.inputs, manifest.data_name()))
-    fail(text("graph '", graph.name, "' has no input '", manifest.data_name(), "'"));
-  if (tokens && !has(graph.outputs, manifest.head_name()))
-    fail(text("graph '", graph.name, "' has no output '", manifest.head_name(), "'"));
+  if (tokens && !lists(graph.inputs, manifest.data_name()))
+    misfit(text("graph '", graph.name, "' has no input '", manifest.data_name(), "'"));
+  if (tokens && !lists(graph.outputs, manifest.head_name()))
+    misfit(text("graph '", graph.name, "' has no output '", manifest.head_name(), "'"));
   bool some = false, every = true;
   for (const StateSpec& state : manifest.states)
-    if (state.rows) (has(graph.outputs, state.output) ? some : every) = has(graph.outputs, state.output);
-  if (some && !every) fail(text("graph '", graph.name, "' returns rows of some states, and not of others"));
+    if (state.rows) (lists(graph.outputs, state.output) ? some : every) = lists(graph.outputs, state.output);
+  if (some && !every) misfit(text("graph '", graph.name, "' returns rows of some states, and not of others"));
 }
 
 void check_schedule(const Manifest& manifest) {
@@ -120,17 +120,17 @@ void check_schedule(const Manifest& manifest) {
   for (const Due& due : manifest.schedule) {
     const GraphSpec& graph = manifest.graphs[due.graph];
     if (graph.kind != GraphKind::commit && (graph.kind != GraphKind::step || &graph == first_step))
-      fail(text("schedule names '", graph.name, "', which is neither a commit nor a step graph after the first"));
-    if (due.phase >= due.period) fail(text("schedule runs '", graph.name, "' at a position that never comes"));
+      misfit(text("schedule names '", graph.name, "', which is neither a commit nor a step graph after the first"));
+    if (due.phase >= due.period) misfit(text("schedule runs '", graph.name, "' at a position that never comes"));
     if (manifest.chunk % due.period)
-      fail(text("schedule runs '", graph.name, "' every ", due.period, " tokens, which does not divide the chunk"));
+      misfit(text("schedule runs '", graph.name, "' every ", due.period, " tokens, which does not divide the chunk"));
     scheduled[due.graph] = true;
   }
   for (std::size_t i = 0; i < manifest.graphs.size(); ++i) {
     const GraphSpec& graph = manifest.graphs[i];
     if (graph.kind != GraphKind::step || &graph == first_step) continue;
-    if (!scheduled[i]) fail(text("step graph '", graph.name, "' is not in the schedule"));
-    if (manifest.graph(GraphKind::extend)) fail("an extend graph would jump over tokens of another step graph");
+    if (!scheduled[i]) misfit(text("step graph '", graph.name, "' is not in the schedule"));
+    if (manifest.graph(GraphKind::extend)) misfit("an extend graph would jump over tokens of another step graph");
   }
 }
 
@@ -138,9 +138,9 @@ void check_schedule(const Manifest& manifest) {
 
 void check_contract(Manifest& manifest) {
   if (manifest.graphs.size() > kMostGraphs || manifest.states.size() > kMostStates)
-    fail("there are more graphs or states than any model has");
+    misfit("there are more graphs or states than any model has");
   check_states(manifest);
-  if (manifest.stream_bytes > kMostBytes) fail(text("the state of a stream has more than ", kMostBytes, " bytes"));
+  if (manifest.stream_bytes > kMostBytes) misfit(text("the state of a stream has more than ", kMostBytes, " bytes"));
   std::vector<std::string> names;
   int prefills = 0, extends = 0;
   for (const GraphSpec& graph : manifest.graphs) {
@@ -148,24 +148,24 @@ void check_contract(Manifest& manifest) {
     prefills += graph.kind == GraphKind::prefill;
     extends += graph.kind == GraphKind::extend;
     if (times(times(4, graph.tokens), manifest.outputs) > kMostBytes)
-      fail(text("graph '", graph.name, "' returns more than ", kMostBytes, " bytes"));
+      misfit(text("graph '", graph.name, "' returns more than ", kMostBytes, " bytes"));
     for (const TensorSpec& tensor : graph.outputs) {
       if (tensor.name != "surprise" || tensor.shape.empty()) continue;
       if (manifest.surprise_layers && manifest.surprise_layers != tensor.shape.back())
-        fail("graphs report surprise for different numbers of memory layers");
+        misfit("graphs report surprise for different numbers of memory layers");
       manifest.surprise_layers = tensor.shape.back();
     }
   }
   unique("graph name", names);
-  if (prefills > 1 || extends > 1) fail("there is more than one prefill or extend graph");
-  if (!manifest.graph(GraphKind::step)) fail("graphs has no step graph, without which no stream can be driven");
-  if (manifest.surprise_layers < 0) fail("surprise has no number of memory layers");
+  if (prefills > 1 || extends > 1) misfit("there is more than one prefill or extend graph");
+  if (!manifest.graph(GraphKind::step)) misfit("graphs has no step graph, without which no stream can be driven");
+  if (manifest.surprise_layers < 0) misfit("surprise has no number of memory layers");
   for (const GraphSpec& graph : manifest.graphs) check_graph(manifest, graph);
   check_schedule(manifest);
   for (const std::vector<std::int64_t>& ids : {manifest.eos, manifest.stop})
     for (const std::int64_t id : ids)
       if (manifest.vectors || id >= manifest.outputs)
-        fail(text("id ", id, " ends a text, and is outside the vocabulary"));
+        misfit(text("id ", id, " ends a text, and is outside the vocabulary"));
 }
 
 }  // namespace titans

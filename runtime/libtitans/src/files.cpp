@@ -68,15 +68,15 @@ Handle& Handle::operator=(Handle&& other) noexcept {
 }
 
 Handle::~Handle() {
-  if (number_ >= 0) close(number_);
+  if (number_ >= 0) ::close(number_);
 }
 
 Handle open_regular(const std::string& path) {
   struct stat found{};
   if (path.find('\0') != std::string::npos) throw FileProblem{"its name has a zero byte", "check the path"};
-  if (stat(path.c_str(), &found) != 0) throw problem(errno);
+  if (::stat(path.c_str(), &found) != 0) throw problem(errno);
   check_regular(found.st_mode);  // before it is opened: opening a device can do something
-  Handle file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
+  Handle file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
   if (!file) throw problem(errno);
   check_regular(status(file).st_mode);  // and after, for what may have changed in between
   return file;
@@ -84,7 +84,7 @@ Handle open_regular(const std::string& path) {
 
 struct stat status(const Handle& file) {
   struct stat found{};
-  if (fstat(file.get(), &found) != 0) throw problem(errno);
+  if (::fstat(file.get(), &found) != 0) throw problem(errno);
   return found;
 }
 
@@ -95,7 +95,7 @@ std::vector<std::uint8_t> read_all(const Handle& file, std::int64_t limit) {
   for (std::size_t held = 0;;) {
     const std::size_t room = std::min<std::size_t>(kBlock, static_cast<std::size_t>(limit) + 1 - held);
     data.resize(held + room);
-    const ssize_t got = pread(file.get(), data.data() + held, room, static_cast<off_t>(held));
+    const ssize_t got = ::pread(file.get(), data.data() + held, room, static_cast<off_t>(held));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) throw problem(errno);
     held += static_cast<std::size_t>(got);
@@ -155,7 +155,7 @@ std::string regular_target(const std::string& path) {
     if (target.back() == '/') throw problem(EISDIR);
   }
   struct stat found{};
-  if (stat(target.c_str(), &found) == 0) check_regular(found.st_mode);
+  if (::stat(target.c_str(), &found) == 0) check_regular(found.st_mode);
   return target;
 }
 
@@ -165,38 +165,38 @@ void replace_file(const std::string& target, const std::vector<std::uint8_t>& da
   char tail[16];
   std::snprintf(tail, sizeof tail, "%08x", random());
   const std::string temporary = text(folder, "/.", name.substr(0, 40), ".", tail, ".titans-tmp");
-  Handle file(open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+  Handle file(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
   if (!file) throw problem(errno);
   const auto give_up = [&temporary] {
     const int number = errno;
-    unlink(temporary.c_str());
+    ::unlink(temporary.c_str());
     throw problem(number);
   };
   struct stat before{};
-  if (stat(target.c_str(), &before) == 0 && fchmod(file.get(), before.st_mode & 0777) != 0) give_up();
+  if (::stat(target.c_str(), &before) == 0 && ::fchmod(file.get(), before.st_mode & 0777) != 0) give_up();
   for (std::size_t at = 0; at < data.size();) {
-    const ssize_t put = write(file.get(), data.data() + at, data.size() - at);
+    const ssize_t put = ::write(file.get(), data.data() + at, data.size() - at);
     if (put < 0 && errno == EINTR) continue;
     if (put < 0) give_up();
     at += static_cast<std::size_t>(put);
   }
-  if (fsync(file.get()) != 0 || rename(temporary.c_str(), target.c_str()) != 0) give_up();
-  const Handle directory(open(folder.c_str(), O_RDONLY | O_CLOEXEC));
-  if (directory) (void)fsync(directory.get());
+  if (::fsync(file.get()) != 0 || ::rename(temporary.c_str(), target.c_str()) != 0) give_up();
+  const Handle directory(::open(folder.c_str(), O_RDONLY | O_CLOEXEC));
+  if (directory) (void)::fsync(directory.get());
 }
 
 Handle locked(const std::string& target) {
   const auto deadline = std::chrono::steady_clock::now() + kPatience;
   const auto place = [&target] {
     struct stat found{};
-    return stat(target.c_str(), &found) == 0 && S_ISREG(found.st_mode) ? target : folder_of(target);
+    return ::stat(target.c_str(), &found) == 0 && S_ISREG(found.st_mode) ? target : folder_of(target);
   };
   while (std::chrono::steady_clock::now() < deadline) {
-    Handle file(open(place().c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+    Handle file(::open(place().c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
     if (!file) return file;
     if (flock(file.get(), LOCK_EX | LOCK_NB) == 0) {
       struct stat held{}, now{};
-      if (fstat(file.get(), &held) == 0 && stat(place().c_str(), &now) == 0 && held.st_ino == now.st_ino &&
+      if (::fstat(file.get(), &held) == 0 && ::stat(place().c_str(), &now) == 0 && held.st_ino == now.st_ino &&
           held.st_dev == now.st_dev)
         return file;
     } else if (errno != EWOULDBLOCK) {

@@ -12,8 +12,7 @@
 namespace titans {
 namespace {
 
-constexpr std::int64_t kMostInteger = std::int64_t{1} << 62, kMostDimension = 1 << 30,
-                       kFew = (std::int64_t{1} << 31) - 1;
+constexpr std::int64_t kMostDimension = 1 << 30, kFew = (std::int64_t{1} << 31) - 1;
 constexpr double kAnyFloat = std::numeric_limits<double>::max();
 constexpr std::size_t kMostEnds = 256, kLongestName = 128;
 constexpr std::string_view kFile = "manifest.json: ";

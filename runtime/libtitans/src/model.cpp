@@ -12,18 +12,21 @@ namespace {
 
 constexpr const char* kFolder = "session.model_external_initializers_file_folder_path";
 
-// A provider that the library has, under a name that everybody uses for it.
-void check_provider(const Ort& ort, const Manifest& manifest, const std::string& provider) {
-  if (!manifest.providers.empty() &&
-      std::find(manifest.providers.begin(), manifest.providers.end(), provider) == manifest.providers.end())
+// The library's own name for a provider that it has. Throws `Error`.
+std::string name_of_provider(const Ort& ort, const Manifest& manifest, const std::string& provider) {
+  const auto same_name = [](const std::string& a, const std::string& b) {
+    const auto same = [](char x, char y) { return std::tolower(x) == std::tolower(y); };
+    return std::equal(a.begin(), a.end(), b.begin(), b.end(), same);
+  };
+  if (!manifest.providers.empty() && std::none_of(manifest.providers.begin(), manifest.providers.end(),
+                                                  [&](auto& each) { return same_name(each, provider); }))
     throw Error(TITANS_PROVIDER, text("this bundle is not for provider '", provider, "'"),
                 "export the checkpoint with another --dtype");
-  if (provider == "cpu") return;
+  if (provider == "cpu") return provider;
   std::string known;
   for (const std::string& each : ort.providers()) {
     const std::string name = each.substr(0, each.find("ExecutionProvider"));
-    const auto same = [](char a, char b) { return std::tolower(a) == std::tolower(b); };
-    if (std::equal(name.begin(), name.end(), provider.begin(), provider.end(), same)) return;
+    if (same_name(name, provider)) return each;
     known += (known.empty() ? "" : ", ") + (name == "CPU" ? "cpu" : name);
   }
   throw Error(TITANS_PROVIDER, text("ONNX Runtime ", ort.version(), " has no provider '", provider, "'"),
@@ -41,7 +44,8 @@ Model::Model(const std::string& path, const char* onnxruntime, const char* kerne
       provider_(provider),
       threads_(threads),
       programs_(bundle_.manifest.graphs.size()) {
-  check_provider(ort_, manifest(), provider);
+  provider_ = name_of_provider(ort_, manifest(), provider);
+  options();  // now: a stream must not meet a refusal half way
   for (const GraphFile& graph : bundle_.graphs) fused_ = fused_ || graph.fused;
   wrap_weights();
   make_groups();
@@ -104,16 +108,19 @@ OrtSession* Model::program(std::size_t graph) {
   return programs_[graph].get();
 }
 
-Owned<OrtSession> Model::create(std::size_t graph) const {
-  const GraphFile& file = bundle_.graphs[graph];
-  const std::string what = text(bundle_.path, "/", file.file);
-  Owned<OrtOptions> options;
+Owned<OrtOptions> Model::options() const {
   try {
-    options = ort_.options(threads_, provider_);
+    return ort_.options(threads_, provider_);
   } catch (const std::runtime_error& error) {
     throw Error(TITANS_PROVIDER, text("provider '", provider_, "' does not work here (", error.what(), ")"),
                 "use provider \"cpu\", or install what it needs");
   }
+}
+
+Owned<OrtSession> Model::create(std::size_t graph) const {
+  const GraphFile& file = bundle_.graphs[graph];
+  const std::string what = text(bundle_.path, "/", file.file);
+  Owned<OrtOptions> options = this->options();
   try {
     if (file.fused) ort_.kernels(options.get(), kernels_.c_str());
   } catch (const std::runtime_error& error) {

@@ -53,6 +53,7 @@ class Model {
   };
   void wrap_weights();
   void make_groups();
+  Owned<OrtOptions> options() const;  // throws `Error`
   Owned<OrtSession> create(std::size_t graph) const;
 
   const Ort& ort_;

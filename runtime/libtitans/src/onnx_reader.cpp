@@ -12,7 +12,7 @@ namespace {
 constexpr std::size_t kMostFields = 2'000'000;  // of one file; the largest that we write has 60,000
 constexpr int kVarintBytes = 10;
 
-[[noreturn]] void fail(const std::string& what) { throw std::invalid_argument(what); }
+[[noreturn]] void broken(const std::string& what) { throw std::invalid_argument(what); }
 
 // Number and wire type as they are written, and a varint's number or where the content is.
 struct Field {
@@ -54,7 +54,7 @@ class Reader {
       if (field.tag == 66) {  // opset
         auto [domain, version] = pair(field);
         if (!model.opsets.emplace(domain, version).second)
-          fail(text("it names the version of domain '", domain, "' twice"));
+          broken(text("it names the version of domain '", domain, "' twice"));
       } else if (field.tag == 114) {  // metadata
         fields(field.begin, field.end);
       } else {
@@ -67,7 +67,7 @@ class Reader {
           unknown("model", field);
       }
     }
-    if (!seen.count(58)) fail("it has no graph");
+    if (!seen.count(58)) broken("it has no graph");
     return model;
   }
 
@@ -98,7 +98,7 @@ class Reader {
         case 42: {
           auto [name, value] = attribute(field);
           if (!node.attributes.emplace(name, std::move(value)).second)
-            fail(text("a node has attribute '", name, "' twice"));
+            broken(text("a node has attribute '", name, "' twice"));
           continue;
         }
         default: once(seen, field, "node");
@@ -143,7 +143,7 @@ class Reader {
     const std::uint64_t place = kind == 1 ? 21 : kind == 2 ? 24 : kind == 3 ? 34 : 0;
     for (const std::uint64_t tag : {21, 24, 34})
       if (!place || !ints.empty() || (tag != place && seen.count(tag)))
-        fail(text("attribute '", name, "' is not one number, text or list of numbers"));
+        broken(text("attribute '", name, "' is not one number, text or list of numbers"));
     if (kind == 1) return {name, real};
     if (kind == 2) return {name, integer};
     return {name, string};
@@ -160,7 +160,7 @@ class Reader {
         case 58: varints(field, tensor.numbers); continue;
         case 106: {
           auto [key, value] = texts(field);
-          if (!tensor.external.emplace(key, value).second) fail("an initializer says something of its data twice");
+          if (!tensor.external.emplace(key, value).second) broken("an initializer says something of its data twice");
           continue;
         }
         default: once(seen, field, "initializer");
@@ -173,7 +173,7 @@ class Reader {
           tensor.raw = data_.subspan(field.begin, field.end - field.begin);
           break;
         case 112:
-          if (field.number != 1) fail("an initializer is at a place that does not exist");
+          if (field.number != 1) broken("an initializer is at a place that does not exist");
           tensor.is_external = true;
           break;
         default: unknown("initializer", field);
@@ -181,7 +181,7 @@ class Reader {
     }
     const int places = !tensor.external.empty() + !tensor.numbers.empty() + tensor.has_raw;
     if (places > 1 || (!tensor.external.empty() && !tensor.is_external))
-      fail(text("initializer '", tensor.name, "' has its data in two places"));
+      broken(text("initializer '", tensor.name, "' has its data in two places"));
     return tensor;
   }
 
@@ -194,7 +194,7 @@ class Reader {
         value.name = words(field);
       } else if (field.tag == 18) {
         const std::vector<Field> kinds = fields(field.begin, field.end);
-        if (kinds.size() != 1 || kinds[0].tag != 10) fail(text("value '", value.name, "' is not a tensor"));
+        if (kinds.size() != 1 || kinds[0].tag != 10) broken(text("value '", value.name, "' is not a tensor"));
         tensor_type(kinds[0], value);
       } else {
         unknown("value", field);
@@ -207,7 +207,7 @@ class Reader {
   void information(const Field& whole) {
     for (const Field& field : fields(whole.begin, whole.end)) {
       if (field.tag == 18) {
-        if (field.begin == field.end || data_[field.begin] != 10) fail("a value is not a tensor");
+        if (field.begin == field.end || data_[field.begin] != 10) broken("a value is not a tensor");
       } else if (field.tag != 10) {
         unknown("value", field);
       }
@@ -234,13 +234,13 @@ class Reader {
     const std::vector<Field> found = fields(whole.begin, whole.end);
     if (found.empty()) return kUnknownSize;
     if (found.size() > 1 || (found[0].tag != 8 && found[0].tag != 18))
-      fail("a dimension is neither a number nor a name");
+      broken("a dimension is neither a number nor a name");
     if (found[0].tag == 18) {
       words(found[0]);
       return kNamedSize;
     }
     const auto size = static_cast<std::int64_t>(found[0].number);
-    if (size < 0) fail("a dimension is negative");
+    if (size < 0) broken("a dimension is negative");
     return size;
   }
 
@@ -252,7 +252,7 @@ class Reader {
       else if (field.tag == 16)
         found.second = static_cast<std::int64_t>(field.number);
       else
-        fail("a version has fields that nobody writes");
+        broken("a version has fields that nobody writes");
     }
     return found;
   }
@@ -275,7 +275,7 @@ class Reader {
       switch (field.tag & 7) {
         case 2: {
           const std::uint64_t size = varint(at, end);
-          if (size > end - at) fail(text("a field goes beyond its message, which ends at byte ", end));
+          if (size > end - at) broken(text("a field goes beyond its message, which ends at byte ", end));
           field.begin = at;
           at += size;
           field.end = at;
@@ -285,13 +285,13 @@ class Reader {
         case 1:
         case 5: {
           const std::size_t size = (field.tag & 7) == 5 ? 4 : 8;
-          if (size > end - at) fail("it ends in the middle of a field");
+          if (size > end - at) broken("it ends in the middle of a field");
           field.begin = at;
           at += size;
           field.end = at;
           break;
         }
-        default: fail(text("a field at byte ", at, " is of a wire type that is not in use"));
+        default: broken(text("a field at byte ", at, " is of a wire type that is not in use"));
       }
       took();
       found.push_back(field);
@@ -302,13 +302,13 @@ class Reader {
   std::uint64_t varint(std::size_t& at, std::size_t end) {
     std::uint64_t number = 0;
     for (int i = 0; i < kVarintBytes; ++i) {
-      if (at >= end) fail("it ends in the middle of a number");
+      if (at >= end) broken("it ends in the middle of a number");
       const std::uint8_t byte = data_[at++];
       if (i == kVarintBytes - 1 && byte > 1) break;
       number |= static_cast<std::uint64_t>(byte & 0x7f) << (7 * i);
       if (byte < 0x80) return number;
     }
-    fail(text("the number before byte ", at, " has more than 64 bits"));
+    broken(text("the number before byte ", at, " has more than 64 bits"));
   }
 
   void varints(const Field& field, std::vector<std::int64_t>& to) {
@@ -318,20 +318,20 @@ class Reader {
 
   std::string words(const Field& field) {
     std::string found(reinterpret_cast<const char*>(data_.data()) + field.begin, field.end - field.begin);
-    if (!is_utf8(found)) fail(text("the text at byte ", field.begin, " is not UTF-8"));
+    if (!is_utf8(found)) broken(text("the text at byte ", field.begin, " is not UTF-8"));
     return found;
   }
 
   void took() {
-    if (++read_ > kMostFields) fail("it has too many parts");
+    if (++read_ > kMostFields) broken("it has too many parts");
   }
 
   static void once(std::set<std::uint64_t>& seen, const Field& field, const char* what) {
-    if (!seen.insert(field.tag).second) fail(text("a ", what, " has field ", field.tag >> 3, " twice"));
+    if (!seen.insert(field.tag).second) broken(text("a ", what, " has field ", field.tag >> 3, " twice"));
   }
 
   [[noreturn]] static void unknown(const char* what, const Field& field) {
-    fail(text("a ", what, " has field ", field.tag >> 3, ", which our exporter never writes"));
+    broken(text("a ", what, " has field ", field.tag >> 3, ", which our exporter never writes"));
   }
 
   std::span<const std::uint8_t> data_;

@@ -19,8 +19,8 @@
 namespace titans {
 namespace {
 
-constexpr std::uint32_t kInterface = 18;
-constexpr int kErrors = 3;  // the level of what is logged: errors only; they come back as well
+constexpr std::uint32_t kInterface = 24;  // the first that refuses external data outside of a model's directory
+constexpr int kErrors = 3;                // the level of what is logged: errors only; they come back as well
 
 struct Base {
   const void* const* (*get)(std::uint32_t version);
@@ -43,7 +43,7 @@ int usable_cores() {
 
 [[noreturn]] void cannot_open(const std::string& why) {
   throw Error(TITANS_PROVIDER, text("ONNX Runtime cannot be opened (", why, ")"),
-              "name its shared library, version 1.20 or newer, in titans_options.onnxruntime");
+              "name its shared library, version 1.24.1 or newer, in titans_options.onnxruntime");
 }
 
 }  // namespace
@@ -113,7 +113,7 @@ Owned<OrtOptions> Ort::options(int threads, const std::string& provider) const {
 }
 
 void Ort::append_provider(OrtOptions* options, const std::string& provider) const {
-  if (provider == "CUDA" || provider == "cuda") {
+  if (provider == "CUDAExecutionProvider") {
     void* cuda = nullptr;
     check(call<OrtStatus*>(205, &cuda));
     OrtStatus* status = call<OrtStatus*>(204, options, static_cast<const void*>(cuda));

@@ -2,7 +2,7 @@
 //
 // The library hands over a table of functions that only ever grows at its end. The functions are declared here by their
 // positions in it, so that no header of ONNX Runtime is needed to build. They are those of the published C interface,
-// version 18, which every release since has kept.
+// which every release has kept.
 #pragma once
 #include <cstddef>
 #include <cstdint>

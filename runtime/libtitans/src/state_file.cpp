@@ -16,7 +16,6 @@ namespace titans {
 namespace {
 
 constexpr std::string_view kLast = "last_output";
-constexpr std::int64_t kMostInteger = std::int64_t{1} << 62;
 
 struct Part {
   std::string name;

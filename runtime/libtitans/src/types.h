@@ -8,9 +8,10 @@
 namespace titans {
 
 using Sizes = std::vector<std::int64_t>;
-inline constexpr std::int64_t kBatch = -1;           // the symbolic size of a shape
-inline constexpr std::int64_t kTooMany = INT64_MAX;  // what a product that overflows gives
-inline constexpr std::size_t kMostAxes = 16;         // of a tensor; ours have up to 5
+inline constexpr std::int64_t kBatch = -1;                           // the symbolic size of a shape
+inline constexpr std::int64_t kTooMany = INT64_MAX;                  // what a product that overflows gives
+inline constexpr std::int64_t kMostInteger = std::int64_t{1} << 62;  // anything counted; more is damage
+inline constexpr std::size_t kMostAxes = 16;                         // of a tensor; ours have up to 5
 
 struct ElementType {
   std::string_view name;         // as a manifest spells it
