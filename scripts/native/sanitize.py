@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import onnxruntime
 
-from studies.fuzz.__main__ import tiny_bundle
+from studies.fuzz.bundles import tiny_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "runtime" / "libtitans"

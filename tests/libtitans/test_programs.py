@@ -65,7 +65,7 @@ def test_threads_share_a_model_and_take_turns_at_a_session(mag: Path, built: Pat
 
 
 def test_damaged_bundles_and_states_are_refused_or_run(built: Path, onnxruntime_library: Path, tmp_path: Path) -> None:
-    from studies.fuzz.__main__ import tiny_bundle
+    from studies.fuzz.bundles import tiny_bundle
 
     found = json.loads(run(built / "fuzz", tiny_bundle(tmp_path), onnxruntime_library, tmp_path / "copy", "200", "1"))
     assert found["cases"] == 200
