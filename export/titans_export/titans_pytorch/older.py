@@ -39,6 +39,14 @@ def modern(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = next((name for name in tensors if name.endswith(ending)), None)
         if found is not None and (ending == "empty_memory_embed" or not learned):
             raise _refused(found, what)
+    for name in [name for name in tensors if older and name.endswith(".0.dynamic_alpha_fn")]:
+        mixture = tensors.get(name.replace("dynamic_alpha_fn", "static_alpha"))
+        if mixture is not None and mixture.dim() == 2 and mixture.shape[1] > mixture.shape[0] + 1:
+            raise CheckpointError(
+                f"the checkpoint is of titans-pytorch before 0.4.0 ({name!r}), where queries, keys and values of a"
+                " memory are three mixtures of the residual streams",
+                "train without neural_memory_qkv_receives_diff_views, or with 0.4.0 or later",
+            )
     inside = next((name for name in tensors if re.match(r"layers\.\d+\.[01]\.branch\.", name)), None)
     if inside is not None:
         raise _refused(inside, "the parts of a layer stand in another order")

@@ -40,6 +40,17 @@ def test_a_checkpoint_by_older_names_is_the_same_model() -> None:
     assert modern(tensors) == tensors
 
 
+def test_three_views_of_the_streams_are_refused_by_name() -> None:
+    tensors = {
+        "layers.0.0.dynamic_alpha_fn": torch.zeros(6, 7),
+        "layers.0.0.static_alpha": torch.zeros(4, 7),
+        "layers.0.2.branch.norm.weight": torch.zeros(6),
+    }
+    with pytest.raises(CheckpointError, match="three mixtures of the residual streams") as found:
+        modern(tensors)
+    assert "neural_memory_qkv_receives_diff_views" in found.value.remedy
+
+
 @pytest.mark.parametrize(
     ("name", "what"),
     [
