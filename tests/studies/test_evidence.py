@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -101,30 +102,44 @@ def test_a_row_has_learned_once_its_mean_loss_is_low(tmp_path: Path) -> None:
     assert ablations.learned(log) is None
 
 
-def test_a_study_runs_every_step_once_and_again_where_it_or_its_source_is_another(tmp_path: Path) -> None:
+def test_a_study_runs_the_real_commands_and_keeps_what_they_said(tmp_path: Path) -> None:
     study = Study(tmp_path)
     shape = [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
     sizes = ("--task", "recall", *RECALL, "--gap", "8", "--eval-gap", "16", "--steps", "1", "--batch", "2")
     (tmp_path / "checkpoints" / "tiny").mkdir(parents=True)
     (tmp_path / "checkpoints" / "tiny" / "left by a killed run").touch()
-    first = study.train("tiny", *sizes, *shape)
-    bundle = study.export("tiny", "--verify-tokens", 0)
-    asked = ("--task", "recall", *RECALL, "--gap", 8)
-    report = study.evaluate("tiny", bundle, *asked)
-    assert (first["step"], report["task"]) == (1, "recall")
-    kept = {path: path.read_text() for path in (tmp_path / "results").iterdir()}
-    assert {path.name for path in kept} == {"train-tiny.json", "export-tiny.json", "eval-tiny.json"}
-    assert study.train("tiny", *sizes, *shape) == first
-    assert study.evaluate("tiny", study.export("tiny", "--verify-tokens", 0), *asked) == report
-    assert {path: path.read_text() for path in kept} == kept
-    assert json.loads(kept[tmp_path / "results" / "eval-tiny.json"])["command"].startswith("titans eval")
+    trained = study.train("tiny", *sizes, *shape)
+    report = study.evaluate("tiny", study.export("tiny", "--verify-tokens", 0), "--task", "recall", *RECALL, "--gap", 8)
+    assert (trained["step"], report["task"]) == (1, "recall")
+    kept = {path.name: json.loads(path.read_text()) for path in (tmp_path / "results").iterdir()}
+    assert set(kept) == {"train-tiny.json", "export-tiny.json", "eval-tiny.json"}
+    assert kept["eval-tiny.json"]["command"].startswith("titans eval")
     assert study.seconds("train-tiny") > 0
-    again = study.train("tiny", *sizes, *shape, "--seed", 1)
-    assert again["loss"] != first["loss"]
-    study.evaluate("tiny", study.export("tiny", "--verify-tokens", 0), *asked)
-    assert not any(path.read_text() == text for path, text in kept.items())
     with pytest.raises(SystemExit, match="exit code 2"):
         study.train("other", "--task", "chess")
+
+
+def test_a_study_runs_every_step_once_and_again_where_it_or_its_source_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        ran.append(command[3])
+        return subprocess.CompletedProcess(command, 0, stdout=json.dumps({"run": len(ran)}))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    study = Study(tmp_path)
+
+    def steps(seed: int) -> list[dict[str, Any]]:
+        trained = study.train("tiny", "--seed", seed)
+        return [trained, study.evaluate("tiny", study.export("tiny"), "--task", "recall")]
+
+    first = steps(0)
+    assert steps(0) == first
+    assert ran == ["train", "export", "eval"]
+    assert steps(1) != first
+    assert ran == 2 * ["train", "export", "eval"]
 
 
 def canned(
