@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 import urllib.error
@@ -16,11 +17,12 @@ import openai
 import pytest
 import uvicorn
 
+from studies.serving.databases import Database, MissingProgramError
 from tests.runtime.toy import Toy, write_toy
 from titans_runtime import Model, load
 from titans_serve.app import Server
 from titans_serve.keys import Keys
-from titans_serve.listen import bind
+from titans_serve.listen import Protocol, bind
 from titans_serve.service import Service
 from titans_serve.settings import Settings
 from titans_serve.stores import open_store
@@ -76,6 +78,17 @@ class Running:
 Start = Callable[..., Running]
 
 
+@contextlib.contextmanager
+def database(make: Callable[[Path], Database], folder: Path) -> Iterator[Database]:
+    """A database server, ended afterwards; the test is skipped where the program is missing."""
+    try:
+        server = make(folder)
+    except MissingProgramError as error:
+        pytest.skip(str(error))
+    with contextlib.closing(server):
+        yield server
+
+
 @pytest.fixture
 def start(model: Model, tmp_path: Path) -> Iterator[Start]:
     """Starts servers; they are stopped after the test."""
@@ -90,7 +103,9 @@ def start(model: Model, tmp_path: Path) -> Iterator[Start]:
         service = Service(other or model, open_store(store or f"sqlite:{tmp_path / 'memories.db'}"), settings, "toy")
         app = Server(service, keys or Keys({"alice": ALICE, "bob": BOB})).app()
         listener = bind("127.0.0.1", 0)
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+        server = uvicorn.Server(
+            uvicorn.Config(app, http=Protocol, timeout_keep_alive=0, log_config=None, access_log=False)
+        )
         started = threading.Event()
         startup = server.startup
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.serve.conftest import ALICE, BOB, Running, Start
-from tests.serve.databases import postgresql_server, redis_server, running
-from tests.serve.process import Process, serving
+from studies.serving.databases import postgresql_server, redis_server
+from studies.serving.process import Process, serving
+from tests.serve.conftest import ALICE, BOB, Running, Start, database
 from titans_runtime import Model
 from titans_serve.settings import Settings
 from titans_serve.stores import KINDS
@@ -25,12 +25,12 @@ def fed(server: Running, text: str, memory: str = "diary") -> None:
     assert status == 200, body
 
 
-@pytest.mark.parametrize("database", [redis_server, postgresql_server])
+@pytest.mark.parametrize("kind", [redis_server, postgresql_server])
 def test_two_processes_serve_one_memory_in_turn_and_lose_no_update(
-    database: object, model: Model, bundle: Path, tmp_path: Path
+    kind: object, model: Model, bundle: Path, tmp_path: Path
 ) -> None:
     with (
-        running(database, tmp_path / "database") as shared,  # type: ignore[arg-type]
+        database(kind, tmp_path / "database") as shared,  # type: ignore[arg-type]
         serving(bundle, "--store", shared.url) as one,
         serving(bundle, "--store", shared.url) as two,
     ):

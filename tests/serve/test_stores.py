@@ -14,7 +14,8 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.serve.databases import Database, free_port, postgresql_server, redis_server, running
+from studies.serving.databases import Database, free_port, postgresql_server, redis_server
+from tests.serve.conftest import database
 from titans_runtime import InputError, StateError
 from titans_serve.stores import (
     AesCipher,
@@ -58,13 +59,13 @@ def clock() -> Clock:
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running(redis_server, tmp_path_factory.mktemp("redis")) as server:
+    with database(redis_server, tmp_path_factory.mktemp("redis")) as server:
         yield server.url
 
 
 @pytest.fixture(scope="session")
 def postgresql_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running(postgresql_server, tmp_path_factory.mktemp("postgresql")) as server:
+    with database(postgresql_server, tmp_path_factory.mktemp("postgresql")) as server:
         yield server.url
 
 
@@ -261,7 +262,7 @@ def test_a_database_that_does_not_answer_is_named_without_its_password(url: str)
 
 @pytest.mark.parametrize("start", [redis_server, postgresql_server])
 def test_what_a_database_has_acknowledged_survives_its_crash(start: Callable[[Path], Database], tmp_path: Path) -> None:
-    with running(start, tmp_path / "database") as server:
+    with database(start, tmp_path / "database") as server:
         store = open_store(server.url)
         versions = {n: store.put(Key("alice", "memory", f"m{n}"), bytes([n]) * 9000, None) for n in range(8)}
         server.kill()
@@ -274,7 +275,7 @@ def test_what_a_database_has_acknowledged_survives_its_crash(start: Callable[[Pa
 
 
 def test_redis_forgets_what_a_user_deleted_on_its_disk_too(tmp_path: Path) -> None:
-    with running(redis_server, tmp_path / "redis") as server:
+    with database(redis_server, tmp_path / "redis") as server:
         store = open_store(server.url)
         store.put(ALICE, b"the colour is crimson", None)
         assert b"crimson" in files_under(tmp_path)

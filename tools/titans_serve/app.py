@@ -12,18 +12,18 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
-import anyio
 import msgspec
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from titans_runtime import TitansError
 from titans_runtime.stream.journal import unpacked, write_journal
 from titans_serve import wire
 from titans_serve.answers import Shape, chat_shape, completion_shape, response_shape
+from titans_serve.connections import Events, OneLength, check_local, unless_gone
 from titans_serve.dialogue import Said
 from titans_serve.errors import RefusalError, bad_request, from_runtime, not_found
 from titans_serve.keys import Keys
@@ -78,6 +78,7 @@ class Server:
                 Route(path, self._guarded(path, handler, private), methods=[method])
                 for method, path, handler, private in routes
             ],
+            middleware=[Middleware(OneLength)],
             exception_handlers={404: _no_route, 405: _no_route},
             lifespan=self._lifespan,
         )
@@ -105,8 +106,11 @@ class Server:
 
         async def guarded(request: Request) -> Response:
             started = time.perf_counter()
-            request.state.namespace = self.keys.namespace(request.headers.get("authorization"))
+            given = request.headers.getlist("authorization")
+            request.state.namespace = self.keys.namespace(given[0] if len(given) == 1 else None)
             try:
+                if not self.keys.required:
+                    check_local(request)
                 if private and request.state.namespace is None:
                     message = "the API key is missing or wrong; send 'Authorization: Bearer KEY'"
                     raise RefusalError(401, "authentication_error", message, code="invalid_api_key")
@@ -192,18 +196,14 @@ class Server:
         """An answer in one piece, or as events while it comes."""
         stack = AsyncExitStack()
         try:
-            answer = await stack.enter_async_context(self.service.answer(request.state.namespace, wanted))
+            planned = stack.enter_async_context(self.service.answer(request.state.namespace, wanted))
+            answer = await unless_gone(request, planned)
             if wanted.sampling.stream:
                 events = self._events(answer, shape, stack)
-                first = await anext(events)  # an error before the first piece is an answer with a status of its own
-                return _Events(first, events)
-            async with asyncio.TaskGroup() as group:
-                watch = group.create_task(_until_gone(request, answer))
-                text = "".join([piece.text async for piece in answer.pieces()])
-                watch.cancel()
-        except BaseExceptionGroup as error:
-            await stack.aclose()
-            raise error.exceptions[0] from error
+                # An error before the first piece is an answer with a status of its own.
+                first = await unless_gone(request, anext(events))
+                return Events(first, events, self.service.settings.unread_seconds)
+            text = await unless_gone(request, _text(answer))
         except BaseException:
             await stack.aclose()
             raise
@@ -396,35 +396,8 @@ class Server:
         return _json({"id": key.name, "object": "memory", "position": memory.session.position})
 
 
-_NO_CACHE = {"cache-control": "no-store", "x-accel-buffering": "no"}
-
-
-class _Events(StreamingResponse):
-    """Server-sent events whose source is closed however the connection ends."""
-
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes]) -> None:
-        super().__init__(_joined(first, rest), media_type="text/event-stream", headers=_NO_CACHE)
-        self._source = rest
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self._source.aclose()
-
-
-async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for event in rest:
-        yield event
-
-
-async def _until_gone(request: Request, answer: Answer) -> None:
-    """Cancel an answer that nobody waits for."""
-    while not await request.is_disconnected():
-        await asyncio.sleep(0.05)
-    answer.turn.cancel()
+async def _text(answer: Answer) -> str:
+    return "".join([piece.text async for piece in answer.pieces()])
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
@@ -434,7 +407,11 @@ async def _no_route(request: Request, error: Exception) -> Response:
         if status == 404
         else "this route has other methods; see /openapi.json"
     )
-    return _json({"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}, status)
+    return _json(
+        {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}},
+        status,
+        getattr(error, "headers", None),
+    )
 
 
 def _refused(error: Exception, route: str) -> Response:

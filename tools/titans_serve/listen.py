@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import logging
@@ -12,12 +13,14 @@ from datetime import UTC, datetime
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from titans_runtime import InputError
 from titans_runtime.errors import os_remedy
 
 _PATIENCE = 30  # seconds that answers under way may take once the server is told to stop
 _CONNECTIONS = 1024
+_HEAD = 15.0  # seconds that the head of a request may take to arrive
 
 
 def is_loopback(host: str) -> bool:
@@ -43,6 +46,44 @@ def bind(host: str, port: int) -> socket.socket:
         ) from error
 
 
+class Protocol(H11Protocol):
+    """HTTP/1.1 as uvicorn has it, whose clients may not take for ever to say what they want."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """See `asyncio.Protocol`."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        super().connection_lost(exc)
+        self._stop_watching()
+
+    def _watch(self) -> None:
+        """Give the head of a request its time, from its first byte or from the connection on."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_watching()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(_HEAD, self._end)
+
+    def _stop_watching(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end(self) -> None:
+        self._timer = None
+        if (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing():
+            self.transport.close()
+
+
 def run(app: Starlette, listener: socket.socket, on_stop: Callable[[], None]) -> None:
     """Serve until SIGINT or SIGTERM; then take nothing new, finish what was begun, and return."""
 
@@ -55,6 +96,7 @@ def run(app: Starlette, listener: socket.socket, on_stop: Callable[[], None]) ->
 
     config = uvicorn.Config(
         app,
+        http=Protocol,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from titans_format.names import PLAIN_PATTERN
 from titans_serve import wire
 
 _BODIES = {
@@ -59,5 +60,8 @@ def _operation(path: str) -> dict[str, Any]:
     responses |= {"200": {"description": "done"}, "201": {"description": "made"}}
     operation: dict[str, Any] = {"responses": responses}
     if "{id}" in path:
-        operation["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+        schema = {"type": "string"}
+        if "/models/" not in path:
+            schema["pattern"] = PLAIN_PATTERN
+        operation["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": schema}]
     return operation

@@ -33,7 +33,7 @@ from titans_serve.metrics import Metrics
 from titans_serve.prefixes import Prefixes, message_hash
 from titans_serve.settings import Settings
 from titans_serve.stores import KINDS, Key, Store
-from titans_serve.turns import Outcome, Piece, Prompt, Turn
+from titans_serve.turns import CancelledTurnError, Outcome, Piece, Prompt, Turn
 from titans_serve.wire import Sampling
 
 R = TypeVar("R")
@@ -80,6 +80,7 @@ class Answer:
     namespace: str = ""
     said: tuple[bytes, ...] = ()
     deletions: int = 0
+    _late: bool = False
 
     @property
     def outcome(self) -> Outcome:
@@ -97,18 +98,26 @@ class Answer:
     async def pieces(self) -> AsyncIterator[Piece]:
         """The text as it comes. When the iterator ends, what is to be kept has been stored."""
         assert self.service is not None
-        deadline = asyncio.timeout(self.service.settings.turn_seconds)
+        # A timer and no `asyncio.timeout`, which belongs to one task: a stream is begun in one and ended in another.
+        timer = asyncio.get_running_loop().call_later(self.service.settings.turn_seconds, self._end)
         try:
-            async with deadline:
-                async with contextlib.aclosing(self.turn.pieces(self.service.turns)) as pieces:
-                    async for piece in pieces:
-                        yield piece
-                await self.service.keep(self)
-        except TimeoutError as error:
+            async with contextlib.aclosing(self.turn.pieces(self.service.turns)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            await self.service.keep(self)
+        except CancelledTurnError as error:
+            if not self._late:
+                raise
             raise RefusalError(
                 504, "server_error", "the answer took longer than this server allows; ask for fewer tokens",
                 code="timeout",
             ) from error  # fmt: skip
+        finally:
+            timer.cancel()
+
+    def _end(self) -> None:
+        self._late = True
+        self.turn.cancel()
 
 
 class Service:

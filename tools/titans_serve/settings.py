@@ -20,6 +20,7 @@ class Settings:
     body_bytes: the longest request.
     body_seconds: how long a request may take to arrive.
     turn_seconds: how long a turn may take.
+    unread_seconds: how long a client may leave a piece of an answer unread before it counts as gone.
     default_tokens, most_tokens: tokens of an answer, if the client does not say, and at most.
     int8: store memories with eight bits a number.
     journal: keep the ids of all that new memories read and write, for a model that is to read them again.
@@ -36,6 +37,7 @@ class Settings:
     body_bytes: int = 4 << 20
     body_seconds: float = 30.0
     turn_seconds: float = 600.0
+    unread_seconds: float = 30.0
     default_tokens: int = 256
     most_tokens: int = 32_768
     int8: bool = False

@@ -63,7 +63,7 @@ class StreamOptions(msgspec.Struct):
 class ChatRequest(Sampling, kw_only=True):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], msgspec.Meta(min_length=1, max_length=10_000)]
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1, max_length=2048)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     stop: Stop = None
@@ -90,7 +90,7 @@ class CompletionRequest(Sampling, kw_only=True):
 class ResponseRequest(Sampling, kw_only=True):
     """POST /v1/responses."""
 
-    input: str | Annotated[list[Message], msgspec.Meta(min_length=1, max_length=10_000)]
+    input: str | Annotated[list[Message], msgspec.Meta(min_length=1, max_length=2048)]
     instructions: str | None = None
     previous_response_id: Name | None = None
     max_output_tokens: Count | None = None

@@ -17,7 +17,8 @@ from titans_runtime import StateError
 from titans_serve.stores.base import KINDS, Key, Record, conflict, new_version, without_password
 
 _CONNECTIONS = 8  # as many as the server has threads for its store
-_PATIENCE = 5.0  # seconds for a connection
+_PATIENCE = 5.0  # seconds for a connection to be made
+_WAIT = 2.0  # seconds that a request waits for one while the database is away
 _TABLE = """
 CREATE TABLE IF NOT EXISTS titans_value (
     namespace text NOT NULL, kind text NOT NULL, name text NOT NULL,
@@ -57,7 +58,8 @@ class PostgreSQLStore:
                 connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))  # two servers may start at once
                 connection.execute(_TABLE)
             self._pool = ConnectionPool(
-                url, min_size=1, max_size=_CONNECTIONS, timeout=_PATIENCE, check=ConnectionPool.check_connection,
+                url, min_size=1, max_size=_CONNECTIONS, timeout=_WAIT, reconnect_timeout=1.0,
+                check=ConnectionPool.check_connection,
                 kwargs={"autocommit": True, "connect_timeout": int(_PATIENCE)}, open=True,
             )  # fmt: skip
 

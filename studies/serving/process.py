@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,9 +20,11 @@ ROOTS = [str(ROOT / part) for part in (".", "export", "runtime", "tools")]
 class Process:
     """A server on a free port of loopback. `options` are those of the command."""
 
-    def __init__(self, bundle: Path, *options: str) -> None:
+    def __init__(self, bundle: Path, *options: str, threads: int | None = 1) -> None:
         code = f"import sys; sys.path[:0] = {ROOTS!r}; from titans_cli.main import main; main()"
-        command = [sys.executable, "-c", code, "serve", str(bundle), "--port", "0", "--threads", "1", "--json"]
+        command = [sys.executable, "-c", code, "serve", str(bundle), "--port", "0", "--json"]
+        if threads is not None:
+            command += ["--threads", str(threads)]
         self.process = subprocess.Popen(
             [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -49,6 +52,15 @@ class Process:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
+
+    def cpu_seconds(self) -> float:
+        """Processor seconds that it has taken."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def resident_bytes(self) -> int:
+        """Memory that it holds."""
+        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def feed(self, memory: str, text: str) -> tuple[int, dict[str, object]]:
         """Let a memory read a text."""

@@ -1,4 +1,4 @@
-"""Real Redis and PostgreSQL servers on loopback, each in a folder of its own, for as long as a test needs them."""
+"""Real Redis and PostgreSQL servers on loopback, each in a folder of its own, for as long as somebody needs them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
-
 _PATIENCE = 20.0  # seconds for a server to begin; they need less than one
+
+
+class MissingProgramError(Exception):
+    """There is no such server here."""
 
 
 def free_port() -> int:
@@ -39,12 +41,17 @@ class Database:
         )  # fmt: skip
         answers(self.url, self._process)
 
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._process.poll() is None
+
     def kill(self) -> None:
         """As a crash would: no warning, no last write."""
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End it."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGINT)  # PostgreSQL's fast shutdown
@@ -52,6 +59,7 @@ class Database:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
             self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def answers(url: str, process: subprocess.Popen[bytes]) -> None:
@@ -77,7 +85,7 @@ def redis_server(folder: Path) -> Database:
     """A Redis that has written a change to its disk before it says so."""
     program = shutil.which("redis-server")
     if program is None:
-        pytest.skip("redis-server is not installed (Debian's package redis-server)")
+        raise MissingProgramError("redis-server is not installed (Debian's package redis-server)")
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     command = [
@@ -87,26 +95,23 @@ def redis_server(folder: Path) -> Database:
     return Database(f"redis://127.0.0.1:{port}", command, None, folder)
 
 
-def postgresql_server(folder: Path) -> Database:
+def postgresql_server(_: Path) -> Database:
     """A PostgreSQL with its defaults, which write a change to the disk before it is acknowledged."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     found = shutil.which("postgres") or (str(programs[-1]) if programs else None)
     if found is None:
-        pytest.skip("postgres is not installed (Debian's package postgresql)")
+        raise MissingProgramError("postgres is not installed (Debian's package postgresql)")
     user = "postgres" if os.getuid() == 0 else None  # it refuses to run as root
-    folder.mkdir(parents=True, exist_ok=True)
-    data = folder / "data"
+    owner = None
     if user is not None:
         try:
             owner = pwd.getpwnam(user)
-        except KeyError:
-            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-        for place in (folder, *folder.parents):
-            if place == Path("/"):
-                break
-            with contextlib.suppress(PermissionError):
-                place.chmod(place.stat().st_mode | 0o011)  # it passes through the folders above its own
+        except KeyError as error:
+            raise MissingProgramError("PostgreSQL does not run as root, and there is no user postgres") from error
+    folder = Path(tempfile.mkdtemp(prefix="postgresql-"))  # a place of its own, which that user can reach
+    if owner is not None:
         os.chown(folder, owner.pw_uid, owner.pw_gid)
+    data = folder / "data"
     port = free_port()
     initdb = [
         str(Path(found).with_name("initdb")), "-D", str(data), "-U", "titans", "-A", "trust", "--no-sync", "-E", "UTF8",
@@ -115,13 +120,3 @@ def postgresql_server(folder: Path) -> Database:
     subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, user=user, cwd=folder)
     command = [found, "-D", str(data), "-h", "127.0.0.1", "-p", str(port), "-k", str(folder)]
     return Database(f"postgresql://titans@127.0.0.1:{port}/postgres", command, user, folder)
-
-
-@contextlib.contextmanager
-def running(make: Callable[[Path], Database], folder: Path) -> Iterator[Database]:
-    """A server, ended afterwards."""
-    server = make(folder)
-    try:
-        yield server
-    finally:
-        server.stop()
