@@ -13,6 +13,7 @@ from titans_export.models.precision import at_precision, check_range, precision
 from titans_export.models.source_model import CONTROL, WRITES_OFF, load_source
 from titans_export.models.titans import OurModel
 from titans_export.verification.agreement import compare
+from titans_format.card import CARD_FILE, LICENSE, card
 from titans_format.document import parse
 from titans_format.errors import BundleError
 from titans_format.manifest import Manifest
@@ -33,10 +34,12 @@ def export_checkpoint(
     writes_off: bool = False,
     ends: EndNames = AS_FOUND,
     chat_template: str | None = None,
+    license: str | None = None,
 ) -> Manifest:
     """Export a checkpoint directory; see `export_model`. Raises `CheckpointError` too.
 
-    `chat_template` takes the place of the checkpoint's own; "" is none.
+    `license` is an SPDX identifier for the model card. `chat_template` takes the place of the checkpoint's own; ""
+    is none.
 
     With `writes_off` the bundle is the control whose memory is never written (`titans_core.controls`), and its
     provenance says so.
@@ -45,6 +48,8 @@ def export_checkpoint(
     provenance = {key: str(value) for key, value in loaded.checkpoint.provenance.items()}
     if loaded.checkpoint.weights_sha256:
         provenance[WEIGHTS] = loaded.checkpoint.weights_sha256
+    if license:
+        provenance[LICENSE] = license
     if writes_off:
         provenance[CONTROL] = WRITES_OFF
     return export_model(
@@ -128,4 +133,5 @@ def export_model(
                 raise VerificationError(*report.disagreement())
             manifest = with_verification(manifest, report.to_json_dict())
             write_manifest(stage, manifest)
+        (stage / CARD_FILE).write_text(card(manifest), encoding="utf-8")
     return manifest

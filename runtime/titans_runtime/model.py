@@ -22,6 +22,7 @@ from titans_runtime.describe import Description, describe
 from titans_runtime.devices.cores import most_threads
 from titans_runtime.devices.select import select
 from titans_runtime.errors import InputError, TextError
+from titans_runtime.hub import fetch, is_name
 from titans_runtime.series import SeriesScaling
 from titans_runtime.state.backend import Backend
 from titans_runtime.state.calls import LoadOptions
@@ -44,7 +45,7 @@ def load(path: str | os.PathLike[str], provider: str = "auto", threads: int | No
     """Load a bundle, checking every file's hash.
 
     Args:
-        path: the bundle's directory.
+        path: the bundle's directory, or `ORG/NAME` or `ORG/NAME@REVISION` of a model hub where there is no such path.
         provider: where it runs, such as "cpu" or "webgpu" (`titans doctor` lists them); "auto" is the best one that
             works here, and `Model.passed_over` then says why better ones do not.
         threads: CPU threads per graph; None is one for each core that this process may use.
@@ -56,6 +57,8 @@ def load(path: str | os.PathLike[str], provider: str = "auto", threads: int | No
             something that it cannot mean.
     """
     folder = checked_path(path)
+    if is_name(folder):
+        folder = fetch(str(folder))
     options = LoadOptions(threads=None if threads is None else _threads(threads))
     native.switched_off()  # refuses what it cannot mean, before anything else is done
     try:

@@ -26,7 +26,7 @@ _NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "titans serve --store redis://": (("redis",), "redis"),
     "titans serve --store postgresql://": (("psycopg", "psycopg-binary", "psycopg-pool"), "postgresql"),
     "titans serve --encrypt": (("cryptography",), "encrypt"),
-    "titans inspect, state": ((), ""),
+    "titans inspect, state, push": ((), ""),
     "titans eval --plot, verify --plot": (("matplotlib",), "plot"),
     "titans train, eval --task series --data NAME": (("bokeh-sampledata", "heartpy", "vega-datasets"), "data"),
 }

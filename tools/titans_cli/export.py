@@ -55,6 +55,7 @@ Examples:
     metavar="FILE|none",
     help="A Jinja template for conversations instead of the checkpoint's; none leaves it out.",
 )
+@click.option("--license", help="SPDX identifier of the model's licence, such as apache-2.0, for its card.")
 @click.option("--overwrite", is_flag=True, help="Replace the bundle that is there.")
 @threads_option("those that this process may use; 1 for small models")
 @json_option
@@ -69,6 +70,7 @@ def export(
     eos: tuple[str, ...],
     stop: tuple[str, ...],
     chat_template: str | None,
+    license: str | None,
     overwrite: bool,
     threads: int | None,
     as_json: bool,
@@ -95,6 +97,7 @@ def export(
                 writes_off=control == "writes-off",
                 ends=EndNames(eos=tuple(map(unescaped, eos)), stop=tuple(map(unescaped, stop))),
                 chat_template=_template(chat_template),
+                license=license,
             )
     except VerificationError as error:
         say(f"Error: {error}", err=True)

@@ -14,7 +14,7 @@ import numpy as np
 from msgspec.structs import asdict
 
 from titans_cli.options import bundle_argument, json_option
-from titans_cli.terminal import PlainTable, print_json, say, show
+from titans_cli.terminal import PlainTable, print_json, say, show, write_text
 
 if TYPE_CHECKING:
     from titans_format.manifest import Manifest
@@ -26,8 +26,9 @@ Example:
   titans inspect model.titans"""
 )
 @bundle_argument
+@click.option("--card", "as_card", is_flag=True, help="Print a model card, the README.md of a model hub.")
 @json_option
-def inspect(bundle: Path, as_json: bool) -> None:
+def inspect(bundle: Path, as_card: bool, as_json: bool) -> None:
     """Show what is inside a bundle.
 
     Model, parameters, bytes of state per stream, graphs, files with their hashes, and how it was verified. Every hash
@@ -38,6 +39,11 @@ def inspect(bundle: Path, as_json: bool) -> None:
 
     opened = open_bundle(bundle)
     manifest = opened.manifest
+    if as_card:
+        from titans_format.card import card
+
+        write_text(card(manifest))
+        return
     norms = {name: float(np.linalg.norm(opened.initial[name].astype(np.float64))) for name in learned_names(manifest)}
     sizes = {file.file: (bundle / file.file).stat().st_size for file in manifest.files()}
     if as_json:
