@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from studies.serving.databases import free_port
 from tests.runtime.toy import Toy, write_toy
 from tests.standin.hub import Hub
 from titans_cli.main import cli
@@ -64,7 +65,9 @@ def test_a_bundle_is_pushed_and_loaded_by_name_and_revision(
     assert len(hub.requests) == asked
 
 
-def test_what_the_hub_does_not_have_is_an_error_of_ours(hub: Hub, bundle: Path) -> None:
+def test_what_the_hub_does_not_have_is_an_error_of_ours(
+    hub: Hub, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(BundleError, match="no folder nobody/nothing"):
         load("nobody/nothing")
     assert titans("push", bundle, "me/toy").exit_code == 0
@@ -72,7 +75,7 @@ def test_what_the_hub_does_not_have_is_an_error_of_ours(hub: Hub, bundle: Path) 
         load("me/toy@never")
     result = titans("push", bundle, "not a name")
     assert (result.exit_code, "ORG/NAME" in result.stderr) == (2, True)
-    hub.close()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port()}")  # where nobody listens
     result = titans("push", bundle, "me/toy")
     assert result.exit_code == 2
     assert "could not be pushed" in result.stderr

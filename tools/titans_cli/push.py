@@ -19,7 +19,7 @@ from titans_cli.terminal import print_json, say
     epilog="""\b
 Examples:
   titans push model.titans me/model --private
-  titans push model.titans me/model --revision int8 --message "With 8-bit weights" """
+  titans push model.titans me/model --revision int8 --message "With 8-bit weights" --json"""
 )
 @bundle_argument
 @click.argument("name")
@@ -28,7 +28,9 @@ Examples:
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @json_option
 def push(bundle: Path, name: str, revision: str, message: str, private: bool, as_json: bool) -> None:
-    """Push a bundle to a model hub, as ORG/NAME.
+    """Push a bundle and its card to a model hub.
+
+    NAME is ORG/NAME.
 
     The bundle is checked first: every hash, and that it is sound. Its files and its model card are pushed, and nothing
     else that lies in the folder. A card is made of the manifest where there is none. The hub is that of HF_ENDPOINT;
