@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,10 +51,11 @@ def read_keys(path: Path) -> Keys:
         InputError: it cannot be read, anybody may read it, or a line is not `NAME KEY`.
     """
     try:
-        mode = path.stat().st_mode
+        mode, owner = path.stat().st_mode, path.stat().st_uid
         if not stat.S_ISREG(mode) or path.stat().st_size > LARGEST_FILE:
             raise InputError(f"{path} is not a regular file of at most {LARGEST_FILE} bytes", "name a key file")
-        if mode & (stat.S_IRGRP | stat.S_IROTH):
+        # A file of somebody else, such as a secret of Kubernetes, reaches this user through its group.
+        if mode & stat.S_IROTH or (mode & stat.S_IRGRP and owner == os.getuid()):
             raise InputError(f"{path} can be read by other users of this machine", "run chmod 600 on it")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

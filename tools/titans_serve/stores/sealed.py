@@ -121,7 +121,8 @@ def read_cipher(path: Path) -> AesCipher:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST_FILE:
             raise InputError(f"{path} is not a regular file of at most {_LARGEST_FILE} bytes", "name a key file")
-        if status.st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        # A file of somebody else, such as a secret of Kubernetes, reaches this user through its group.
+        if status.st_mode & stat.S_IROTH or (status.st_mode & stat.S_IRGRP and status.st_uid == os.getuid()):
             raise InputError(f"{path} can be read by other users of this machine", "run chmod 600 on it")
         lines = [line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
