@@ -29,13 +29,11 @@ class Peer:
         requirement: the version that is installed.
         factories: names in `studies.family.peers`, with options of the audit.
         beside: what it imports that `make setup` does not bring.
-        whole: a requirement that comes with its dependencies.
     """
 
     requirement: str
     factories: dict[str, tuple[str, ...]]
     beside: tuple[str, ...] = ()
-    whole: str = ""
 
 
 PEERS = {
@@ -44,9 +42,6 @@ PEERS = {
     ),
     "titans-trainer": Peer("titans-trainer==0.1.1", {"titans_trainer": ()}),
     "tptt": Peer("tptt==0.12.1", {"tptt": ()}, beside=("peft==0.21.2",)),
-    "tf-titans": Peer(
-        "tf-titans==0.1.3", {"tf_titans": ("--ids", "32", "--length", "32")}, whole="tensorflow-cpu==2.21.0"
-    ),
     "open-titans": Peer(
         "open-titans==1.1.0",
         {"open_titans_mac": (), "open_titans_mag": (), "open_titans_mal": ()},
@@ -72,8 +67,6 @@ def install(peer: Peer, folder: Path) -> None:
     # Read, and not built: some ask for a newer Python than they need.
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--ignore-requires-python", "--target", str(folder)]
     subprocess.run([*pip, "--no-deps", peer.requirement, *peer.beside], check=True)
-    if peer.whole:
-        subprocess.run([*pip, peer.whole], check=True)
 
 
 def audited(factory: str, options: tuple[str, ...], folder: Path, noise: float) -> dict[str, Any]:
@@ -83,7 +76,7 @@ def audited(factory: str, options: tuple[str, ...], folder: Path, noise: float) 
     path = os.pathsep.join(map(str, paths))
     found = subprocess.run(
         [*command, "--noise", str(noise), "--threads", "1", *options],
-        env={**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,

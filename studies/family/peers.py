@@ -9,8 +9,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 VOCABULARY = 32
@@ -233,37 +231,3 @@ def python_titans_miras() -> nn.Module:
         )
     )
     return model
-
-
-# ---------------------------------------------------------------- tf-titans
-
-
-class _Keras(nn.Module):
-    """A Keras layer of tf-titans, called as its example calls it: with ids and without a mask."""
-
-    def __init__(self, layer: Any, length: int) -> None:
-        super().__init__()
-        self.layer, self.length = layer, length
-        self.layer(np.zeros((1, length), np.int32), mask=None)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Keras:
-        twin = _Keras(tf_layer(self.length), self.length)
-        for ours, theirs in zip(twin.layer.variables, self.layer.variables, strict=True):
-            ours.assign(theirs)
-        twin.layer.memory.LM.memory_state.assign(self.layer.memory.LM.memory_state)
-        return twin.eval()
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """The probabilities that its last layer computes."""
-        return torch.from_numpy(np.array(self.layer(ids.numpy().astype(np.int32), mask=None)))
-
-
-def tf_layer(length: int) -> Any:
-    """tf-titans' layer with a seed of its own."""
-    _module("tensorflow").keras.utils.set_random_seed(0)
-    return _module("tf_titans.titans").Titans(16, length, 2, 32, VOCABULARY)
-
-
-def tf_titans() -> nn.Module:
-    """tf-titans for 32 tokens."""
-    return _Keras(tf_layer(32), 32)

@@ -41,7 +41,7 @@ COMMANDS = {
     "inspect": "Show what is inside a bundle.",
     "bench": "Measure how fast a bundle runs here.",
     "eval": "Measure what a bundle has learned.",
-    "audit": "Check any PyTorch model for leaks, mixed streams and state.",
+    "audit": "Check a PyTorch model for what makes it impossible to deploy.",
     "doctor": "Show what this machine can run, and what to install for the rest.",
 }
 
