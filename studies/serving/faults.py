@@ -69,12 +69,14 @@ class Round:
         self.model, self.tally = model, tally
         self.ids = model.encode(TEXT)
         self.turns = 0  # acknowledged
+        self.unanswered = 0  # since the last check; each of them may have been kept
 
     def feed(self, server: Process) -> bool:
         """One turn. A connection that breaks is no answer."""
         try:
             done = self.tally.answer(*server.feed("diary", TEXT))
         except OSError:
+            self.unanswered += 1
             return False
         self.turns += done
         return done
@@ -95,7 +97,8 @@ class Round:
         for _ in range(turns):
             alone.feed(self.ids)
         same = found.feed([1]).tobytes() == alone.feed([1]).tobytes()
-        self.tally.wrong += bool(rest) or turns > self.turns + in_flight or not same
+        self.tally.wrong += bool(rest) or turns > self.turns + self.unanswered + in_flight or not same
+        self.unanswered = 0
         self.turns = turns
 
 
