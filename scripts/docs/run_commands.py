@@ -38,7 +38,7 @@ LEFT_OUT = {
     r"-m (studies|bench)\b": "a study",
     r"\btitans (serve|chat)\b|\bcurl\b": "talks to somebody",
     r"tensorrt|webgpu|cuda|WEBGPU": "needs a device",
-    r"…|saved_models/|\bmac\.titans\b": "takes a file of the reader's",
+    r"…|saved_models/|\bmac\.titans\b|\bme\.state\b|\btuned\.titans\b": "takes a file of the reader's",
 }
 
 
