@@ -105,16 +105,11 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture(scope="module")
-def on_two(tmp_path_factory: pytest.TempPathFactory, killed: Path) -> Path:
-    """Two trainings under torchrun, on the CPU: `whole`, and `resumed`, which goes on where `killed` stopped."""
-    out = tmp_path_factory.mktemp("two")
-    shutil.copytree(killed, out / "resumed")
-    script = out / "run.py"
-    script.write_text(program(out / "whole", False, 0) + program(out / "resumed", True, 0))
+def run_on_two_processes(script: Path, out: Path, resume: bool = False) -> None:
+    """Train under torchrun, on the CPU."""
+    script.write_text(program(out, resume, 0))
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run([sys.executable, *torchrun, str(script)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return out
 
 
 def test_a_killed_run_resumes_to_the_same_losses_and_weights_bit_for_bit(tmp_path: Path, killed: Path) -> None:
@@ -142,16 +137,19 @@ def test_a_run_may_resume_with_its_batch_cut_differently(tmp_path: Path, killed:
     assert resumed.loss == pytest.approx(whole.loss, abs=1e-3)
 
 
-def test_two_processes_walk_the_loss_curve_of_one(tmp_path: Path, on_two: Path) -> None:
-    one = train(CONFIG, text_task(), OPTIONS, tmp_path)
-    assert losses(on_two / "whole") == pytest.approx(losses(tmp_path), abs=1e-3)
-    assert load_checkpoint(on_two / "whole").provenance["tokens"] == one.tokens
+def test_two_processes_walk_the_loss_curve_of_one(tmp_path: Path) -> None:
+    one = train(CONFIG, text_task(), OPTIONS, tmp_path / "one")
+    run_on_two_processes(tmp_path / "run.py", tmp_path / "two")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-3)
+    assert load_checkpoint(tmp_path / "two").provenance["tokens"] == one.tokens
 
 
-def test_two_processes_may_finish_what_one_began(tmp_path: Path, on_two: Path) -> None:
-    whole = train(CONFIG, text_task(), OPTIONS, tmp_path)
-    assert losses(on_two / "resumed") == pytest.approx(losses(tmp_path), abs=1e-3)
-    assert load_checkpoint(on_two / "resumed").provenance["loss"] == pytest.approx(whole.loss, abs=1e-3)
+def test_two_processes_may_finish_what_one_began(tmp_path: Path, killed: Path) -> None:
+    whole = train(CONFIG, text_task(), OPTIONS, tmp_path / "whole")
+    shutil.copytree(killed, tmp_path / "killed")
+    run_on_two_processes(tmp_path / "run.py", tmp_path / "killed", resume=True)
+    assert losses(tmp_path / "killed") == pytest.approx(losses(tmp_path / "whole"), abs=1e-3)
+    assert load_checkpoint(tmp_path / "killed").provenance["loss"] == pytest.approx(whole.loss, abs=1e-3)
 
 
 def test_accumulation_does_not_change_the_loss_curve(tmp_path: Path) -> None:
