@@ -126,10 +126,12 @@ def run(bundles: dict[str, Path], blocks: list[tuple[str, int, int]], workers: i
 
 def plan(cases: int, targets: list[str], seed: int) -> list[tuple[str, int, int]]:
     """Blocks that come to `cases` cases, those of different targets in turn."""
-    whole = sum(SHARES[target] for target in targets)
+    whole, share, given = sum(SHARES[target] for target in targets), 0.0, 0
     blocks: list[tuple[str, int, int]] = []
     for target in targets:
-        left = round(cases * SHARES[target] / whole)
+        share += SHARES[target]
+        left = round(cases * share / whole) - given  # rounded together, so that the parts make the whole
+        given += left
         for number in range(-(-left // BLOCK)):
             blocks.append((target, seed * 1_000_000 + number, min(BLOCK, left - number * BLOCK)))
     return sorted(blocks, key=lambda block: block[1])

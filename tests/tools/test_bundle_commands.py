@@ -249,7 +249,7 @@ def test_commands_that_need_only_the_base_dependencies_are_always_ready() -> Non
     )
     subprocess.run([sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{program}"], check=True)
     commands = {entry["name"]: entry for entry in json.loads(titans("doctor", "--json").stdout)["commands"]}
-    assert commands["titans inspect, state"]["status"] == "ready"
+    assert commands["titans inspect, state, push"]["status"] == "ready"
 
 
 def test_doctor_for_people_lists_every_provider_and_breaks_no_command() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import click
 import llm
 
+from titans_cli.terminal import say
 from titans_format.errors import TitansError
 from titans_format.names import is_plain
 from titans_runtime.atomic import replace_file
@@ -73,7 +74,7 @@ def register_commands(cli: click.Group) -> None:
     def list_() -> None:
         """The bundles that were added."""
         for name, place in _bundles().items():
-            click.echo(f"{name}: {place}")
+            say(f"{name}: {place}")
 
 
 class TitansModel(llm.Model):
