@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from titans_core.pretrained import Texts
 from titans_export.bundle.writer import staged, with_verification, write_bundle, write_manifest
 from titans_export.titans_pytorch.arguments import ConfigError
+from titans_export.titans_pytorch.json_config import read_json_config
 from titans_export.titans_pytorch.options import TransformerOptions, read_options
 from titans_export.titans_pytorch.parameters import read_state_dict
 from titans_export.titans_pytorch.parity import compare
 from titans_export.titans_pytorch.steppable import TitansPytorchModel
-from titans_format.files import MIB, read_regular, shown
 from titans_format.manifest import Manifest
 from titans_format.progress import ReportProgress
 from titans_tasks.tokens import load_tokenizer
 
 VERIFY_TOKENS = 600
-_MOST_CONFIG = 16 * MIB
 NOTES = "checkpoint.read"  # the entry of the provenance that says what was unusual about the checkpoint
 
 
@@ -29,15 +27,9 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it is no JSON, or no configuration that can be carried over.
     """
-    try:
-        config = json.loads(read_regular(path, _MOST_CONFIG).decode("utf-8"))
-    except OSError as error:
-        raise ConfigError(shown(path, error), "name the file with the configuration") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is no JSON ({error})", "write the constructor's arguments as JSON") from error
+    config = read_json_config(path)
     read_options(config)
-    found: dict[str, Any] = config
-    return found
+    return config
 
 
 def import_checkpoint(

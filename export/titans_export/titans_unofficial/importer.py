@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,17 @@ from titans_core.pretrained import Texts
 from titans_export.bundle.writer import staged, with_verification, write_bundle, write_manifest
 from titans_export.titans_pytorch.arguments import ConfigError
 from titans_export.titans_pytorch.importer import NOTES
+from titans_export.titans_pytorch.json_config import read_json_config
 from titans_export.titans_pytorch.parameters import read_state_dict
 from titans_export.titans_unofficial.options import read_options
 from titans_export.titans_unofficial.steppable import TitansUnofficialModel
 from titans_export.verification.imported import Answers, compare_imported
-from titans_format.files import MIB, read_regular, shown
 from titans_format.manifest import Manifest
 from titans_format.progress import ReportProgress
 from titans_runtime.arrays import Array
 from titans_tasks.tokens import load_tokenizer
 
 SOURCE = "titans-unofficial"
-_MOST_CONFIG = 16 * MIB
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -35,15 +33,9 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it is no JSON, or no configuration.
     """
-    try:
-        config = json.loads(read_regular(path, _MOST_CONFIG).decode("utf-8"))
-    except OSError as error:
-        raise ConfigError(shown(path, error), "name the file with the configuration") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is no JSON ({error})", "write the constructor's arguments as JSON") from error
+    config = read_json_config(path)
     read_options(config)
-    found: dict[str, Any] = config
-    return found
+    return config
 
 
 def import_checkpoint(
