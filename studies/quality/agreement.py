@@ -77,10 +77,10 @@ def recall_answers(stream: Stream, streams: int, keys: int, pairs: int, gap: int
     return Questions(RecallConfig(keys=keys, values=keys, pairs=pairs), streams).after_gaps(stream, [gap])[gap]
 
 
-def needle_answers(stream: Stream, wish: needle.Wish) -> NDArray[np.int64]:
+def needle_answers(stream: Stream, options: needle.NeedleOptions) -> NDArray[np.int64]:
     """The bytes that fresh streams answer at the first length, `[streams, A]`."""
     hay = Haystack(read_corpus([STDLIB]).held_out)
-    return needle.Hidden.of(hay, wish, wish.lengths[0]).ask(stream)
+    return needle.Hidden.of(hay, options, options.lengths[0]).ask(stream)
 
 
 def main() -> None:
@@ -100,14 +100,14 @@ def main() -> None:
         "bundle": titans_runtime.load(chosen.bundle, provider="cpu").driver(chosen.streams),
         "checkpoint": Eager.of(chosen.checkpoint, chosen.streams),
     }
-    wish = needle.Wish(lengths=(chosen.length,), streams=chosen.streams)
+    options = needle.NeedleOptions(lengths=(chosen.length,), streams=chosen.streams)
     answers = {}
     for side, stream in sides.items():
         print(f"asking the {side}", file=sys.stderr)
         if chosen.task == "recall":
             answers[side] = recall_answers(stream, chosen.streams, chosen.keys, chosen.pairs, chosen.gap)
         else:
-            answers[side] = needle_answers(stream, wish)
+            answers[side] = needle_answers(stream, options)
     same = answers["bundle"] == answers["checkpoint"]
     print(json.dumps({"task": chosen.task, "predictions": same.size, "agree": float(same.mean())}))
     sys.exit(0 if same.mean() >= AGREES else 1)

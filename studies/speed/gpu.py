@@ -30,7 +30,7 @@ from studies.speed.memory_layer import MemoryLayer, export_layer, layer_config, 
 from studies.speed.report import Figure, Result, Row
 from titans_core.presets import preset
 from titans_format.progress import ReportProgress
-from titans_measure.speed.measure import Wish
+from titans_measure.speed.measure import BenchOptions
 from titans_measure.speed.measure import measure as measure_bundle
 from titans_measure.speed.timing import Work, medians
 
@@ -121,8 +121,8 @@ def large(options: argparse.Namespace, progress: ReportProgress) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "large.titans"
         random_bundle(config, bundle, options.dtype)
-        wish = Wish(provider=options.provider, batches=lanes, prompt=512, tokens=64, rounds=3)
-        report = measure_bundle(bundle, wish, progress)
+        wanted = BenchOptions(provider=options.provider, batches=lanes, prompt=512, tokens=64, rounds=3)
+        report = measure_bundle(bundle, wanted, progress)
     gflops, gigabytes = products(options.quick), copies(options.quick)
     rows: list[Row] = []
     for kind, speeds in (("prompt of 512", report.prefill), ("token by token", report.decode)):

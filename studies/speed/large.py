@@ -17,7 +17,7 @@ from studies.speed.kit import THREADS, pin, random_bundle
 from studies.speed.report import Figure, Result, Row
 from titans_core.presets import preset
 from titans_format.progress import ReportProgress
-from titans_measure.speed.measure import Speed, Wish
+from titans_measure.speed.measure import BenchOptions, Speed
 from titans_measure.speed.measure import measure as measure_bundle
 from titans_measure.speed.profile import GraphProfile, profile
 
@@ -26,7 +26,7 @@ SHOWN = 8  # rows of each profile
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """See `titans_measure.speed.measure.Wish`."""
+    """See `titans_measure.speed.measure.BenchOptions`."""
 
     preset: str = "170m"
     prompt: int = 512
@@ -38,15 +38,15 @@ class Sizes:
 def measure(sizes: Sizes, progress: ReportProgress) -> Result:
     """Shares of the machine's products and of its reading, and profiles."""
     pin(sizes.threads)
-    wish = Wish(
+    options = BenchOptions(
         provider="cpu", threads=sizes.threads, batches=(1,), prompt=sizes.prompt, tokens=sizes.tokens,
         rounds=sizes.rounds,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "large.titans"
         random_bundle(preset(sizes.preset, variant="mac"), bundle)
-        report = measure_bundle(bundle, wish, progress)
-        profiles = profile(bundle, wish)
+        report = measure_bundle(bundle, options, progress)
+        profiles = profile(bundle, options)
     (prefill,), (decode,) = report.prefill, report.decode
     machine = report.roofline
     stated = [

@@ -19,7 +19,7 @@ from studies.speed.report import Figure, Result, Row
 from titans_core.config import VARIANTS, Variant
 from titans_core.presets import preset
 from titans_format.progress import ReportProgress
-from titans_measure.speed.measure import Report, Wish
+from titans_measure.speed.measure import BenchOptions, BenchReport
 from titans_measure.speed.measure import measure as measure_bundle
 
 
@@ -39,7 +39,7 @@ class Sizes:
 def measure(sizes: Sizes, progress: ReportProgress) -> Result:
     """Tokens per second of one stream and of all."""
     pin(sizes.threads)
-    wish = Wish(
+    options = BenchOptions(
         provider="cpu", threads=sizes.threads, batches=(1, sizes.streams), prompt=sizes.prompt,
         tokens=sizes.tokens, rounds=sizes.rounds,
     )  # fmt: skip
@@ -49,7 +49,7 @@ def measure(sizes: Sizes, progress: ReportProgress) -> Result:
         with tempfile.TemporaryDirectory() as folder:
             bundle = Path(folder) / "batch.titans"
             random_bundle(preset(sizes.preset, variant=variant), bundle)
-            report = measure_bundle(bundle, wish, progress)
+            report = measure_bundle(bundle, options, progress)
         figures.append(
             Figure(
                 name=f"{variant}, {sizes.streams} streams over one", unit="x", at_least=8.0,
@@ -68,7 +68,7 @@ def measure(sizes: Sizes, progress: ReportProgress) -> Result:
     )
 
 
-def _row(variant: Variant, report: Report) -> Row:
+def _row(variant: Variant, report: BenchReport) -> Row:
     one, many = report.decode
     bytes_each = [(speed.bytes_per_token or 0.0) / 1e6 for speed in (one, many)]
     return {

@@ -24,7 +24,7 @@ from tests.conftest import RECALL, SMALL
 from titans_cli.main import cli
 from titans_cli.model_options import ModelOptions
 from titans_core.config import VARIANTS
-from titans_measure.quality.needle import Wish
+from titans_measure.quality.needle import NeedleOptions
 
 RECIPES = {
     **{f"recall-{variant}": recall.recipe(variant, 0) for variant in VARIANTS},
@@ -197,10 +197,10 @@ def test_bundle_and_pytorch_give_the_same_answers(
     model = titans_runtime.load(recall_bundle, provider="cpu")
     theirs = recall_answers(Eager.of(recall_checkpoint, 32), 32, keys=4, pairs=2, gap=37)
     assert np.mean(recall_answers(model.driver(32), 32, keys=4, pairs=2, gap=37) == theirs) >= 0.999
-    wish = Wish(lengths=(130,), streams=4)
+    options = NeedleOptions(lengths=(130,), streams=4)
     model = titans_runtime.load(tiny_bundle, provider="cpu")
-    found = needle_answers(Eager.of(tiny_checkpoint, 4), wish)
-    assert np.array_equal(needle_answers(model.driver(4), wish), found)
+    found = needle_answers(Eager.of(tiny_checkpoint, 4), options)
+    assert np.array_equal(needle_answers(model.driver(4), options), found)
 
 
 def test_the_tables_of_writes_say_what_the_reports_say(tiny_bundle: Path) -> None:

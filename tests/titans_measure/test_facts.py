@@ -13,7 +13,7 @@ import pytest
 
 from titans_format.fields import TokenInputs
 from titans_measure.quality.errors import EvalError
-from titans_measure.quality.facts import Report, Wish, evaluate
+from titans_measure.quality.facts import FactsOptions, FactsReport, evaluate
 from titans_measure.quality.plots import draw_facts
 from titans_runtime import Model
 from titans_runtime.arrays import Array, FloatArray
@@ -69,14 +69,14 @@ class Reader:
         return Copier(forgets=self.forgets)
 
 
-def report(wish: Wish, reader: Reader | None = None) -> Report:
+def report(options: FactsOptions, reader: Reader | None = None) -> FactsReport:
     text = Document("text", b"Nobody came by, and the lake lay still under a low sky. " * 60)
     source = FactSource([text], ByteTokenizer().encode, None, held_out=True)
-    return evaluate(cast("Model", reader or Reader()), source, wish)
+    return evaluate(cast("Model", reader or Reader()), source, options)
 
 
 def test_what_was_told_is_known_in_the_same_words_and_the_later_value_wins() -> None:
-    found = report(Wish(facts=(3,), gaps=(0, 200), streams=4))
+    found = report(FactsOptions(facts=(3,), gaps=(0, 200), streams=4))
     accuracy = {(point.kind, point.gap): point.accuracy for point in found.points}
     assert accuracy["same", 0] > 0.7  # values of one letter's difference are beyond a copier
     assert accuracy["same", 200] == accuracy["same", 0]
@@ -86,13 +86,13 @@ def test_what_was_told_is_known_in_the_same_words_and_the_later_value_wins() -> 
 
 
 def test_a_reader_that_forgets_loses_everything_with_the_gap() -> None:
-    found = report(Wish(facts=(2,), gaps=(0, 900), streams=2), Reader(forgets=600))
+    found = report(FactsOptions(facts=(2,), gaps=(0, 900), streams=2), Reader(forgets=600))
     accuracy = {(point.kind, point.gap): point.accuracy for point in found.points}
     assert accuracy["same", 0] > accuracy["same", 900] == 0
 
 
 def test_the_report_is_plain_data_and_a_line_per_point(tmp_path: Path) -> None:
-    found = report(Wish(facts=(2,), gaps=(0,), streams=2))
+    found = report(FactsOptions(facts=(2,), gaps=(0,), streams=2))
     document = json.loads(json.dumps(found.as_json()))
     assert document["task"] == "facts"
     assert set(document["points"][0]) == {
@@ -105,6 +105,6 @@ def test_the_report_is_plain_data_and_a_line_per_point(tmp_path: Path) -> None:
 
 def test_a_model_without_tokens_and_an_empty_wish_are_refused() -> None:
     with pytest.raises(EvalError, match="takes vectors"):
-        report(Wish(), Reader(vocabulary=False))
+        report(FactsOptions(), Reader(vocabulary=False))
     with pytest.raises(EvalError, match="at least one"):
-        Wish(gaps=())
+        FactsOptions(gaps=())

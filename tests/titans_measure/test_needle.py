@@ -12,7 +12,7 @@ import pytest
 import titans_runtime
 from tests.titans_measure.test_recall import Told
 from titans_measure.quality.errors import EvalError
-from titans_measure.quality.needle import Hidden, Point, Report, Wish, evaluate
+from titans_measure.quality.needle import Hidden, NeedleOptions, NeedleReport, Point, evaluate
 from titans_measure.quality.plots import draw_needle
 from titans_measure.quality.report import Subject
 from titans_runtime.arrays import Array
@@ -20,7 +20,7 @@ from titans_tasks.documents import Document
 from titans_tasks.needle import Haystack
 
 HAY = Haystack([Document("hay.py", b"def double(x):\n    return 2 * x\n\n\n" * 50)])
-WISH = Wish(lengths=(256, 512), streams=8)
+OPTIONS = NeedleOptions(lengths=(256, 512), streams=8)
 
 
 class Searcher:
@@ -55,7 +55,7 @@ class Searcher:
 
 
 def test_a_reader_that_searches_finds_everything_within_its_reach() -> None:
-    hidden = Hidden.of(HAY, WISH, 512)
+    hidden = Hidden.of(HAY, OPTIONS, 512)
     point = hidden.point(hidden.ask(Searcher(512)))
     assert (point.accuracy, point.bytes_right, point.length) == (1.0, 1.0, 512)
     short = hidden.point(hidden.ask(Searcher(150)))
@@ -63,12 +63,12 @@ def test_a_reader_that_searches_finds_everything_within_its_reach() -> None:
 
 
 def test_without_reading_there_is_nothing_to_find() -> None:
-    hidden = Hidden.of(HAY, WISH, 256)
+    hidden = Hidden.of(HAY, OPTIONS, 256)
     assert hidden.point(hidden.ask_unread(Searcher(512))).right == 0
 
 
 def test_one_wrong_byte_makes_the_answer_wrong() -> None:
-    hidden = Hidden.of(HAY, WISH, 256)
+    hidden = Hidden.of(HAY, OPTIONS, 256)
     ids = hidden.answers.copy()
     ids[0, 2] += 1
     point = hidden.point(ids)
@@ -78,7 +78,7 @@ def test_one_wrong_byte_makes_the_answer_wrong() -> None:
 
 def test_a_right_answer_is_what_greedy_decoding_gives(tiny_bundle: Path) -> None:
     model = titans_runtime.load(tiny_bundle, provider="cpu")
-    hidden = Hidden.of(HAY, Wish(streams=2), 160)
+    hidden = Hidden.of(HAY, NeedleOptions(streams=2), 160)
     ids = hidden.ask(model.driver(2))
     for row in range(2):
         session = model.session()
@@ -86,10 +86,10 @@ def test_a_right_answer_is_what_greedy_decoding_gives(tiny_bundle: Path) -> None
         assert session.feed(before).argmax() == ids[row, 0]
 
 
-def report(rights: list[int]) -> Report:
+def report(rights: list[int]) -> NeedleReport:
     points = tuple(Point(length=256 << i, streams=20, right=r, bytes_right=r / 20) for i, r in enumerate(rights))
     reset = Point(length=256, streams=20, right=0, bytes_right=0.1)
-    return Report(subject=Subject("m", "mac", 1, "fp32", "cpu"), wish=WISH, points=points, reset=reset)
+    return NeedleReport(subject=Subject("m", "mac", 1, "fp32", "cpu"), options=OPTIONS, points=points, reset=reset)
 
 
 @pytest.mark.parametrize(("rights", "longest"), [([20, 19, 18], 512), ([18, 20], None), ([20, 18, 20], 256)])
@@ -111,8 +111,8 @@ def test_a_report_is_json_for_every_form(tiny_bundle: Path, tmp_path: Path) -> N
         files[-1].write_text("sphinx of black quartz, judge my vow. " * 9)
     for form in ("passkey", "number", "uuid"):
         told: list[tuple[int, int]] = []
-        wish = Wish(form=form, lengths=(300, 256), streams=2, data=tuple(map(str, files)))  # type: ignore[arg-type]
-        document = evaluate(model, wish, lambda *now, told=told: told.append(now)).as_json()  # type: ignore[misc]
+        options = NeedleOptions(form=form, lengths=(300, 256), streams=2, data=tuple(map(str, files)))  # type: ignore[arg-type]
+        document = evaluate(model, options, lambda *now, told=told: told.append(now)).as_json()  # type: ignore[misc]
         json.dumps(document, allow_nan=False)
         assert [point["length"] for point in document["points"]] == [256, 300]
         assert told[-1][0] == told[-1][1]
@@ -120,6 +120,6 @@ def test_a_report_is_json_for_every_form(tiny_bundle: Path, tmp_path: Path) -> N
 
 def test_a_model_without_bytes_is_refused(recall_bundle: Path) -> None:
     with pytest.raises(EvalError, match="256 token ids"):
-        evaluate(titans_runtime.load(recall_bundle, provider="cpu"), Wish())
+        evaluate(titans_runtime.load(recall_bundle, provider="cpu"), NeedleOptions())
     with pytest.raises(EvalError, match="add what is missing"):
-        Wish(streams=0)
+        NeedleOptions(streams=0)

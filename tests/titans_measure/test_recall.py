@@ -12,7 +12,7 @@ import pytest
 import titans_runtime
 from titans_measure.quality.errors import EvalError
 from titans_measure.quality.plots import draw_recall
-from titans_measure.quality.recall import Point, Questions, Report, Wish, evaluate
+from titans_measure.quality.recall import Point, Questions, RecallOptions, RecallReport, evaluate
 from titans_measure.quality.report import Subject
 from titans_runtime.arrays import Array, FloatArray
 from titans_tasks.recall import FILLER, RecallConfig
@@ -80,11 +80,11 @@ def test_asking_does_not_disturb_the_streams(recall_bundle: Path) -> None:
         assert np.array_equal(alone[gap], answers)
 
 
-def report(accuracies: list[int]) -> Report:
+def report(accuracies: list[int]) -> RecallReport:
     points = tuple(Point(pairs=4, gap=10**i, questions=100, right=right) for i, right in enumerate(accuracies))
-    return Report(
+    return RecallReport(
         subject=Subject("m", "lmm", 1, "fp32", "cpu"),
-        wish=Wish(keys=8, pairs=(4,), gaps=tuple(point.gap for point in points)),
+        options=RecallOptions(keys=8, pairs=(4,), gaps=tuple(point.gap for point in points)),
         points=points,
         reset=(Point(pairs=4, gap=0, questions=100, right=12),),
         chance=0.125,
@@ -112,8 +112,8 @@ def test_a_picture_is_small_and_the_same_every_time(tmp_path: Path) -> None:
 def test_a_report_is_json_and_counts_every_question(recall_bundle: Path) -> None:
     model = titans_runtime.load(recall_bundle, provider="cpu")
     told: list[tuple[int, int]] = []
-    wish = Wish(keys=4, pairs=(1, 2), gaps=(0, 40), streams=3)
-    document = evaluate(model, wish, lambda *now: told.append(now)).as_json()
+    options = RecallOptions(keys=4, pairs=(1, 2), gaps=(0, 40), streams=3)
+    document = evaluate(model, options, lambda *now: told.append(now)).as_json()
     json.dumps(document, allow_nan=False)
     assert [(p["pairs"], p["gap"], p["questions"]) for p in document["points"]] == [
         (1, 0, 3), (1, 40, 3), (2, 0, 6), (2, 40, 6)
@@ -126,6 +126,6 @@ def test_a_report_is_json_and_counts_every_question(recall_bundle: Path) -> None
 def test_a_model_of_other_sizes_is_refused(recall_bundle: Path) -> None:
     model = titans_runtime.load(recall_bundle, provider="cpu")
     with pytest.raises(EvalError, match="17 token ids and the model 9, as it was trained with 4 keys; use --keys 4"):
-        evaluate(model, Wish(keys=8, pairs=(2,)))
+        evaluate(model, RecallOptions(keys=8, pairs=(2,)))
     with pytest.raises(EvalError, match="add what is missing"):
-        Wish(pairs=())
+        RecallOptions(pairs=())

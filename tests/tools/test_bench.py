@@ -18,12 +18,12 @@ from titans_export.export import export_model
 from titans_format.manifest import Manifest
 from titans_format.specs import Cost
 from titans_measure.speed.demand import decoding, reading
-from titans_measure.speed.measure import Wish, measure
+from titans_measure.speed.measure import BenchOptions, measure
 from titans_measure.speed.profile import part_of, profile, read_profile
 from titans_measure.speed.timing import interleaved
 from titans_runtime.native import kernels
 
-WISH = Wish(batches=(1, 2), prompt=40, tokens=20, rounds=2, threads=1)
+OPTIONS = BenchOptions(batches=(1, 2), prompt=40, tokens=20, rounds=2, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_half_precision_weights_are_twice_as_many_bytes_where_they_are_widened(t
 
 
 def test_a_report_adds_up(bundle: Path) -> None:
-    report = measure(bundle, WISH)
+    report = measure(bundle, OPTIONS)
     assert report.roofline is not None
     assert [speed.batch for speed in report.decode] == [speed.batch for speed in report.prefill] == [1, 2]
     for speeds, tokens, bound in ((report.prefill, 40, "sgemm_gflops"), (report.decode, 20, "read_gb_per_second")):
@@ -118,7 +118,7 @@ def test_a_bundle_that_does_not_say_what_it_costs_has_speeds_and_no_shares(bundl
     )
     assert result.exit_code == 0, result.output
     assert "cold start" in result.output
-    report = measure(old, replace(WISH, batches=(1,), rounds=1))
+    report = measure(old, replace(OPTIONS, batches=(1,), rounds=1))
     assert [speed.share for speed in (*report.prefill, *report.decode)] == [None, None]
     assert report.decode[0].tokens_per_second > 0
 
@@ -140,7 +140,7 @@ def test_the_command_gives_one_document_with_the_profile_in_it(bundle: Path) -> 
 
 @pytest.mark.skipif(kernels() is None, reason="no kernels")
 def test_a_profile_names_fused_parts_too(bundle: Path) -> None:
-    step = next(graph for graph in profile(bundle, replace(WISH, prompt=48)) if graph.graph == "step")
+    step = next(graph for graph in profile(bundle, replace(OPTIONS, prompt=48)) if graph.graph == "step")
     assert {"blocks.*.mixer.reader", "blocks.*.mixer.attention"} <= {part.name for part in step.parts}
     assert {"Memory", "TokenAttention"} <= {row.name for row in step.operators}
 
@@ -158,7 +158,7 @@ def test_kernels_are_compared_with_none_in_turns(
 
 @pytest.mark.usefixtures("portable")
 def test_a_profile_names_the_parts_of_the_model(bundle: Path) -> None:
-    graphs = {graph.graph: graph for graph in profile(bundle, replace(WISH, prompt=48))}
+    graphs = {graph.graph: graph for graph in profile(bundle, replace(OPTIONS, prompt=48))}
     parts = {part.name: part for part in graphs["step"].parts}
     assert {"blocks.*.mixer.reader.memory", "blocks.*.mixer.attention"} <= set(parts)
     assert graphs["prefill"].calls == 2  # of three, the first warmed up

@@ -13,7 +13,7 @@ import titans_runtime
 from titans_cli.main import cli
 from titans_measure.quality import dna, needle, recall, series
 from titans_measure.quality.reading import Sizes
-from titans_measure.speed.measure import Wish as BenchWish
+from titans_measure.speed.measure import BenchOptions
 from titans_runtime import InputError, SamplingOptions
 from titans_runtime.stream.session import Session
 
@@ -120,12 +120,12 @@ def test_a_benchmark(tiny_bundle: Path, recorder: Recorder, monkeypatch: pytest.
     recorder.instead_of("titans_measure.speed.measure.measure")
     sizes = ["--batch", "3", "--batch", "5", "--prompt", "40", "--tokens", "20", "--rounds", "2"]
     values, _ = recorder.after("bench", tiny_bundle, "--provider", "webgpu", "--threads", "3", *sizes)
-    wanted = BenchWish(provider="webgpu", threads=3, batches=(3, 5), prompt=40, tokens=20, rounds=2)
+    wanted = BenchOptions(provider="webgpu", threads=3, batches=(3, 5), prompt=40, tokens=20, rounds=2)
     assert values[:2] == (tiny_bundle, wanted)
     monkeypatch.setattr("titans_measure.speed.measure.measure", lambda *given: None)
     recorder.instead_of("titans_measure.speed.profile.profile")
     values, _ = recorder.after("bench", tiny_bundle, "--provider", "cpu", "--rounds", "2", "--profile")
-    assert values == (tiny_bundle, BenchWish(provider="cpu", rounds=2))
+    assert values == (tiny_bundle, BenchOptions(provider="cpu", rounds=2))
 
 
 READ = ["--shortest", "100", "--longest", "200", "--window", "30", "--frozen-after", "60"]
@@ -139,26 +139,26 @@ SIZES = Sizes(shortest=100, longest=200, window=30, frozen_after=60)
             "recall",
             "titans_measure.quality.recall.evaluate",
             ["--keys", "40", "--pairs", "3", "--pairs", "5", "--gap", "7", "--gap", "8", "--streams", "2"],
-            (recall.Wish(keys=40, pairs=(3, 5), gaps=(7, 8), streams=2),),
+            (recall.RecallOptions(keys=40, pairs=(3, 5), gaps=(7, 8), streams=2),),
         ),
         (
             "needle",
             "titans_measure.quality.needle.evaluate",
             ["--form", "uuid", "--length", "300", "--length", "500", "--streams", "2", "--data", "x"],
-            (needle.Wish(form="uuid", lengths=(300, 500), streams=2, data=("x",)),),
+            (needle.NeedleOptions(form="uuid", lengths=(300, 500), streams=2, data=("x",)),),
         ),
         ("text", "titans_measure.quality.text.evaluate", ["--data", "x", "--data", "y", *READ], (("x", "y"), SIZES)),
         (
             "series",
             "titans_measure.quality.series.evaluate",
             ["--data", "x", "--season", "6", "--anomalies", "2", "--anomaly-size", "1.5"],
-            (series.Wish(data="x", season=6, anomalies=2, size=1.5),),
+            (series.SeriesOptions(data="x", season=6, anomalies=2, size=1.5),),
         ),
         (
             "dna",
             "titans_measure.quality.dna.evaluate",
             ["--families", "3", "--gap", "7", "--gap", "8", "--streams", "2"],
-            (dna.Wish(families=3, gaps=(7, 8), streams=2),),
+            (dna.DnaOptions(families=3, gaps=(7, 8), streams=2),),
         ),
         ("dna", "titans_measure.quality.dna.evaluate_fasta", ["--data", "x", *READ], (("x",), SIZES)),
     ],

@@ -17,7 +17,7 @@ from titans_cli.options import bundle_argument, json_option
 from titans_cli.terminal import PlainTable, print_json, progress_bar, say, show
 
 if TYPE_CHECKING:
-    from titans_measure.speed.measure import Report, Speed
+    from titans_measure.speed.measure import BenchReport, Speed
     from titans_measure.speed.profile import GraphProfile, Share
 
 _SHOWN = 12  # rows of a profile
@@ -61,10 +61,10 @@ def bench(
     token, cold start and memory; and on a CPU the share of the machine's own speed, measured in the same run: of its
     matrix products for prompts, of reading memory for single tokens. Everything takes turns, and medians count.
     """
-    from titans_measure.speed.measure import Wish, measure
+    from titans_measure.speed.measure import BenchOptions, measure
     from titans_measure.speed.profile import profile
 
-    wish = Wish(
+    options = BenchOptions(
         provider=provider,
         threads=threads,
         batches=tuple(dict.fromkeys(batches)),
@@ -75,8 +75,8 @@ def bench(
     if with_profile and provider not in ("auto", "cpu"):
         raise click.UsageError("--profile looks into the CPU's graphs only; leave it out, or use --provider cpu")
     with progress_bar("measuring") as progress:
-        report = measure(bundle, wish, progress)
-    profiles = profile(bundle, wish) if with_profile else ()
+        report = measure(bundle, options, progress)
+    profiles = profile(bundle, options) if with_profile else ()
     if as_json:
         document = report.as_json()
         if with_profile:
@@ -86,13 +86,13 @@ def bench(
     _show(report, profiles)
 
 
-def _show(report: Report, profiles: Sequence[GraphProfile]) -> None:
-    model, start, wish = report.model, report.start, report.wish
+def _show(report: BenchReport, profiles: Sequence[GraphProfile]) -> None:
+    model, start, options = report.model, report.start, report.options
     say(
         f"{model['name']}, {model['parameters']:,} parameters, {model['dtype']}, {_mib(model['weight_bytes'])} of"
         f" weights, {_mib(model['state_bytes_per_stream'])} of state a stream"
     )
-    threads = wish.threads or report.machine["cores"]
+    threads = options.threads or report.machine["cores"]
     say(f"{report.provider} on {report.machine['processor']}, {threads} of {report.machine['cores']} cores")
     if report.roofline is not None:
         say(
@@ -101,9 +101,9 @@ def _show(report: Report, profiles: Sequence[GraphProfile]) -> None:
         )
     say(
         f"cold start to the first token {_seconds(start.cold_seconds)}, load {_seconds(start.load_seconds)}, a prompt"
-        f" of {wish.prompt} tokens {_seconds(report.first_token_seconds)}, peak memory {_mib(start.peak_rss_bytes)}"
+        f" of {options.prompt} tokens {_seconds(report.first_token_seconds)}, peak memory {_mib(start.peak_rss_bytes)}"
     )
-    table = PlainTable(title=f"Prompts of {wish.prompt} tokens")
+    table = PlainTable(title=f"Prompts of {options.prompt} tokens")
     for column in ("streams", "tokens/s", "MFLOP a token", "GFLOP/s", "of the machine"):
         table.add_column(column, right=True)
     for speed in report.prefill:
@@ -111,7 +111,7 @@ def _show(report: Report, profiles: Sequence[GraphProfile]) -> None:
         rate = f"{speed.tokens_per_second:,.0f}"
         table.add_row(str(speed.batch), rate, per_token, _number(speed.gflops), _share(speed))
     show(table)
-    table = PlainTable(title=f"{wish.tokens} tokens, one by one")
+    table = PlainTable(title=f"{options.tokens} tokens, one by one")
     names = list(report.decode[0].latency_ms or {})
     for column in ("streams", "tokens/s", "MB a token", "GB/s", "of the machine", *(f"{name}, ms" for name in names)):
         table.add_column(column, right=True)

@@ -109,9 +109,9 @@ def _recall(
     gaps: tuple[int, ...],
     streams: int | None,
 ) -> Report:
-    from titans_measure.quality.recall import Wish, evaluate
+    from titans_measure.quality.recall import RecallOptions, evaluate
 
-    usual = Wish(keys=keys, pairs=pairs, gaps=gaps)
+    usual = RecallOptions(keys=keys, pairs=pairs, gaps=gaps)
     return evaluate(model, replace(usual, streams=streams or usual.streams), progress)
 
 
@@ -124,16 +124,16 @@ def _needle(
     data: tuple[str, ...],
     streams: int | None,
 ) -> Report:
-    from titans_measure.quality.needle import Wish, evaluate
+    from titans_measure.quality.needle import NeedleOptions, evaluate
 
-    usual = Wish(form=form)
-    wish = Wish(
+    usual = NeedleOptions(form=form)
+    options = NeedleOptions(
         form=form,
         lengths=lengths or usual.lengths,
         data=data or usual.data,
         streams=streams or usual.streams,
     )
-    return evaluate(model, wish, progress)
+    return evaluate(model, options, progress)
 
 
 def _facts(
@@ -145,10 +145,10 @@ def _facts(
     data: tuple[str, ...],
     streams: int | None,
 ) -> Report:
-    from titans_measure.quality.facts import Wish, evaluate, source_of
+    from titans_measure.quality.facts import FactsOptions, evaluate, source_of
     from titans_tasks.documents import TOPICS, read_corpus
 
-    usual = Wish(facts=facts, gaps=gaps)
+    usual = FactsOptions(facts=facts, gaps=gaps)
     documents = read_corpus(data or (TOPICS,)).held_out
     return evaluate(model, source_of(model, documents), replace(usual, streams=streams or usual.streams), progress)
 
@@ -187,12 +187,12 @@ def _series(
     anomalies: int,
     anomaly_size: float,
 ) -> Report:
-    from titans_measure.quality.series import Wish, evaluate
+    from titans_measure.quality.series import SeriesOptions, evaluate
     from titans_tasks.series_data import SOURCES
 
     if len(data) != 1:
         raise click.UsageError(f"--task series needs one --data: a .csv or .npy file, or one of {', '.join(SOURCES)}")
-    return evaluate(model, Wish(data=data[0], season=season, anomalies=anomalies, size=anomaly_size), progress)
+    return evaluate(model, SeriesOptions(data=data[0], season=season, anomalies=anomalies, size=anomaly_size), progress)
 
 
 def _dna(
@@ -205,20 +205,20 @@ def _dna(
     streams: int | None,
     **sizes: int,
 ) -> Report:
-    from titans_measure.quality.dna import Wish, evaluate, evaluate_fasta
+    from titans_measure.quality.dna import DnaOptions, evaluate, evaluate_fasta
     from titans_measure.quality.reading import Sizes
 
     if data:
         return evaluate_fasta(model, data, Sizes(**sizes), progress)
-    return evaluate(model, Wish(families=families, gaps=gaps, streams=streams or 16), progress)
+    return evaluate(model, DnaOptions(families=families, gaps=gaps, streams=streams or 16), progress)
 
 
 def _draw_documents(report: Any, path: Path) -> None:
     from titans_measure.quality import dna, plots_documents, series
 
-    if isinstance(report, dna.Report):
+    if isinstance(report, dna.DnaReport):
         plots_documents.draw_dna(report, path)
-    elif isinstance(report, series.Report):
+    elif isinstance(report, series.SeriesReport):
         plots_documents.draw_series(report, path)
     else:
         plots_documents.draw_reading(report, path)

@@ -28,7 +28,7 @@ FIRST_STREAM = 1000  # training judges itself by the first few streams; these ar
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class DnaOptions:
     """What to ask.
 
     families: planted repeats per sequence.
@@ -59,11 +59,11 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class DnaReport:
     """The curve over gaps, shortest first, and the control, whose gap is 0."""
 
     subject: Subject
-    wish: Wish
+    options: DnaOptions
     points: tuple[Point, ...]
     reset: Point
 
@@ -72,7 +72,7 @@ class Report:
         return {
             "task": "dna",
             "model": self.subject.as_json(),
-            "wish": asdict(self.wish),
+            "wish": asdict(self.options),
             "points": [asdict(point) for point in self.points],
             "reset": asdict(self.reset),
         }
@@ -81,13 +81,13 @@ class Report:
         """One line per point."""
         found = [
             f"dna: {self.subject}",
-            f"  {self.wish.families} planted repeats, bits per base of their second copies",
+            f"  {self.options.families} planted repeats, bits per base of their second copies",
         ]
         found += [f"  after {point.gap:,} bases: {point.bits:.3f}" for point in self.points]
         return [*found, f"  memory reset before them: {self.reset.bits:.3f}"]
 
 
-def evaluate(model: Model, wish: Wish, progress: ReportProgress = unwatched) -> Report:
+def evaluate(model: Model, options: DnaOptions, progress: ReportProgress = unwatched) -> DnaReport:
     """Ask a bundle about planted repeats.
 
     Raises:
@@ -95,23 +95,23 @@ def evaluate(model: Model, wish: Wish, progress: ReportProgress = unwatched) -> 
         ExecutionError: a graph failed.
     """
     require_task(model, "dna", VOCABULARY)
-    config = PlantedConfig(families=wish.families)
-    done, total = 0, sum(gap + 1024 for gap in wish.gaps)
+    config = PlantedConfig(families=options.families)
+    done, total = 0, sum(gap + 1024 for gap in options.gaps)
 
     def on_progress(tokens: int) -> None:
         nonlocal done
         done += tokens
         progress(min(done, total), total)
 
-    points = [_point(model, config, gap, wish.streams, on_progress) for gap in sorted(set(wish.gaps))]
-    reset = _point(model, config, 0, wish.streams, on_progress, afresh=True)
+    points = [_point(model, config, gap, options.streams, on_progress) for gap in sorted(set(options.gaps))]
+    reset = _point(model, config, 0, options.streams, on_progress, afresh=True)
     progress(total, total)
-    return Report(subject=Subject.of(model), wish=wish, points=tuple(points), reset=reset)
+    return DnaReport(subject=Subject.of(model), options=options, points=tuple(points), reset=reset)
 
 
 def evaluate_fasta(
     model: Model, data: tuple[str, ...], sizes: reading.Sizes, progress: ReportProgress = unwatched
-) -> reading.Report:
+) -> reading.ReadingReport:
     """Read the held-out records of FASTA files with a bundle.
 
     Raises:

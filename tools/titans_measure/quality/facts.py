@@ -37,7 +37,7 @@ READ = 4096  # tokens of other text per report of progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class FactsOptions:
     """What to ask.
 
     facts: numbers of facts, each a curve of its own.
@@ -77,11 +77,11 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class FactsReport:
     """The curves; `reset` has the same questions to streams that were told nothing, with a gap of 0."""
 
     subject: Subject
-    wish: Wish
+    options: FactsOptions
     points: tuple[Point, ...]
     reset: tuple[Point, ...]
 
@@ -90,7 +90,7 @@ class Report:
         return {
             "task": "facts",
             "model": self.subject.as_json(),
-            "wish": asdict(self.wish),
+            "wish": asdict(self.options),
             "points": [_plain(point) for point in self.points],
             "reset": [_plain(point) for point in self.reset],
         }
@@ -116,13 +116,15 @@ _NAMES: dict[Kind, str] = {
 }
 
 
-def evaluate(model: Model, source: FactSource, wish: Wish, progress: ReportProgress = unwatched) -> Report:
+def evaluate(
+    model: Model, source: FactSource, options: FactsOptions, progress: ReportProgress = unwatched
+) -> FactsReport:
     """Ask a bundle.
 
     Args:
         model: a bundle of tokens.
         source: makes held-out streams in the model's tokens.
-        wish: what to ask.
+        options: what to ask.
         progress: hears of the tokens of other text that were read.
 
     Raises:
@@ -130,7 +132,7 @@ def evaluate(model: Model, source: FactSource, wish: Wish, progress: ReportProgr
         ExecutionError: a graph failed.
     """
     require_tokens(model, "facts")
-    done, total = 0, 2 * wish.streams * len(wish.facts) * max(max(wish.gaps), 1)
+    done, total = 0, 2 * options.streams * len(options.facts) * max(max(options.gaps), 1)
 
     def on_progress(tokens: int) -> None:
         nonlocal done
@@ -138,19 +140,21 @@ def evaluate(model: Model, source: FactSource, wish: Wish, progress: ReportProgr
         progress(done, total)
 
     tally = Tally()
-    for facts in wish.facts:
-        for number in range(FIRST_STREAM, FIRST_STREAM + wish.streams):
-            for asked in _sharing(source, facts, max(wish.gaps), number):
+    for facts in options.facts:
+        for number in range(FIRST_STREAM, FIRST_STREAM + options.streams):
+            for asked in _sharing(source, facts, max(options.gaps), number):
                 told = asked[0][1]
                 stream = model.driver(1)
                 read(stream, told.told[None])
-                for gap in _reading(stream, told, wish.gaps, on_progress):
+                for gap in _reading(stream, told, options.gaps, on_progress):
                     for kind, questions in asked:
                         tally.add(kind, facts, gap, *_ask(stream.fork(), questions))
                 for kind, questions in asked:
                     tally.add(kind, facts, None, *_ask(model.driver(1), questions))
     progress(total, total)
-    return Report(subject=Subject.of(model), wish=wish, points=tally.points(), reset=tally.points(reset=True))
+    return FactsReport(
+        subject=Subject.of(model), options=options, points=tally.points(), reset=tally.points(reset=True)
+    )
 
 
 def source_of(model: Model, documents: Sequence[Document]) -> FactSource:

@@ -31,7 +31,7 @@ LENGTHS = tuple(256 * 2**power for power in range(7))  # 1 to 64 times the defau
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class NeedleOptions:
     """What to ask.
 
     form: passkey, number or uuid.
@@ -70,11 +70,11 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class NeedleReport:
     """The curve, shortest first; `reset` has the same questions without what was read before them."""
 
     subject: Subject
-    wish: Wish
+    options: NeedleOptions
     points: tuple[Point, ...]
     reset: Point
 
@@ -93,7 +93,7 @@ class Report:
         return {
             "task": "needle",
             "model": self.subject.as_json(),
-            "wish": asdict(self.wish),
+            "wish": asdict(self.options),
             "points": [_plain(point) for point in self.points],
             "reset": _plain(self.reset),
             "longest_length": self.longest,
@@ -101,7 +101,7 @@ class Report:
 
     def lines(self) -> Sequence[str]:
         """One line per point."""
-        found = [f"needle, {self.wish.form}: {self.subject}"]
+        found = [f"needle, {self.options.form}: {self.subject}"]
         for point in self.points:
             found.append(
                 f"  {point.length:,} bytes: {point.accuracy:.1%} of {point.streams}, {point.bytes_right:.1%} of bytes"
@@ -110,7 +110,7 @@ class Report:
         return [*found, f"  memory reset: {reset.accuracy:.1%} of {reset.streams}, {reset.bytes_right:.1%} of bytes"]
 
 
-def evaluate(model: Model, wish: Wish, progress: ReportProgress = unwatched) -> Report:
+def evaluate(model: Model, options: NeedleOptions, progress: ReportProgress = unwatched) -> NeedleReport:
     """Ask a bundle.
 
     Raises:
@@ -119,9 +119,9 @@ def evaluate(model: Model, wish: Wish, progress: ReportProgress = unwatched) -> 
         ExecutionError: a graph failed.
     """
     require_bytes(model, "needle")
-    lengths = sorted(set(wish.lengths))
-    hay = Haystack(read_corpus(wish.data).held_out)
-    hidden = [Hidden.of(hay, wish, length) for length in lengths]
+    lengths = sorted(set(options.lengths))
+    hay = Haystack(read_corpus(options.data).held_out)
+    hidden = [Hidden.of(hay, options, length) for length in lengths]
     done, total = 0, sum(lengths) + hidden[0].question_ids.shape[1]
 
     def on_progress(tokens: int) -> None:
@@ -129,10 +129,10 @@ def evaluate(model: Model, wish: Wish, progress: ReportProgress = unwatched) -> 
         done += tokens
         progress(done, total)
 
-    points = tuple(each.point(each.ask(model.driver(wish.streams), on_progress)) for each in hidden)
-    reset = hidden[0].point(hidden[0].ask_unread(model.driver(wish.streams)))
+    points = tuple(each.point(each.ask(model.driver(options.streams), on_progress)) for each in hidden)
+    reset = hidden[0].point(hidden[0].ask_unread(model.driver(options.streams)))
     on_progress(hidden[0].question_ids.shape[1])
-    return Report(subject=Subject.of(model), wish=wish, points=points, reset=reset)
+    return NeedleReport(subject=Subject.of(model), options=options, points=points, reset=reset)
 
 
 class Hidden:
@@ -147,10 +147,10 @@ class Hidden:
         self.length = tokens.shape[1]
 
     @classmethod
-    def of(cls, hay: Haystack, wish: Wish, length: int) -> Hidden:
-        """The streams that `wish` asks for, in `hay`. Raises `DataError`."""
-        numbers = range(FIRST_STREAM, FIRST_STREAM + wish.streams)
-        return cls([held_out_stream(hay, wish.form, length, number) for number in numbers])
+    def of(cls, hay: Haystack, options: NeedleOptions, length: int) -> Hidden:
+        """The streams that `options` asks for, in `hay`. Raises `DataError`."""
+        numbers = range(FIRST_STREAM, FIRST_STREAM + options.streams)
+        return cls([held_out_stream(hay, options.form, length, number) for number in numbers])
 
     def ask(self, stream: Stream, on_progress: Callable[[int], None] | None = None) -> NDArray[np.int64]:
         """The bytes `[streams, A]` that fresh streams answer; `on_progress` hears of the tokens done."""

@@ -39,33 +39,33 @@ def picture(path: Path, width: float = 7.0, height: float = 4.0, columns: int = 
             raise EvalError(f"cannot draw {path} ({error})", "use a name that ends in .svg or .png") from error
 
 
-def draw_recall(report: recall.Report, path: Path) -> None:
+def draw_recall(report: recall.RecallReport, path: Path) -> None:
     """Accuracy over the gap, a line per number of pairs."""
     with picture(path) as axes:
-        for pairs in report.wish.pairs:
+        for pairs in report.options.pairs:
             points = [point for point in report.points if point.pairs == pairs]
             gaps = [max(point.gap, 1) for point in points]
             axes.semilogx(gaps, [100 * point.accuracy for point in points], "o-", label=f"{pairs} pairs")
         axes.axhline(100 * report.chance, color="grey", linewidth=0.8, linestyle=":", label="chance")
         axes.set(xlabel="tokens between pairs and questions", ylabel="right answers, %", ylim=(-2, 102))
-        axes.set_title(f"recall of {report.wish.keys} keys")
+        axes.set_title(f"recall of {report.options.keys} keys")
         axes.legend()
 
 
-def draw_facts(report: facts.Report, path: Path) -> None:
+def draw_facts(report: facts.FactsReport, path: Path) -> None:
     """Accuracy over the gap, a line per form and number of facts."""
     with picture(path) as axes:
         for kind, count in dict.fromkeys((point.kind, point.facts) for point in report.points):
             points = [point for point in report.points if (point.kind, point.facts) == (kind, count)]
             gaps = [max(point.gap, 1) for point in points]
-            label = f"{kind}, {count} facts" if len(report.wish.facts) > 1 else kind
+            label = f"{kind}, {count} facts" if len(report.options.facts) > 1 else kind
             axes.semilogx(gaps, [100 * point.accuracy for point in points], "o-", label=label)
         axes.set(xlabel="tokens between facts and questions", ylabel="right answers, %", ylim=(-2, 102))
         axes.set_title("facts")
         axes.legend()
 
 
-def draw_needle(report: needle.Report, path: Path) -> None:
+def draw_needle(report: needle.NeedleReport, path: Path) -> None:
     """Whole answers and single bytes over the length of the stream."""
     with picture(path) as axes:
         lengths = [point.length for point in report.points]
@@ -73,5 +73,5 @@ def draw_needle(report: needle.Report, path: Path) -> None:
         axes.semilogx(lengths, [100 * point.bytes_right for point in report.points], "o--", base=2, label="bytes")
         axes.axhline(100 * report.reset.bytes_right, color="grey", linewidth=0.8, linestyle=":", label="bytes, unread")
         axes.set(xlabel="bytes of the stream", ylabel="right, %", ylim=(-2, 102))
-        axes.set_title(f"needle, {report.wish.form}")
+        axes.set_title(f"needle, {report.options.form}")
         axes.legend()

@@ -9,7 +9,7 @@ from titans_measure.quality.likelihood import Bucket, Mode
 from titans_measure.quality.plots import picture
 
 
-def draw_reading(report: reading.Report, path: Path) -> None:
+def draw_reading(report: reading.ReadingReport, path: Path) -> None:
     """Bits by position, a line per mode."""
     words: dict[Mode, str] = {
         "kept": "memory kept",
@@ -31,7 +31,7 @@ def middle(bucket: Bucket) -> float:
     return float((bucket.start * bucket.stop) ** 0.5)
 
 
-def draw_dna(report: dna.Report, path: Path) -> None:
+def draw_dna(report: dna.DnaReport, path: Path) -> None:
     """Bits of the second copies over the gap."""
     with picture(path) as axes:
         gaps = [max(point.gap, 1) for point in report.points]
@@ -39,16 +39,16 @@ def draw_dna(report: dna.Report, path: Path) -> None:
         axes.axhline(report.reset.bits, color="tab:red", linewidth=0.8, label="memory reset")
         axes.axhline(2.0, color="grey", linewidth=0.8, linestyle=":", label="four equal bases")
         axes.set(xlabel="bases between the copies", ylabel="bits per base of the second copy", ylim=(-0.05, 2.25))
-        axes.set_title(f"dna: {report.wish.families} planted repeats")
+        axes.set_title(f"dna: {report.options.families} planted repeats")
         axes.legend()
 
 
-def draw_series(report: series.Report, path: Path) -> None:
+def draw_series(report: series.SeriesReport, path: Path) -> None:
     """Mean squared error over the horizon, a line per forecaster."""
     with picture(path) as axes:
         ahead = range(1, report.horizon + 1)
         for name, values in report.by_horizon.items():
             axes.semilogy(ahead, values, "o-", label=name.replace("_", " "))
         axes.set(xlabel="steps ahead", ylabel="mean squared error, in variances")
-        axes.set_title(f"series: {report.wish.data}, held-out part")
+        axes.set_title(f"series: {report.options.data}, held-out part")
         axes.legend()

@@ -46,7 +46,7 @@ class Sizes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class ReadingReport:
     """The curves.
 
     task: whose documents they are.
@@ -134,7 +134,7 @@ def read_documents(
     unit: str,
     data: tuple[str, ...],
     kept: Sequence[int] | None = None,
-) -> Report:
+) -> ReadingReport:
     """Read documents in all modes.
 
     Args:
@@ -143,7 +143,7 @@ def read_documents(
         tokens: their ids.
         sizes: how they are read.
         progress: hears of tokens.
-        task, unit, data: see `Report`.
+        task, unit, data: see `ReadingReport`.
         kept: bytes of each document that come back from its ids; None for all.
 
     Raises:
@@ -178,7 +178,7 @@ def read_documents(
             if mode == "kept":
                 dead |= dict.fromkeys(_dead(driver))
         bits[mode] = [share * one for share, one in zip(per_unit, read, strict=True)]
-    return Report(
+    return ReadingReport(
         task=task,
         unit=unit,
         subject=Subject.of(model),

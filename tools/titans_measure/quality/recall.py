@@ -28,7 +28,7 @@ HOLDS = 0.95  # accuracy from which a gap counts as bridged
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class RecallOptions:
     """What to ask.
 
     keys: different keys, and different values.
@@ -63,7 +63,7 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class RecallReport:
     """The curves.
 
     points: by number of pairs, then by gap.
@@ -73,7 +73,7 @@ class Report:
     """
 
     subject: Subject
-    wish: Wish
+    options: RecallOptions
     points: tuple[Point, ...]
     reset: tuple[Point, ...]
     chance: float
@@ -93,11 +93,11 @@ class Report:
         return {
             "task": "recall",
             "model": self.subject.as_json(),
-            "wish": asdict(self.wish),
+            "wish": asdict(self.options),
             "chance": self.chance,
             "points": [_plain(point) for point in self.points],
             "reset": [_plain(point) for point in self.reset],
-            "longest_gap": {str(pairs): self.longest(pairs) for pairs in self.wish.pairs},
+            "longest_gap": {str(pairs): self.longest(pairs) for pairs in self.options.pairs},
         }
 
     def lines(self) -> Sequence[str]:
@@ -106,14 +106,14 @@ class Report:
         for control in self.reset:
             for point in (p for p in self.points if p.pairs == control.pairs):
                 found.append(
-                    f"  {point.pairs} pairs of {self.wish.keys} keys, gap {point.gap:,}:"
+                    f"  {point.pairs} pairs of {self.options.keys} keys, gap {point.gap:,}:"
                     f" {point.accuracy:.1%} of {point.questions}"
                 )
             found.append(f"  {control.pairs} pairs, memory reset: {control.accuracy:.1%} (chance {self.chance:.1%})")
         return found
 
 
-def evaluate(model: Model, wish: Wish, progress: ReportProgress = unwatched) -> Report:
+def evaluate(model: Model, options: RecallOptions, progress: ReportProgress = unwatched) -> RecallReport:
     """Ask a bundle.
 
     Raises:
@@ -121,9 +121,9 @@ def evaluate(model: Model, wish: Wish, progress: ReportProgress = unwatched) -> 
         DataError: more pairs than keys.
         ExecutionError: a graph failed.
     """
-    configs = [RecallConfig(keys=wish.keys, values=wish.keys, pairs=pairs) for pairs in wish.pairs]
-    require_task(model, "recall", configs[0].vocab_size, keys=wish.keys)
-    done, total = 0, sum(max(wish.gaps) + 2 * pairs * (2 + len(wish.gaps)) for pairs in wish.pairs)
+    configs = [RecallConfig(keys=options.keys, values=options.keys, pairs=pairs) for pairs in options.pairs]
+    require_task(model, "recall", configs[0].vocab_size, keys=options.keys)
+    done, total = 0, sum(max(options.gaps) + 2 * pairs * (2 + len(options.gaps)) for pairs in options.pairs)
     points: list[Point] = []
     reset: list[Point] = []
 
@@ -133,13 +133,17 @@ def evaluate(model: Model, wish: Wish, progress: ReportProgress = unwatched) -> 
         progress(done, total)
 
     for config in configs:
-        questions = Questions(config, wish.streams)
-        for gap, ids in questions.after_gaps(model.driver(wish.streams), wish.gaps, on_progress).items():
+        questions = Questions(config, options.streams)
+        for gap, ids in questions.after_gaps(model.driver(options.streams), options.gaps, on_progress).items():
             points.append(questions.point(gap, ids))
-        reset.append(questions.point(0, questions.ask(model.driver(wish.streams))))
+        reset.append(questions.point(0, questions.ask(model.driver(options.streams))))
         on_progress(2 * config.pairs)
-    return Report(
-        subject=Subject.of(model), wish=wish, points=tuple(points), reset=tuple(reset), chance=1 / configs[0].values
+    return RecallReport(
+        subject=Subject.of(model),
+        options=options,
+        points=tuple(points),
+        reset=tuple(reset),
+        chance=1 / configs[0].values,
     )
 
 

@@ -36,7 +36,7 @@ from titans_tasks.series_data import read_series
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class SeriesOptions:
     """What to forecast.
 
     data: the name of a series or a file, as for training.
@@ -90,7 +90,7 @@ class Detection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class SeriesReport:
     """Forecasts and detections.
 
     read: what was read of the file, and what was not.
@@ -101,7 +101,7 @@ class Report:
     """
 
     subject: Subject
-    wish: Wish
+    options: SeriesOptions
     season: int
     horizon: int
     steps: int
@@ -119,7 +119,7 @@ class Report:
         return {
             "task": "series",
             "model": self.subject.as_json(),
-            "wish": asdict(self.wish),
+            "wish": asdict(self.options),
             "series": {"steps": self.steps, "split": self.split, "season": self.season, "horizon": self.horizon},
             "read": list(self.read),
             "forecasts": self.forecasts,
@@ -137,15 +137,13 @@ class Report:
         found = [
             f"series: {self.subject}",
             *(f"  read {line}" for line in self.read),
-            f"  {self.wish.data}: {self.forecasts:,} forecasts of {self.horizon} steps from step {self.split:,} on",
+            f"  {self.options.data}: {self.forecasts:,} forecasts of {self.horizon} steps from step {self.split:,} on",
         ]
         for name, errors in (("model", self.model), ("naive", self.naive), ("seasonal naive", self.seasonal)):
             found.append(f"  {name}: MSE {errors.mse:.4g}, MAE {errors.mae:.4g}")
         if self.detection is not None:
-            detection = self.detection
-            found.append(
-                f"  {detection.anomalous} of {detection.windows:,} windows with an anomaly of size {self.wish.size:g}:"
-            )
+            detection, size = self.detection, self.options.size
+            found.append(f"  {detection.anomalous} of {detection.windows:,} windows with an anomaly of size {size:g}:")
             scores = (
                 ("forecast", detection.forecast),
                 ("memory", detection.memory),
@@ -158,7 +156,7 @@ class Report:
         return found
 
 
-def evaluate(model: Model, wish: Wish, progress: ReportProgress = unwatched) -> Report:
+def evaluate(model: Model, options: SeriesOptions, progress: ReportProgress = unwatched) -> SeriesReport:
     """Forecast with a bundle.
 
     Raises:
@@ -169,7 +167,7 @@ def evaluate(model: Model, wish: Wish, progress: ReportProgress = unwatched) -> 
     kind = model.manifest.inputs
     if not isinstance(kind, ContinuousInputs):
         raise EvalError("series needs a model of vectors, and this one takes tokens", "train one with --task series")
-    series = read_series(wish.data, season=wish.season)
+    series = read_series(options.data, season=options.season)
     scaling = model.manifest.series
     if scaling is not None:
         series = series.of_columns(scaling.columns)
@@ -185,7 +183,7 @@ def evaluate(model: Model, wish: Wish, progress: ReportProgress = unwatched) -> 
         known = (np.array(numbers) for numbers in (scaling.mean, scaling.deviation, scaling.change))
         of = of.scaled_as(Scaling(scaling.columns, *known))
     held_out = len(series.values) - of.split
-    runs = wish.anomalies if held_out >= FEWEST_STEPS else 0
+    runs = options.anomalies if held_out >= FEWEST_STEPS else 0
     done, total = 0, len(series.values) * (2 if runs else 1)
 
     def on_progress(steps: int) -> None:
@@ -202,9 +200,9 @@ def evaluate(model: Model, wish: Wish, progress: ReportProgress = unwatched) -> 
     }
     truth = of.normalised(series.values)[origins[:, None] + np.arange(1, of.horizon + 1)]
     errors = {name: Errors.of(values, truth) for name, values in forecasts.items()}
-    return Report(
+    return SeriesReport(
         subject=Subject.of(model),
-        wish=wish,
+        options=options,
         season=series.season,
         horizon=of.horizon,
         steps=len(series.values),
@@ -215,7 +213,7 @@ def evaluate(model: Model, wish: Wish, progress: ReportProgress = unwatched) -> 
         naive=errors["naive"],
         seasonal=errors["seasonal_naive"],
         by_horizon={name: _by_horizon(values, truth) for name, values in forecasts.items()},
-        detection=_detection(model, of, wish, on_progress) if runs else None,
+        detection=_detection(model, of, options, on_progress) if runs else None,
     )
 
 
@@ -263,9 +261,10 @@ def _read(model: Model, inputs: FloatArray, on_progress: Any) -> tuple[FloatArra
     return np.concatenate(outputs, 1), np.concatenate(surprise, 1)
 
 
-def _detection(model: Model, of: Forecasting, wish: Wish, on_progress: Any) -> Detection:
+def _detection(model: Model, of: Forecasting, options: SeriesOptions, on_progress: Any) -> Detection:
     runs = [
-        inject(of.series.values, of.split, of.change[0], size=wish.size, seed=seed) for seed in range(wish.anomalies)
+        inject(of.series.values, of.split, of.change[0], size=options.size, seed=seed)
+        for seed in range(options.anomalies)
     ]
     outputs, surprise = _read(model, np.stack([of.inputs(run.values) for run in runs]), on_progress)
     kinds = np.concatenate([run.kinds for run in runs])

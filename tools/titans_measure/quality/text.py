@@ -13,7 +13,7 @@ import numpy as np
 from titans_format.progress import ReportProgress
 from titans_measure.quality.fitness import require_tokens
 from titans_measure.quality.likelihood import Ids
-from titans_measure.quality.reading import Report, Sizes, long_enough, read_documents
+from titans_measure.quality.reading import ReadingReport, Sizes, long_enough, read_documents
 from titans_measure.quality.report import unwatched
 from titans_runtime import Model
 from titans_tasks.documents import Document, read_corpus
@@ -24,7 +24,7 @@ _DEFAULT = Sizes()
 
 def evaluate(
     model: Model, data: tuple[str, ...] = ("stdlib",), sizes: Sizes = _DEFAULT, progress: ReportProgress = unwatched
-) -> Report:
+) -> ReadingReport:
     """Read held-out documents with a bundle.
 
     Args:

@@ -32,7 +32,7 @@ PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class BenchOptions:
     """What to measure.
 
     provider, threads: as in `titans_runtime.load`.
@@ -72,16 +72,16 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """Everything that was measured; see `Wish`, `Speed`, `Start` and `Roofline`.
+class BenchReport:
+    """Everything that was measured; see `BenchOptions`, `Speed`, `Start` and `Roofline`.
 
-    first_token_seconds: from an empty session to the logits after a prompt of `wish.prompt` tokens.
+    first_token_seconds: from an empty session to the logits after a prompt of `options.prompt` tokens.
     """
 
     bundle: str
     model: dict[str, Any]
     machine: dict[str, Any]
-    wish: Wish
+    options: BenchOptions
     provider: str
     roofline: Roofline | None
     start: Start
@@ -94,39 +94,39 @@ class Report:
         return asdict(self)
 
 
-def measure(bundle: Path, wish: Wish, progress: ReportProgress | None = None) -> Report:
+def measure(bundle: Path, options: BenchOptions, progress: ReportProgress | None = None) -> BenchReport:
     """Measure a bundle.
 
     Raises:
         BundleError, ProviderError, InputError: as `titans_runtime.load`.
         ExecutionError: a graph, or a process that runs it, failed.
     """
-    model = titans_runtime.load(bundle, provider=wish.provider, threads=wish.threads)
+    model = titans_runtime.load(bundle, provider=options.provider, threads=options.threads)
     manifest = model.manifest
-    start = starts(bundle, model.provider, wish.threads, manifest.chunk)
+    start = starts(bundle, model.provider, options.threads, manifest.chunk)
     on_cpu = model.provider == "cpu"
-    probes = Probes(wish.threads) if on_cpu else None
-    streams = {batch: _Streams(model, batch, wish) for batch in wish.batches}
+    probes = Probes(options.threads) if on_cpu else None
+    streams = {batch: _Streams(model, batch, options) for batch in options.batches}
     work: dict[str, Work] = {} if probes is None else probes.work()
-    work["first"] = lambda: model.session().feed(streams_input(model, 1, wish.prompt)[0])
+    work["first"] = lambda: model.session().feed(streams_input(model, 1, options.prompt)[0])
     for batch, these in streams.items():
         work[f"prefill {batch}"] = these.read
         work[f"decode {batch}"] = these.decode
-    seconds = medians(work, wish.rounds, progress)
+    seconds = medians(work, options.rounds, progress)
     roofline = None if probes is None else probes.roofline(seconds)
     prefill, decode = [], []
     for batch, these in streams.items():
-        needs = reading(manifest, wish.prompt, batch, widened=on_cpu)
-        prefill.append(_speed(batch, wish.prompt, seconds[f"prefill {batch}"], needs, roofline, "sgemm"))
-        needs = decoding(manifest, wish.prompt, wish.tokens, batch, widened=on_cpu)
+        needs = reading(manifest, options.prompt, batch, widened=on_cpu)
+        prefill.append(_speed(batch, options.prompt, seconds[f"prefill {batch}"], needs, roofline, "sgemm"))
+        needs = decoding(manifest, options.prompt, options.tokens, batch, widened=on_cpu)
         decode.append(
-            _speed(batch, wish.tokens, seconds[f"decode {batch}"], needs, roofline, "read", these.latency_ms())
+            _speed(batch, options.tokens, seconds[f"decode {batch}"], needs, roofline, "read", these.latency_ms())
         )
-    return Report(
+    return BenchReport(
         bundle=str(bundle),
         model=dict(model.describe().as_json()),
         machine=machine(),
-        wish=wish,
+        options=options,
         provider=model.provider,
         roofline=roofline,
         start=start,
@@ -148,10 +148,10 @@ def streams_input(model: Model, batch: int, tokens: int) -> Array:
 class _Streams:
     """`batch` streams in lockstep: a prompt each, then single tokens that follow it."""
 
-    def __init__(self, model: Model, batch: int, wish: Wish) -> None:
+    def __init__(self, model: Model, batch: int, options: BenchOptions) -> None:
         self._driver: Driver = model.driver(batch)
-        self._prompt = streams_input(model, batch, wish.prompt)
-        self._tokens = streams_input(model, batch, wish.tokens)
+        self._prompt = streams_input(model, batch, options.prompt)
+        self._tokens = streams_input(model, batch, options.tokens)
         self._latencies: list[list[float]] = []
 
     def read(self) -> None:

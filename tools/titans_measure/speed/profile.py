@@ -13,7 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from titans_measure.speed.measure import Wish, streams_input
+from titans_measure.speed.measure import BenchOptions, streams_input
 from titans_runtime.bundle import open_bundle
 from titans_runtime.devices.host import HostDevice
 from titans_runtime.model import Model
@@ -50,7 +50,7 @@ class GraphProfile:
     operators: tuple[Share, ...]
 
 
-def profile(bundle: Path, wish: Wish) -> tuple[GraphProfile, ...]:
+def profile(bundle: Path, options: BenchOptions) -> tuple[GraphProfile, ...]:
     """Run a prompt and some tokens of one stream on the CPU with ONNX Runtime's profiler on.
 
     The profiler makes small nodes look slower than they are: trust the shares, not the sums.
@@ -61,13 +61,13 @@ def profile(bundle: Path, wish: Wish) -> tuple[GraphProfile, ...]:
     """
     opened = open_bundle(bundle)
     with tempfile.TemporaryDirectory() as folder:
-        device = HostDevice(opened, LoadOptions(threads=wish.threads, profiles=Path(folder)))
+        device = HostDevice(opened, LoadOptions(threads=options.threads, profiles=Path(folder)))
         backend = Backend("cpu", opened, device)
         model = Model(opened, backend)
         driver = Driver(opened.manifest, backend)
-        driver.feed(streams_input(model, 1, wish.prompt))
-        for place in range(wish.tokens):
-            driver.feed(streams_input(model, 1, wish.tokens)[:, place : place + 1])
+        driver.feed(streams_input(model, 1, options.prompt))
+        for place in range(options.tokens):
+            driver.feed(streams_input(model, 1, options.tokens)[:, place : place + 1])
         files = device.finish_profiles()
         return tuple(read_profile(name, path) for name, path in files.items())
 
