@@ -42,13 +42,13 @@ bench: $(KERNELS)  ## everything in docs/benchmarks, measured on this machine; O
 	$(BIN)/python -m studies.speed $(addprefix --only ,$(ONLY))
 
 test: $(KERNELS) $(SMOLLM2)  ## run the test suite
-	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 fuzz: $(KERNELS)  ## damage manifests, graphs, weights, saved sessions and call sequences, 24,000 times
 	$(BIN)/python -m studies.fuzz --cases 24000
 
 cover: $(KERNELS) $(SMOLLM2)  ## run the test suite and report coverage
-	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-report=html
+	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-report=html
 
 lint: $(DEV)  ## ruff, format check, mypy --strict, import contracts
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ class Exported:
     continuous: bool
 
 
-def build(kind: str) -> TitansModel | Decoder:
+def build(kind: str, layers: int = 2) -> TitansModel | Decoder:
     """A model of `variant-inputs`, its parameters moved off their start, its gates stable."""
     variant, inputs = kind.split("-")
     if variant == "decoder":
@@ -36,6 +36,7 @@ def build(kind: str) -> TitansModel | Decoder:
         {
             "variant": variant,
             "dim": 32,
+            "layers": layers,
             "heads": 2,
             "chunk": 16,
             "window": 24,
