@@ -25,7 +25,7 @@ from titans_runtime.arrays import Array
 from titans_runtime.stream.driver import Driver
 from titans_runtime.stream.plan import FASTEST, STEPS_ONLY, Policy
 
-TOKENS = 1_000
+TOKENS = 1_024
 CLOSE = 1e-4  # fp32, outputs and states
 
 
