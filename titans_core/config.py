@@ -51,6 +51,9 @@ class MemoryConfig:
     step_size: StepSize = "token"  # theta per token, one learned value per head, or no writes at all
     gate_scope: GateScope = "token"  # "chunk": the gates of a chunk's first token hold for the whole chunk
     max_step_size: float = 1.0  # theta = max_step_size * sigmoid(.)
+    # Where the sigmoid is below the floor theta is exactly 0, and a stream of any length leaves nothing; above it theta
+    # rises from 0 as before. No gradient comes from below: for gates that are taught directly (`training.hindsight`).
+    step_floor: float = 0.0
     # Gates before training. All gradients of a chunk are taken at its start, so the steps of tokens with similar keys
     # add up, and an untrained model's keys are all similar: beyond 2 * chunk * theta = 2 they overshoot, and rounding
     # errors grow from token to token until training has told the tokens apart. 0.01 leaves room up to chunk 64.
@@ -91,6 +94,8 @@ class MemoryConfig:
                 f"memory.max_step_size is {self.max_step_size}",
                 'use a value above 0, or step_size="off" to switch writes off',
             )
+        if not 0 <= self.step_floor < 1:
+            raise ConfigError(f"memory.step_floor is {self.step_floor}", "use 0, or a share below 1 such as 0.3")
         for name, limit in (
             ("initial_step_size", self.max_step_size),
             ("initial_forget", 1.0),

@@ -245,9 +245,9 @@ class AssociativeMemory(nn.Module):
             for index, name in enumerate(self.gate_names)
         }
         if "step_size" in biased:
-            step_size = self.options.max_step_size * torch.sigmoid(biased["step_size"])
+            step_size = self._step_size(biased["step_size"])
         elif self.options.step_size == "constant":
-            value = self.options.max_step_size * torch.sigmoid(self.gate_bias["step_size"].to(logits.dtype))
+            value = self._step_size(self.gate_bias["step_size"].to(logits.dtype))
             step_size = value[:, None].expand(logits.shape[:-1])
         else:
             step_size = torch.zeros(logits.shape[:-1], dtype=logits.dtype, device=logits.device)
@@ -255,6 +255,13 @@ class AssociativeMemory(nn.Module):
         if "threshold" in biased:
             threshold = F.softplus(biased["threshold"], threshold=SOFTPLUS_LINEAR).clamp(min=LEAST_THRESHOLD)
         return Gates(biased.get("forget"), biased.get("momentum"), step_size, threshold)
+
+    def _step_size(self, logits: Tensor) -> Tensor:
+        """theta, between 0 and `max_step_size`; exactly 0 below the floor."""
+        share, floor = torch.sigmoid(logits), self.options.step_floor
+        if floor:
+            share = torch.relu(share - floor) / (1 - floor)
+        return self.options.max_step_size * share
 
     def _cut(self, x: Tensor) -> Tensor:
         """`[B, H, n * C, ...] -> [B, H, n, C, ...]`."""

@@ -99,7 +99,9 @@ def _projections(layer: NeuralMemory, x: Tensor) -> tuple[list[Tensor], dict[str
     if layer.options.step_size == "constant":
         gates["step_size"] = torch.sigmoid(layer.gate_bias["step_size"]) + off
     gates = {name: gates.get(name, off) for name in ("forget", "momentum", "step_size", "threshold")}
-    gates["step_size"] = gates["step_size"] * layer.options.max_step_size
+    floor = layer.options.step_floor
+    above = torch.where(gates["step_size"] > floor, gates["step_size"] - floor, 0.0) / (1 - floor)
+    gates["step_size"] = above * layer.options.max_step_size
     return wide, gates
 
 

@@ -180,6 +180,10 @@ class FactSource:
         questions = [Question(np.arange(begin - 1, end - 1), tokens[begin:end]) for begin, end in spans]
         return tokens, tuple(questions)
 
+    def other(self, length: int, numbers: Sequence[int]) -> NDArray[np.int64]:
+        """`length` tokens of other text; the same numbers give the same text."""
+        return self._piece(length, np.random.default_rng([self._seed, *numbers]))
+
     def _piece(self, length: int, random: np.random.Generator) -> NDArray[np.int64]:
         start = int(random.integers(len(self._filler)))
         return np.take(self._filler, np.arange(start, start + length), mode="wrap").astype(np.int64)
@@ -214,9 +218,15 @@ class FactsTask:
         gap = config.gap if step % 4 == 1 else int((config.gap + 1) ** long) - 1
         fewest = min(FEWEST_FACTS, config.facts)
         facts = config.facts if step % 2 else int(fewest * ((config.facts + 1) / fewest) ** many)
-        return self._pack(
-            [self._train.stream(facts, gap, [self._seed, step, row], corrected=(step + row) % 4 == 3) for row in rows]
-        )
+        streams = [
+            self._train.stream(facts, gap, [self._seed, step, row], corrected=(step + row) % 4 == 3) for row in rows
+        ]
+        packed = self._pack(streams)
+        # What follows the last question is other text as well, and not to be remembered.
+        for row, (number, stream) in enumerate(zip(rows, streams, strict=True)):
+            tokens = len(stream.tokens)
+            packed.inputs[row, tokens:] = self._train.other(packed.inputs.shape[1] - tokens, [self._seed, step, number])
+        return packed
 
     def held_out(self) -> Iterator[Batch]:
         """Held-out streams of every form across the long gap, in slices so that memory use stays small."""

@@ -28,6 +28,7 @@ memory_configs = st.builds(
     step_size=st.sampled_from(["token", "token", "constant", "off"]),
     gate_scope=st.sampled_from(["token", "chunk"]),
     max_step_size=st.sampled_from([0.1, 1.0]),
+    step_floor=st.sampled_from([0.0, 0.0, 0.05]),
     initial_step_size=st.just(0.05),
     surprise_bound=st.sampled_from([1.0, 0.1, None]),
     conv_kernel=st.sampled_from([1, 2, 4]),

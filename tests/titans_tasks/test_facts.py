@@ -104,6 +104,16 @@ def test_batches_are_whole_chunks_and_the_same_for_any_split_of_the_rows() -> No
     np.testing.assert_array_equal(whole.targets[0][whole.mask[0]], masked)
 
 
+def test_what_follows_the_last_question_is_other_text() -> None:
+    made, text = task().batch(5, range(3)), CORPUS.train[0].data * 2  # it wraps around
+    assert (made.inputs != 0).all()
+    ends = [int(np.flatnonzero(row)[-1]) for row in made.mask]
+    shortest = int(np.argmin(ends))
+    tail = made.inputs[shortest, ends[shortest] - max(ends) :]
+    assert len(tail) > 16
+    assert bytes(tail.astype(np.uint8)) in text
+
+
 def test_streams_come_again_after_as_many_steps_as_are_asked_for() -> None:
     again = FactsTask(FactsConfig(facts=2, gap=8, repeat=3), CORPUS, BYTES, render, chunk=16, seed=0)
     np.testing.assert_array_equal(again.batch(1, range(2)).inputs, again.batch(4, range(2)).inputs)

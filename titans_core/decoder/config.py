@@ -17,6 +17,7 @@ from titans_core.decoder.stream_memory import StreamConfig
 from titans_core.errors import ConfigError
 
 DOCUMENT = "decoder"  # the key of a JSON document under which the configuration stands
+_BEFORE_THE_CHOICE: dict[str, object] = {"power": 1}  # options of a side memory that older weights do not name
 _FORMS: dict[str, type[SideConfig] | type[StreamConfig]] = {"side": SideConfig, "stream": StreamConfig}
 WINDOW, SINKS, CHUNK, PREFILL = 256, 4, 32, 256  # unless somebody says otherwise
 # More than any model in use has. They bound what a stranger's file can make us allocate.
@@ -166,7 +167,8 @@ def _graft(values: object) -> SideConfig | StreamConfig | None:
         raise ConfigError("the graft has no form that is known", f"use one of {', '.join(_FORMS)}, or null")
     form = _FORMS[named]
     fields = {field.name: str(field.type) for field in dataclasses.fields(form)}
-    own = {name: value for name, value in values.items() if name != "form"}
+    own = (_BEFORE_THE_CHOICE if form is SideConfig else {}) | values
+    del own["form"]
     if sorted(own) != sorted(fields):
         raise ConfigError(f"the graft has the options {', '.join(sorted(own))}", f"use {', '.join(sorted(fields))}")
     memory = memory_from_stored(own.pop("memory"))

@@ -3,6 +3,7 @@
     x = [h_a W_a ; h_b W_b ; ...]               read layers, RMS-normed and whitened
     u = (x P) * 2 sigmoid(x w + b)              one number per token says how much it matters
     q = unit(a_q * b_q),  k = unit(a_k * b_k)   halves a | b of two causal convolutions of u; k starts a token earlier
+    q = unit(q R_1 * q R_2),  k likewise        random rotations R of fixed weights: likeness is about squared
     v = unit(E(token) A)                        the token itself, by its whitened embedding
     y = M(q);  M(k) <- v                        the memory of `titans_core.memory`
     p = sigmoid(s + c |y|^2)                    how far the answer takes the place of the decoder's
@@ -12,8 +13,9 @@ Where the memory is sure, the decoder's own opinion fades: two opinions that are
 The step size of a write, and how sure an answer is (s), are linear in x of the last three tokens.
 
 A key is what stood in the last tokens, and a value the token that came next. The product of two halves makes a key that
-shares half of its words with another one far less similar to it than half. No gradient goes through the decoder, so
-what is read can be computed once and kept.
+shares half of its words with another one far less similar to it than half. The rotations make it less similar again: a
+linear memory adds up all that is alike, so what is a little alike has to be nearly nothing. No gradient goes through
+the decoder, so what is read can be computed once and kept.
 
 Knows its inputs and its answer. Does not know the decoder (`model`).
 """
@@ -45,6 +47,7 @@ GATE_TAPS = 3  # tokens that say whether one is written or answered; "is" before
 TAP_DECAY = 0.8  # weight of a token in the key before training, relative to the token after it
 SCALE = 30.0  # logits that a value gains where the memory is sure, before training
 SURE_FROM, SURE_STEEPNESS = 0.3, 12.0  # square of the answer's length around which it counts, before training
+MOST_POWER = 4  # beyond, keys of the same thing in other words are no longer alike
 RIDGE = 0.1  # added to every second moment before it is inverted, in units of their mean
 
 # Queries, keys, values, gate logits, how sure an answer is, convolution state.
@@ -57,11 +60,13 @@ class SideConfig:
 
     read: layers whose inputs are read; 0 is the embedding.
     dim: channels of keys and of values, over all heads.
+    power: the likeness of two keys is raised to about this power, by as many rotations.
     memory: the memory; `conv_kernel` is one more than the tokens that a key is made of.
     """
 
     read: tuple[int, ...] = (0, 4)
     dim: int = 576
+    power: int = 2
     memory: MemoryConfig = field(
         default_factory=lambda: MemoryConfig(
             heads=1,
@@ -70,6 +75,7 @@ class SideConfig:
             forget=False,
             max_step_size=0.5,  # 2 * 0.5: the value that was there is replaced
             initial_step_size=0.01,  # what is worth writing is found before much else has been written
+            step_floor=0.3,  # of a hundred thousand tokens that teach nothing, nothing is left
             surprise_bound=None,
             conv_kernel=17,  # a question, and the marks of a chat template behind it
         )
@@ -83,6 +89,8 @@ class SideConfig:
                 f"the memory's dim {self.dim} is not a multiple of memory.heads {self.memory.heads}",
                 "change one of them",
             )
+        if not 1 <= self.power <= MOST_POWER:
+            raise ConfigError(f"the memory's power is {self.power}", f"use a whole number from 1 to {MOST_POWER}")
         if self.memory.conv_kernel < 2:
             raise ConfigError(
                 f"memory.conv_kernel is {self.memory.conv_kernel}, and a key is made of the tokens before its value",
@@ -119,6 +127,9 @@ class SideMemory(AssociativeMemory):
         self.sure = nn.Parameter(torch.tensor(SURE_STEEPNESS))
         self.query_conv = CausalConv(self.key_channels, taps)
         self.key_conv = CausalConv(self.key_channels, taps)
+        if config.power > 1:
+            rotations = torch.zeros(config.power, self.width, self.width)
+            self.rotations = nn.Parameter(rotations, requires_grad=False)
         self.to_value = nn.Parameter(torch.zeros(dim, config.dim), requires_grad=False)
         self.out = Linear(config.dim, dim)
         self.scale = nn.Parameter(torch.tensor(SCALE))
@@ -132,6 +143,8 @@ class SideMemory(AssociativeMemory):
             _orthogonal_blocks(self.to_key.weight, len(config.read))
             self.to_value.copy_(_orthogonal(dim, config.dim))
             self.out.weight.copy_(self.to_value.T)
+            for power in range(config.power if config.power > 1 else 0):
+                self.rotations[power] = _orthogonal(self.width, self.width) * math.sqrt(self.width)
 
     # ---------------------------------------------------------------- inputs
 
@@ -178,7 +191,16 @@ class SideMemory(AssociativeMemory):
     def _product(self, halves: Tensor) -> Tensor:
         """`[B, T, 2 * dim] -> [B, H, T, d]`: the halves times each other, of unit length."""
         first, second = rms_normalise(halves).chunk(2, dim=-1)
-        return normalised_heads(first * second, self.width, l2_normalise)
+        unit = normalised_heads(first * second, self.width, l2_normalise)
+        return self._sharpened(unit) if self.config.power > 1 else unit
+
+    def _sharpened(self, unit: Tensor) -> Tensor:
+        """`[B, H, T, d]` of unit length: products of rotations, whose likeness is about a power of what it was."""
+        rotations = self.rotations.to(unit.dtype)
+        product = unit @ rotations[0]
+        for power in range(1, self.config.power):
+            product = product * (unit @ rotations[power])
+        return l2_normalise(product)
 
     def answer(self, answers: Tensor, sure: Tensor, normed: Tensor | None = None) -> Tensor:
         """What is added behind the decoder's last norm.

@@ -204,7 +204,7 @@ def _with_adapters(decoder: Decoder, only: Only) -> None:
 
 def _choose(decoder: Decoder, only: Only) -> None:
     """Let gradients reach what is to be trained, and nothing else."""
-    fixed = {f"{GRAFT}{name}" for name in ("whiten", "to_value", "tap_weight")}
+    fixed = {f"{GRAFT}{name}" for name in ("whiten", "to_value", "tap_weight", "rotations")}
     for name, parameter in decoder.named_parameters():
         part = (only.memory and name.startswith(GRAFT)) or (bool(only.lora) and name.startswith(LORA))
         parameter.requires_grad_((only.everything or part) and name not in fixed)

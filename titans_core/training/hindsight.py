@@ -19,6 +19,8 @@ from torch.nn import functional as F
 # Logits between a key that is the query and one that has nothing to do with it. A memory adds up what it reads in
 # proportion to the likeness of keys, so likeness has to be far apart, which a sharp loss would not ask for.
 SHARPNESS = 8.0
+LIKENESS = 4.0  # weight of the squared errors of likeness beside the sharp loss
+REPLACED = 0.5  # likeness from which an earlier token is one that was replaced, and not one to be left alone
 MISSED = 3.0  # what a token that should have been written counts, where one that should not have been counts 1
 
 
@@ -26,7 +28,8 @@ MISSED = 3.0  # what a token that should have been written counts, where one tha
 class Lessons:
     """Summed losses, and how many counted predictions found their token.
 
-    finding: cross-entropy of finding the right key, over the counted predictions whose token stood before.
+    finding: cross-entropy of finding the right key, over the counted predictions whose token stood before; and the
+        squared errors of likeness, which is to be 1 for the right key and 0 for the others that are written.
     writing: cross-entropy of the step sizes being open for tokens that were wanted later, and shut for all others.
     """
 
@@ -59,20 +62,26 @@ def _row(queries: Tensor, keys: Tensor, inputs: Tensor, targets: Tensor, mask: T
     right = (inputs[None] == targets[places][:, None]) & (index[None] <= places[:, None])
     known = right.any(1)
     if not bool(known.any()):
-        return Lessons(gates.new_zeros(()), gates.new_zeros(()), known.sum())
+        idle = F.softplus(gates).sum() / len(gates) if not len(places) else gates.new_zeros(())  # nothing was wanted
+        return Lessons(gates.new_zeros(()), idle, known.sum())
     places, right = places[known], right[known]
-    scores = SHARPNESS * torch.einsum("hqd,htd->qt", queries[:, places], keys) / len(keys)
-    scores = scores + F.logsigmoid(gates).mean(0)  # what is not written is no rival, and is not found
+    likeness = torch.einsum("hqd,htd->qt", queries[:, places], keys) / len(keys)
+    scores = SHARPNESS * likeness + F.logsigmoid(gates).mean(0)  # what is not written is no rival, and is not found
     # What was written before the right token has been replaced, where it was about the same.
     first = right.int().argmax(1)
     rivals = scores.masked_fill((index[None] < first[:, None]) | (index[None] > places[:, None]), -torch.inf)
     mine = scores.masked_fill(~right, -torch.inf)
     finding = (rivals.logsumexp(1) - mine.logsumexp(1)).sum()
     found = (inputs[rivals.argmax(1)] == targets[places]).sum()
+    best = mine.detach().argmax(1)
     wanted = torch.zeros_like(gates[0])
-    wanted[mine.detach().argmax(1)] = 1.0
+    wanted[best] = 1.0
+    others = likeness * wanted * ~right
+    finding = finding + LIKENESS * ((1 - likeness.gather(1, best[:, None])).square().sum() + others.square().sum())
     # An answer stands in the stream as well, and looks like what was told: it is not judged.
     judged = torch.ones_like(wanted)
+    # Nor is a value that was replaced later: when it was told, nobody could know.
+    judged[((likeness > REPLACED) & (index[None] < first[:, None])).any(0)] = 0.0
     judged[(mask.nonzero()[:, 0] + 1).clamp(max=len(inputs) - 1)] = 0.0
     loss = F.binary_cross_entropy_with_logits(
         gates, wanted.expand_as(gates), reduction="none", pos_weight=gates.new_tensor(MISSED)

@@ -27,6 +27,7 @@ from titans_core.training.write_cost import WriteMeter
 
 ALONE = 0.6  # share of the steps, the first ones, in which keys and gates learn from hindsight alone
 MARGIN = 6.0  # logits by which the right token has to be ahead: the decoder does not fade altogether
+UNSURE = 3.0  # what a wanted answer that the memory is unsure of counts, where one given unasked counts 1
 OTHERS = 2048  # tokens of the vocabulary that a right one is told from, besides those of the batch
 _LOWER, _SIDE = "lower.", "side."
 
@@ -129,7 +130,9 @@ class SideObjective(Trainable):
             return loss, (logits.argmax(-1) == targets[mask]).sum(), detach(following)
         loss, correct = self._loss(answer[mask], targets[mask], inputs)
         confidence = self.model.confidence(answers, projected[4])[..., 0]
-        loss = loss + F.binary_cross_entropy_with_logits(confidence, mask.to(confidence.dtype), reduction="sum")
+        loss = loss + F.binary_cross_entropy_with_logits(
+            confidence, mask.to(confidence.dtype), reduction="sum", pos_weight=confidence.new_tensor(UNSURE)
+        )
         loss = loss + lessons.finding + lessons.writing + self.write_cost * self._meter.mean * mask.sum()
         return loss, correct, detach(following)
 

@@ -93,11 +93,15 @@ class GraftOptions:
             return None
         place = {"place": given.pop("place")} if "place" in given and self.memory_layers else {}
         dim = given.pop("memory.dim", config.dim)
+        power = {"power": given.pop("memory.power")} if "memory.power" in given and not self.memory_layers else {}
         known = [f"memory.{field.name}" for field in fields(MemoryConfig)]
         for name in given:
             if name not in known:
-                options = ", ".join(("memory.dim", *known, *(["place"] if self.memory_layers else []), *_STREAMING))
+                own = "place" if self.memory_layers else "memory.power"
+                options = ", ".join(("memory.dim", own, *known, *_STREAMING))
                 raise click.UsageError(f"--set {name}: there is no such option; use one of {options}")
+        if type(power.get("power", 1)) is not int:
+            raise click.UsageError(f"--set memory.power={power['power']}: use a whole number from 1 to 4")
         if type(dim) is not int:
             raise click.UsageError(f"--set memory.dim={dim}: use a whole number above 0")
         changed = {name.removeprefix("memory."): value for name, value in given.items()}
@@ -107,4 +111,4 @@ class GraftOptions:
         read = (0, min(4, config.layers - 1)) if self.read is None else self.read
         start = SideConfig().memory
         memory = memory_from_dict({field.name: getattr(start, field.name) for field in fields(start)} | changed)
-        return SideConfig(read=tuple(sorted(set(read))), dim=dim, memory=memory)
+        return SideConfig(read=tuple(sorted(set(read))), dim=dim, memory=memory, **power)

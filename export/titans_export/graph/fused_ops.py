@@ -59,6 +59,7 @@ def qualifies(module: nn.Module) -> bool:
             and options.gate_scope == "token"
             and options.conv_kernel > 1
             and options.step_size == "token"
+            and options.step_floor == 0
             and options.depth <= MOST_MATRICES
         )
     if isinstance(module, SegmentAttention | SlidingWindowAttention):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.titans_core.decoder.grafts import GRAFTS, SMALL, decoder, grafted
-from titans_core.decoder import Decoder, DecoderConfig
+from titans_core.decoder import Decoder, DecoderConfig, SideConfig
 from titans_core.errors import ConfigError
 
 SAME = 1e-9  # fp64
@@ -106,6 +106,14 @@ def test_a_configuration_round_trips(name: str) -> None:
     model = grafted(name, lora=2)
     values = json.loads(model.config.to_json())["decoder"]
     assert DecoderConfig.from_dict(values) == model.config
+
+
+def test_a_memory_that_is_older_than_sharp_keys_and_the_floor_stays_what_it_was() -> None:
+    values = json.loads(grafted("side").config.to_json())["decoder"]
+    del values["graft"]["power"], values["graft"]["memory"]["step_floor"]
+    graft = DecoderConfig.from_dict(values).graft
+    assert isinstance(graft, SideConfig)
+    assert (graft.power, graft.memory.step_floor) == (1, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,7 @@ from titans_core.state import State
 DIM, CHUNK, TOKENS = 12, 4, 16
 MEMORY = MemoryConfig(
     heads=2, depth=1, momentum=False, forget=False, max_step_size=0.5, initial_step_size=0.3, surprise_bound=None,
-    conv_kernel=4,
+    conv_kernel=4, step_floor=0.55,
 )  # fmt: skip
 CONFIG = SideConfig(read=(0, 2), dim=16, memory=MEMORY)
 
@@ -84,13 +85,15 @@ def literal(side: SideMemory, hidden: Tensor, tokens: Tensor, normed: Tensor) ->
         query, key = (rms_normalise(z) for z in (query, key))
         query, key = (z[:16] * z[16:] for z in (query, key))
         v = unit(unit(tokens[t]) @ side.to_value)
-        step = 0.5 * torch.sigmoid(torch.stack(each).sum(0) + side.gate_bias["step_size"])
+        share = torch.sigmoid(torch.stack(each).sum(0) + side.gate_bias["step_size"])
+        step = torch.where(share > 0.55, 0.5 * (share - 0.55) / 0.45, 0.0)
         if t % CHUNK == 0:
             base = [w.clone() for w in written]
         y = []
         for h in range(heads):
             part = slice(h * width, (h + 1) * width)
             k, q = unit(key[part]), unit(query[part])
+            k, q = (unit((z @ side.rotations[0]) * (z @ side.rotations[1])) for z in (k, q))
             written[h] = written[h] - step[h] * 2 * torch.outer(k, k @ base[h] - v[part])
             y.append(q @ written[h])
         whole = torch.cat(y)
@@ -130,6 +133,27 @@ def test_any_split_inside_chunks_gives_the_answers_of_whole_chunks(lengths: list
     torch.testing.assert_close(state["memory_0"], after["memory_0"], rtol=1e-9, atol=1e-9)
 
 
+def test_below_the_floor_a_stream_leaves_the_memory_as_it_was_to_the_bit() -> None:
+    side, (hidden, tokens, normed) = memory(), stream()
+    _, told, _ = side.run_chunks(side.features(hidden), tokens, normed, fresh(side, 3))
+    assert (told["memory_0"] != 0).any()
+    with torch.no_grad():
+        side.gate_bias["step_size"].fill_(-20.0)  # a sigmoid of 2e-9, which without a floor would be written
+    state = fresh(side, 3) | told
+    _, after, _ = side.run_chunks(side.features(hidden), tokens, normed, state)
+    assert torch.equal(after["memory_0"], told["memory_0"])
+
+
+def test_rotations_square_the_likeness_of_keys() -> None:
+    torch.manual_seed(0)
+    side = SideMemory(SideConfig(read=(0,), dim=512, memory=replace(MEMORY, heads=1)), 64, CHUNK)
+    one, other = torch.linalg.qr(torch.randn(512, 2))[0].T
+    for likeness in (0.3, 0.6, 0.9):
+        mixed = likeness * one + math.sqrt(1 - likeness**2) * other
+        first, second = side._sharpened(torch.stack([one, mixed]))
+        assert abs(float(first @ second) - likeness**2) < 0.12  # two standard deviations of 512 products
+
+
 def test_a_fresh_memory_finds_the_token_that_followed_the_same_words() -> None:
     torch.manual_seed(0)
     vocabulary = torch.randn(50, 64)
@@ -153,7 +177,9 @@ def test_whitened_rows_have_second_moments_of_one() -> None:
     torch.testing.assert_close(white.T @ white / 500, torch.eye(6).double(), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [{"read": ()}, {"read": (4, 0)}, {"dim": 9, "memory": MEMORY}])
+@pytest.mark.parametrize(
+    "wrong", [{"read": ()}, {"read": (4, 0)}, {"dim": 9, "memory": MEMORY}, {"power": 0}, {"power": 5}]
+)
 def test_a_configuration_that_cannot_work_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         SideConfig(**wrong)  # type: ignore[arg-type]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from torch import Tensor
 
-from titans_core.training.hindsight import MISSED, SHARPNESS, hindsight
+from titans_core.training.hindsight import LIKENESS, MISSED, SHARPNESS, hindsight
 
 TOKENS = 7
 
@@ -56,6 +57,36 @@ def test_the_step_size_is_to_be_open_for_the_wanted_token_alone() -> None:
     expected[2], expected[-1] = -0.5 * MISSED, 0.0  # the answer itself is not judged
     torch.testing.assert_close(gradient[0, 0], expected)
     torch.testing.assert_close(writing.item(), (TOKENS - 2 + MISSED) * math.log(2), rtol=1e-6, atol=0)
+
+
+def test_a_value_that_was_replaced_is_not_to_be_left_alone() -> None:
+    keys = units().clone()
+    keys[0, 0, 1] = keys[0, 0, 3]  # token 11 and token 13 were said of the same thing
+    gates = torch.zeros(1, 1, TOKENS, requires_grad=True)
+    writing = hindsight(keys[:, :, [3] * TOKENS], keys, *stream(13), gates).writing
+    (gradient,) = torch.autograd.grad(writing, gates)
+    assert gradient[0, 0].tolist() == [0.5, 0.0, 0.5, -0.5 * MISSED, 0.5, 0.5, 0.0]
+
+
+def test_keys_of_what_is_written_are_to_be_unlike_other_queries() -> None:
+    inputs, targets, mask = stream(12)
+    targets[0, -3], mask[0, -3] = 14, True  # two questions: for token 12 and for token 14
+    keys = units()
+    queries = keys[:, :, [2] * TOKENS].clone()
+    queries[0, 0, -3] = 0.6 * keys[0, 0, 4] + 0.8 * keys[0, 0, 2]
+    shut = torch.full((1, 1, TOKENS), -60.0)
+    shut[0, 0, [2, 4]] = 60.0
+    finding = float(hindsight(queries, keys, inputs, targets, mask, shut).finding)
+    sharp = math.log(1 + math.exp(-SHARPNESS))  # token 12 stood before token 14 and is no rival of it, but is alike
+    assert finding == pytest.approx(sharp + LIKENESS * (0.4**2 + 0.8**2), rel=1e-5)
+
+
+def test_a_stream_without_questions_teaches_to_leave_all_of_it_alone() -> None:
+    inputs, targets, mask = stream(12)
+    gates = torch.zeros(1, 1, TOKENS, requires_grad=True)
+    writing = hindsight(units(), units(), inputs, targets, mask & False, gates).writing
+    (gradient,) = torch.autograd.grad(writing, gates)
+    assert gradient.flatten().tolist() == [0.5] * TOKENS
 
 
 def test_a_token_that_never_stood_before_teaches_nothing() -> None:
