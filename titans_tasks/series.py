@@ -83,15 +83,27 @@ class Forecasting:
     change: Values
 
     @classmethod
-    def of(cls, series: Series, *, horizon: int = HORIZON, share: float = TRAINING_SHARE) -> Forecasting:
-        """`series` with its first `share` to train on.
+    def of(
+        cls,
+        series: Series,
+        *,
+        horizon: int = HORIZON,
+        share: float = TRAINING_SHARE,
+        train_steps: int | None = None,
+    ) -> Forecasting:
+        """`series` with its first `share` to train on, or its first `train_steps`.
 
         Raises:
             DataError: a part is too short for the horizon, or a channel never changes in the training part.
         """
-        split = round(len(series.values) * share)
+        split = round(len(series.values) * share) if train_steps is None else train_steps
         least = min(split, len(series.values) - split)
         if not 1 <= horizon < least:
+            if train_steps is not None and least < 2:
+                raise DataError(
+                    f"{series.name} has {len(series.values):,} steps, and {split:,} to train on leave too few",
+                    f"train on at most {round(len(series.values) * TRAINING_SHARE):,}",
+                )
             raise DataError(
                 f"{series.name} has {split} steps to train on and {len(series.values) - split} held out, too few for a"
                 f" horizon of {horizon}",
@@ -161,6 +173,10 @@ class Forecasting:
         of = replace(self, mean=scaling.mean, deviation=scaling.deviation, change=scaling.change)
         _check_range(of)
         return of
+
+    def in_units_of(self, mean: Values, deviation: Values) -> Forecasting:
+        """The same series, normalised by another one's mean and deviation `[F]`."""
+        return replace(self, mean=mean, deviation=deviation)
 
     def document(self) -> dict[str, object]:
         """The scaling as plain data: what it takes to feed a model and to read its answers, without the series itself.

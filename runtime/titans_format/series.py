@@ -17,6 +17,19 @@ from titans_format.errors import BundleError
 Scale = Annotated[float, Meta(ge=1 / ANY_FLOAT * (1 + 2**-50), le=ANY_FLOAT)]
 
 
+class Lookback(Struct, frozen=True, kw_only=True):
+    """How a model reads one channel at a time, by the mean and the deviation of the steps that lie just behind.
+
+    lags: last values that a step shows, itself included.
+    span: steps that the trailing mean and deviation are taken over, or as many as there are.
+    least: smallest trailing deviation, in deviations of the training part; below it a quiet stretch would be magnified.
+    """
+
+    lags: Positive
+    span: Positive
+    least: Scale
+
+
 class SeriesInfo(Struct, frozen=True, kw_only=True):
     """How a series was scaled for training: F channels, forecasts of `horizon` steps.
 
@@ -26,6 +39,7 @@ class SeriesInfo(Struct, frozen=True, kw_only=True):
     change: `change[h - 1]` is the typical change (root mean square) over h steps, per channel.
     value_scales: in deviations; the inputs of a step are first all channels at the first of them, and so on.
     change_scales: in typical changes of one step; they follow.
+    lookback: of a model with a stream for each channel, which has no scales; None of one that reads all at once.
     """
 
     name: Text
@@ -36,15 +50,20 @@ class SeriesInfo(Struct, frozen=True, kw_only=True):
     change: tuple[tuple[Scale, ...], ...]
     value_scales: tuple[Scale, ...]
     change_scales: tuple[Scale, ...]
+    lookback: Lookback | None = None
 
     @property
     def features(self) -> int:
         """Numbers that the model takes per step."""
+        if self.lookback is not None:
+            return self.lookback.lags + 1
         return len(self.columns) * (len(self.value_scales) + len(self.change_scales))
 
     @property
     def targets(self) -> int:
         """Numbers that the model answers per step."""
+        if self.lookback is not None:
+            return self.horizon
         return len(self.columns) * self.horizon
 
 
@@ -58,8 +77,11 @@ def read_scaling(value: JsonValue, file: str) -> SeriesInfo:
 
 def misfit(series: SeriesInfo) -> str:
     """What does not fit within a series, or "": there are as many numbers as columns, and as many lists as steps."""
-    if len(series.change) != series.horizon:
-        return f"change must be a list of {series.horizon} lists, found {len(series.change)}"
+    wanted = series.horizon if series.lookback is None else 1
+    if len(series.change) != wanted:
+        return f"change must be a list of {wanted} lists, found {len(series.change)}"
+    if series.lookback is not None and (series.value_scales or series.change_scales):
+        return "value_scales and change_scales must be empty lists beside a lookback"
     lists = {"mean": series.mean, "deviation": series.deviation}
     lists |= {f"change[{step}]": row for step, row in enumerate(series.change)}
     count = len(series.columns)

@@ -105,7 +105,8 @@ def test_writes_off_is_what_the_exported_control_says(tiny_bundle: Path, tiny_ch
 def test_the_naive_forecasts_are_what_a_person_would_write_down() -> None:
     values = np.arange(100.0)[:, None] ** 2
     of = Forecasting.of(Series("squares", values, np.ones(100, np.bool_), 4), horizon=6)
-    back = of.mean + of.deviation * np.array([naive(of)[50, :, 0], seasonal_naive(of)[50, :, 0]]).T
+    place = np.array([50])
+    back = of.mean + of.deviation * np.array([naive(of, place)[0, :, 0], seasonal_naive(of, place)[0, :, 0]]).T
     assert back[:, 0] == pytest.approx([50**2] * 6)
     # The next four steps are those of the last season, and so are the four after them.
     assert back[:, 1] == pytest.approx([47**2, 48**2, 49**2, 50**2, 47**2, 48**2])

@@ -272,7 +272,7 @@ class _Run:
         batch = self.task.batch(self.step, self.workers.rows(self.options.batch))
         piece = Slice.of(batch, self.workers.device).split(self.options.accumulate)[0]
         with torch.autocast(self.workers.device.type, torch.bfloat16, enabled=self.bf16):
-            loss, _, _ = self.objective(piece.inputs, piece.targets, piece.mask, piece.reset, self.states[0])
+            loss, _, _ = piece.under(self.objective, piece.reset, self.states[0])
         loss.backward()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -309,7 +309,7 @@ class _Run:
 
     def _forward(self, forward: nn.Module, piece: Slice, i: int) -> Tensor:
         with torch.autocast(self.workers.device.type, torch.bfloat16, enabled=self.bf16):
-            loss, _, state = forward(piece.inputs, piece.targets, piece.mask, piece.reset, self.states[i])
+            loss, _, state = piece.under(forward, piece.reset, self.states[i])
         if self.task.carries:
             self.states[i] = state
         return loss  # type: ignore[no-any-return]
@@ -351,7 +351,7 @@ class _Run:
             piece = Slice.of(batch, self.workers.device)
             reset = piece.reset if keep else None
             with torch.autocast(self.workers.device.type, torch.bfloat16, enabled=self.bf16):
-                sums = objective(piece.inputs, piece.targets, piece.mask, reset, state)
+                sums = piece.under(objective, reset, state)
             loss, correct, count = loss + float(sums[0]), correct + int(sums[1]), count + int(np.sum(batch.mask))
             state = sums[2]
         return Totals(loss, correct, count)

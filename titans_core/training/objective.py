@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,19 +28,29 @@ class Slice:
     targets: Tensor  # int64 [B, T] or float32 [B, T, outputs]
     mask: Tensor  # bool [B, T]
     reset: Tensor | None  # bool [B]; None if every row starts afresh
+    weights: Tensor | None = None  # float32 [B, T]; None if all count alike
+    absolute: bool = False  # errors of vectors count by their size, not by its square
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> Slice:
         """`batch` moved to `device`."""
         tensors = [torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in (batch.inputs, batch.targets)]
         mask, reset = torch.from_numpy(batch.mask).to(device), torch.from_numpy(batch.reset).to(device)
-        return cls(tensors[0], tensors[1], mask, None if batch.reset.all() else reset)
+        weights = None if batch.weights is None else torch.from_numpy(batch.weights).to(device)
+        return cls(tensors[0], tensors[1], mask, None if batch.reset.all() else reset, weights, batch.absolute)
 
     def split(self, parts: int) -> list[Slice]:
         """The rows in `parts` equal groups."""
-        resets = [None] * parts if self.reset is None else list(self.reset.chunk(parts))
-        columns = zip(self.inputs.chunk(parts), self.targets.chunk(parts), self.mask.chunk(parts), resets, strict=True)
-        return [Slice(*column) for column in columns]
+        maybe = [[None] * parts if x is None else list(x.chunk(parts)) for x in (self.reset, self.weights)]
+        columns = zip(self.inputs.chunk(parts), self.targets.chunk(parts), self.mask.chunk(parts), *maybe, strict=True)
+        return [Slice(*column, self.absolute) for column in columns]
+
+    def under(self, objective: nn.Module, reset: Tensor | None, state: State | None) -> Any:
+        """What `objective` says of this slice: `Objective.forward`, called by its hooks."""
+        extra = (
+            {} if self.weights is None and not self.absolute else {"weights": self.weights, "absolute": self.absolute}
+        )
+        return objective(self.inputs, self.targets, self.mask, reset, state, **extra)
 
 
 class Trainable(nn.Module):
@@ -65,7 +76,14 @@ class Objective(Trainable):
         self.tokens = model.config.vocab_size is not None
 
     def forward(
-        self, inputs: Tensor, targets: Tensor, mask: Tensor, reset: Tensor | None, state: State | None
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        mask: Tensor,
+        reset: Tensor | None,
+        state: State | None,
+        weights: Tensor | None = None,
+        absolute: bool = False,
     ) -> tuple[Tensor, Tensor, State]:
         """One slice of B streams.
 
@@ -75,9 +93,11 @@ class Objective(Trainable):
             mask: bool `[B, T]`, the predictions that count.
             reset: bool `[B]`, rows that start afresh; None for all of them.
             state: what the streams left behind, or None before their first slice.
+            weights: float32 `[B, T]`, factors of the errors of vectors; None is 1 for all.
+            absolute: errors of vectors count by their size, not by its square.
 
         Returns:
-            Summed loss (nats, or squared error averaged over the targets), int64 number of right tokens, and the next
+            Summed loss (nats, or the error averaged over the targets), int64 number of right tokens, and the next
             state, cut from the graph.
         """
         if reset is None or state is None:
@@ -92,7 +112,9 @@ class Objective(Trainable):
             loss = nn.functional.cross_entropy(predictions, wanted, reduction="sum")
             correct = (predictions.argmax(-1) == wanted).sum()
         else:
-            loss = (predictions - wanted).square().mean(-1).sum()
+            off = predictions - wanted
+            errors = (off.abs() if absolute else off.square()).mean(-1)
+            loss = (errors if weights is None else errors * weights[mask]).sum()
             correct = mask.new_zeros((), dtype=torch.int64)
         if charged:
             loss = loss + self.write_cost * self._meter.mean * mask.sum()

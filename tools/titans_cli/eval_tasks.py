@@ -85,6 +85,21 @@ OPTIONS = (
         "--anomaly-size", tasks=["series"], type=click.FloatRange(0, min_open=True), default=4.0, show_default=True,
         help="Their size, in typical changes.",
     ),
+    task_option(
+        "--first-step", tasks=["series"], type=click.IntRange(1),
+        help="First step that is forecast.  [default: after four fifths]",
+    ),
+    task_option(
+        "--last-step", tasks=["series"], type=click.IntRange(1), help="Step before which they end.  [default: the end]"
+    ),
+    task_option(
+        "--horizon", "horizons", tasks=["series"], type=click.IntRange(1), multiple=True,
+        help="Judge by the steps up to a shorter horizon too; repeatable.",
+    ),
+    task_option(
+        "--fresh", tasks=["series"], type=click.IntRange(1),
+        help="Make every forecast with a fresh memory that reads so many steps.  [default: one stream]",
+    ),
 )  # fmt: skip
 
 
@@ -186,13 +201,27 @@ def _series(
     season: int | None,
     anomalies: int,
     anomaly_size: float,
+    first_step: int | None,
+    last_step: int | None,
+    horizons: tuple[int, ...],
+    fresh: int | None,
 ) -> Report:
     from titans_measure.quality.series import SeriesOptions, evaluate
     from titans_tasks.series_data import SOURCES
 
     if len(data) != 1:
         raise click.UsageError(f"--task series needs one --data: a .csv or .npy file, or one of {', '.join(SOURCES)}")
-    return evaluate(model, SeriesOptions(data=data[0], season=season, anomalies=anomalies, size=anomaly_size), progress)
+    options = SeriesOptions(
+        data=data[0],
+        season=season,
+        anomalies=anomalies,
+        size=anomaly_size,
+        first=first_step,
+        last=last_step,
+        horizons=horizons,
+        window=fresh,
+    )
+    return evaluate(model, options, progress)
 
 
 def _dna(

@@ -31,7 +31,7 @@ _MODEL_OPTIONS = {"variant": "--variant", "preset": "--preset", "config": "--con
 _MODEL_OPTIONS |= {"control": "--control", "rule": "--rule"}
 GRAFT_TASKS = ("facts", "text")  # what a pretrained decoder can learn: it has words already
 # Options of tasks that say what the model's inputs and outputs are.
-_FIXED = {"series": ("horizon",), "recall": ("keys",)}
+_FIXED = {"series": ("horizon", "lookback", "span"), "recall": ("keys",)}
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,12 @@ class Beginning:
     def scaled(self, forecasting: Forecasting) -> Forecasting:
         """`forecasting` with the scaling that the checkpoint's model has learned to read."""
         return forecasting if self._scaling is None else forecasting.scaled_as(self._scaling)
+
+    def in_same_units(self, forecasting: Forecasting) -> Forecasting:
+        """`forecasting` in the deviations of the training part that the checkpoint's model has seen."""
+        if self._scaling is None:
+            return forecasting
+        return forecasting.in_units_of(self._scaling.mean, self._scaling.deviation)
 
     @property
     def decoder(self) -> DecoderConfig | None:

@@ -46,6 +46,30 @@ OPTIONS = (
         "--horizon", tasks=["series"], type=click.IntRange(1), default=12, show_default=True, help="Steps to forecast."
     ),
     task_option(
+        "--lookback", tasks=["series"], type=click.IntRange(2),
+        help="A stream for each channel, scaled by its own past: the last values that a step shows.",
+    ),
+    task_option(
+        "--span", tasks=["series"], type=click.IntRange(2),
+        help="Steps that the trailing mean and deviation are taken over.  [default: as --lookback]",
+    ),
+    task_option(
+        "--stream", tasks=["series"], type=click.IntRange(1),
+        help="Steps of a training stream before its memory starts afresh.  [default: 2048; needs --lookback]",
+    ),
+    task_option(
+        "--loss", tasks=["series"], type=click.Choice(["squared", "absolute"]), default="squared", show_default=True,
+        help="What to make small; absolute needs --lookback.",
+    ),
+    task_option(
+        "--train-steps", tasks=["series"], type=click.IntRange(1),
+        help="Steps to train on, from the first.  [default: four fifths]",
+    ),
+    task_option(
+        "--held-out-steps", tasks=["series"], type=click.IntRange(1),
+        help="Steps after them to judge by at the end.  [default: all; needs --lookback]",
+    ),
+    task_option(
         "--keys", tasks=["recall"], type=click.IntRange(1), default=32, show_default=True, help="Keys, and values."
     ),
     task_option(
@@ -182,18 +206,54 @@ def _needle(
     return Lesson(model, NeedleTask(needle, corpus, chunk=model.chunk, seed=seed), read=(corpus.described(),))
 
 
-def _series(base: ModelOptions, seed: int, *, data: tuple[str, ...], window: int | None, horizon: int) -> Lesson:
+def _series(
+    base: ModelOptions,
+    seed: int,
+    *,
+    data: tuple[str, ...],
+    window: int | None,
+    horizon: int,
+    lookback: int | None,
+    span: int | None,
+    stream: int | None,
+    loss: str,
+    train_steps: int | None,
+    held_out_steps: int | None,
+) -> Lesson:
+    from titans_tasks.lookback import Lookback, LookbackTask
     from titans_tasks.series import Forecasting, SeriesTask
     from titans_tasks.series_data import SOURCES, read_series
 
     if len(data) != 1:
         raise click.UsageError(f"--task series needs one --data: a .csv or .npy file, or one of {', '.join(SOURCES)}")
+    if lookback is None:
+        alone = {"span": span, "stream": stream, "held-out-steps": held_out_steps}
+        alone |= {"loss": loss if loss != "squared" else None}
+        for name, value in alone.items():
+            if value is not None:
+                raise click.UsageError(f"--{name} belongs to --lookback; add it, such as --lookback 96")
     series = base.beginning.read_series(data[0]) if base.beginning else read_series(data[0])
-    forecasting = Forecasting.of(series, horizon=horizon)
+    forecasting = Forecasting.of(series, horizon=horizon, train_steps=train_steps)
+    held_out = len(series.values) - forecasting.split if held_out_steps is None else held_out_steps
+    split = f"trains on the first {forecasting.split:,} steps; holds out {held_out:,}"
+    if lookback is not None:
+        if base.beginning is not None:
+            forecasting = base.beginning.in_same_units(forecasting)
+        reading = Lookback(forecasting, lookback, span or lookback)
+        model = base.build_continuous(reading.features, reading.targets)
+        task = LookbackTask(
+            reading,
+            window=_slice(window, model),
+            seed=seed,
+            stream=stream,
+            held_out=held_out_steps,
+            absolute=loss == "absolute",
+        )
+        scaling = json.dumps(reading.document(), indent=1)
+        return Lesson(model, task, series_json=scaling, read=(*series.notes, split))
     model = base.build_continuous(forecasting.features, forecasting.targets)
     if base.beginning is not None:
         forecasting = base.beginning.scaled(forecasting)
-    split = f"trains on the first {forecasting.split:,} steps; holds out {len(series.values) - forecasting.split:,}"
     return Lesson(
         model,
         SeriesTask(forecasting, window=_slice(window, model), seed=seed),

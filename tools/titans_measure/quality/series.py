@@ -16,7 +16,7 @@ Knows the task's measure. Does not know where series come from (`titans_tasks.se
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from titans_format.fields import ContinuousInputs
 from titans_format.progress import ReportProgress
 from titans_measure.quality.anomalies import FEWEST_STEPS, KINDS, WINDOW, Injected, inject
 from titans_measure.quality.errors import EvalError
+from titans_measure.quality.forecasts import streamed, windowed
 from titans_measure.quality.report import Subject, unwatched
 from titans_measure.quality.scores import Errors, Values, roc_auc
 from titans_measure.quality.streams import PIECE
@@ -43,12 +44,19 @@ class SeriesOptions:
     season: steps in a period; None is what is known of the series, or 1.
     anomalies: how often anomalies are injected anew and looked for; 0 for not at all.
     size: of the anomalies, in root mean square changes of the training part.
+    first, last: forecasts count whose steps lie from `first` up to before `last`; None is the held-out part.
+    horizons: shorter horizons to judge by besides, each over all forecasts that fit.
+    window: every forecast is made by a fresh stream that reads so many steps; None is one stream from the beginning.
     """
 
     data: str
     season: int | None = None
     anomalies: int = 4
     size: float = 4.0
+    first: int | None = None
+    last: int | None = None
+    horizons: tuple[int, ...] = ()
+    window: int | None = None
 
     def __post_init__(self) -> None:
         if self.anomalies < 0 or not self.size > 0:
@@ -97,6 +105,7 @@ class SeriesReport:
     forecasts: origins that were judged.
     model, naive, seasonal: errors over all horizons.
     by_horizon: mean squared errors of the same three, 1..H steps ahead.
+    at: for every horizon that was asked for, how many forecasts fit, and errors of the same three over those steps.
     detection: None where no anomalies were asked for, or the held-out part is too short for them.
     """
 
@@ -112,6 +121,7 @@ class SeriesReport:
     naive: Errors
     seasonal: Errors
     by_horizon: dict[str, tuple[float, ...]]
+    at: dict[int, tuple[int, dict[str, Errors]]]
     detection: Detection | None
 
     def as_json(self) -> dict[str, Any]:
@@ -119,7 +129,7 @@ class SeriesReport:
         return {
             "task": "series",
             "model": self.subject.as_json(),
-            "wish": asdict(self.options),
+            "options": asdict(self.options),
             "series": {"steps": self.steps, "split": self.split, "season": self.season, "horizon": self.horizon},
             "read": list(self.read),
             "forecasts": self.forecasts,
@@ -127,6 +137,10 @@ class SeriesReport:
                 "model": self.model.as_json(),
                 "naive": self.naive.as_json(),
                 "seasonal_naive": self.seasonal.as_json(),
+            },
+            "horizons": {
+                str(horizon): {"forecasts": count, **{name: one.as_json() for name, one in errors.items()}}
+                for horizon, (count, errors) in self.at.items()
             },
             "mse_by_horizon": {name: list(values) for name, values in self.by_horizon.items()},
             "detection": None if self.detection is None else asdict(self.detection),
@@ -141,6 +155,9 @@ class SeriesReport:
         ]
         for name, errors in (("model", self.model), ("naive", self.naive), ("seasonal naive", self.seasonal)):
             found.append(f"  {name}: MSE {errors.mse:.4g}, MAE {errors.mae:.4g}")
+        for horizon, (count, by_name) in self.at.items():
+            each = ", ".join(f"{name.replace('_', ' ')} {one.mse:.4g} / {one.mae:.4g}" for name, one in by_name.items())
+            found.append(f"  up to {horizon} steps, {count:,} forecasts, MSE / MAE: {each}")
         if self.detection is not None:
             detection, size = self.detection, self.options.size
             found.append(f"  {detection.anomalous} of {detection.windows:,} windows with an anomaly of size {size:g}:")
@@ -171,35 +188,46 @@ def evaluate(model: Model, options: SeriesOptions, progress: ReportProgress = un
     scaling = model.manifest.series
     if scaling is not None:
         series = series.of_columns(scaling.columns)
-    needs = features(series.features)
-    if kind.features != needs or kind.targets % series.features:
+    lookback = scaling is not None and scaling.lookback is not None
+    needs = kind.features if lookback else features(series.features)
+    if kind.features != needs or kind.targets % (1 if lookback else series.features):
         raise EvalError(
             f"{series.name} has {series.features} channels, which make {needs} features, and the model"
             f" takes {kind.features} and answers {kind.targets}",
             "use a model trained on this series",
         )
-    of = Forecasting.of(series, horizon=kind.targets // series.features)
+    if scaling is not None and series.features != len(scaling.columns):
+        raise EvalError(
+            f"{series.name} has {series.features} channels, the model was trained on {len(scaling.columns)}",
+            "use a series like the one it was trained on",
+        )
+    of = Forecasting.of(series, horizon=kind.targets // (1 if lookback else series.features), train_steps=options.first)
     if scaling is not None:  # what the model was trained with, whatever recording it is judged by
-        known = (np.array(numbers) for numbers in (scaling.mean, scaling.deviation, scaling.change))
-        of = of.scaled_as(Scaling(scaling.columns, *known))
-    held_out = len(series.values) - of.split
-    runs = options.anomalies if held_out >= FEWEST_STEPS else 0
-    done, total = 0, len(series.values) * (2 if runs else 1)
+        mean, deviation, change = (np.array(numbers) for numbers in (scaling.mean, scaling.deviation, scaling.change))
+        units = of.in_units_of(mean, deviation)
+        of = units if lookback else of.scaled_as(Scaling(scaling.columns, mean, deviation, change))
+    last = _last(of, options)
+    held_out = last - of.split
+    runs = options.anomalies if held_out >= FEWEST_STEPS and not lookback and options.window is None else 0
+    widest = _origins(of, last, min((of.horizon, *options.horizons)))
+    origins = _origins(of, last, of.horizon)
+    reads = int(widest[-1]) + 1 if options.window is None else len(widest)
+    done, total = 0, reads + (len(series.values) if runs else 0)
 
     def on_progress(steps: int) -> None:
         nonlocal done
         done += steps
         progress(done, total)
 
-    outputs, _ = _read(model, of.inputs(series.values)[None], on_progress)
-    origins = _origins(of)
-    forecasts = {
-        "model": of.forecasts(outputs[0], series.values)[origins],
-        "naive": naive(of)[origins],
-        "seasonal_naive": seasonal_naive(of)[origins],
-    }
+    if options.window is None:
+        made = streamed(model, of, widest, on_progress)
+    else:
+        made = windowed(model, of, widest, options.window, on_progress)
+    forecasts = {"model": made, "naive": naive(of, widest), "seasonal_naive": seasonal_naive(of, widest)}
+    at = {horizon: _judge(of, last, forecasts, widest, horizon) for horizon in sorted(options.horizons)}
+    _, errors = _judge(of, last, forecasts, widest, of.horizon)
+    some = np.isin(widest, origins)
     truth = of.normalised(series.values)[origins[:, None] + np.arange(1, of.horizon + 1)]
-    errors = {name: Errors.of(values, truth) for name, values in forecasts.items()}
     return SeriesReport(
         subject=Subject.of(model),
         options=options,
@@ -212,36 +240,60 @@ def evaluate(model: Model, options: SeriesOptions, progress: ReportProgress = un
         model=errors["model"],
         naive=errors["naive"],
         seasonal=errors["seasonal_naive"],
-        by_horizon={name: _by_horizon(values, truth) for name, values in forecasts.items()},
+        by_horizon={name: _by_horizon(values[some], truth) for name, values in forecasts.items()},
+        at=at,
         detection=_detection(model, of, options, on_progress) if runs else None,
     )
 
 
-def naive(of: Forecasting) -> Values:
-    """The last value, repeated: normalised forecasts float64 [T, H, F]."""
-    values = of.normalised(of.series.values)
-    return np.repeat(values[:, None], of.horizon, axis=1)
+def naive(of: Forecasting, origins: NDArray[np.int64]) -> Values:
+    """The last value, repeated: normalised forecasts float64 [O, H, F]."""
+    return np.repeat(of.normalised(of.series.values[origins])[:, None], of.horizon, axis=1)
 
 
-def seasonal_naive(of: Forecasting) -> Values:
-    """The value one season before the forecast step, or as many seasons as it takes to lie in the past: [T, H, F].
+def seasonal_naive(of: Forecasting, origins: NDArray[np.int64]) -> Values:
+    """The value one season before the forecast step, or as many seasons as it takes to lie in the past: [O, H, F].
 
     Steps before the beginning are taken for the first one.
     """
     values, season = of.normalised(of.series.values), of.series.season
     ahead = np.arange(1, of.horizon + 1)
     back = ahead - season * -(-ahead // season)
-    places = np.arange(len(values))[:, None] + back
+    places = origins[:, None] + back
     return values[np.maximum(places, 0)]
 
 
-def _origins(of: Forecasting) -> NDArray[np.int64]:
-    """The steps whose forecasts are judged: all their targets held out and measured."""
+def _last(of: Forecasting, options: SeriesOptions) -> int:
+    """Where the judged steps end."""
+    steps = len(of.series.values)
+    last = steps if options.last is None else options.last
+    if not of.split < last <= steps:
+        raise EvalError(
+            f"steps {of.split:,} to {last:,} are not part of {of.series.name}, which has {steps:,}",
+            f"end after {of.split:,}, at {steps:,} at most",
+        )
+    if options.horizons and not all(1 <= horizon <= of.horizon for horizon in options.horizons):
+        raise EvalError(f"the model forecasts {of.horizon} steps", f"ask for horizons from 1 to {of.horizon}")
+    return last
+
+
+def _origins(of: Forecasting, last: int, horizon: int) -> NDArray[np.int64]:
+    """The steps whose forecasts of `horizon` steps are judged: all their targets before `last`, held out, measured."""
     first = of.split - 1
-    found = first + np.flatnonzero(of.judged(first, len(of.series.values)))
+    found = first + np.flatnonzero(replace(of, horizon=horizon).judged(first, last - horizon))
     if not len(found):
-        raise EvalError(f"{of.series.name} has no unbroken {of.horizon} held-out steps", "use a shorter horizon")
+        raise EvalError(f"{of.series.name} has no unbroken {horizon} held-out steps", "use a shorter horizon")
     return found
+
+
+def _judge(
+    of: Forecasting, last: int, forecasts: dict[str, Values], made_at: NDArray[np.int64], horizon: int
+) -> tuple[int, dict[str, Errors]]:
+    """How many forecasts of `horizon` steps fit, and the errors of each forecaster over them."""
+    origins = _origins(of, last, horizon)
+    some = np.isin(made_at, origins)
+    truth = of.normalised(of.series.values)[origins[:, None] + np.arange(1, horizon + 1)]
+    return len(origins), {name: Errors.of(values[some, :horizon], truth) for name, values in forecasts.items()}
 
 
 def _by_horizon(forecasts: Values, truth: Values) -> tuple[float, ...]:
