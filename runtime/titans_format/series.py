@@ -30,7 +30,7 @@ class Lookback(Struct, frozen=True, kw_only=True):
     least: Scale
 
 
-class SeriesInfo(Struct, frozen=True, kw_only=True):
+class SeriesInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How a series was scaled for training: F channels, forecasts of `horizon` steps.
 
     name: of the recording.

@@ -41,8 +41,9 @@ class Slice:
 
     def split(self, parts: int) -> list[Slice]:
         """The rows in `parts` equal groups."""
-        maybe = [[None] * parts if x is None else list(x.chunk(parts)) for x in (self.reset, self.weights)]
-        columns = zip(self.inputs.chunk(parts), self.targets.chunk(parts), self.mask.chunk(parts), *maybe, strict=True)
+        resets, weights = ([None] * parts if x is None else list(x.chunk(parts)) for x in (self.reset, self.weights))
+        pieces = (x.chunk(parts) for x in (self.inputs, self.targets, self.mask))
+        columns = zip(*pieces, resets, weights, strict=True)
         return [Slice(*column, self.absolute) for column in columns]
 
     def under(self, objective: nn.Module, reset: Tensor | None, state: State | None) -> Any:

@@ -227,8 +227,8 @@ def _series(
     if len(data) != 1:
         raise click.UsageError(f"--task series needs one --data: a .csv or .npy file, or one of {', '.join(SOURCES)}")
     if lookback is None:
-        alone = {"span": span, "stream": stream, "held-out-steps": held_out_steps}
-        alone |= {"loss": loss if loss != "squared" else None}
+        absolute = loss if loss == "absolute" else None
+        alone = {"span": span, "stream": stream, "held-out-steps": held_out_steps, "loss": absolute}
         for name, value in alone.items():
             if value is not None:
                 raise click.UsageError(f"--{name} belongs to --lookback; add it, such as --lookback 96")
