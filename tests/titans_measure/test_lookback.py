@@ -77,7 +77,7 @@ def test_a_step_is_what_a_person_would_write_down() -> None:
         lags = [values[max(0, step - lag)] for lag in range(LAGS)]
         row = scaling.inputs(values[: step + 1])[:, -1]
         expected = (np.array(lags) - mean) / deviation
-        assert row[:, :-1].T == pytest.approx(expected, abs=1e-5)
+        assert np.allclose(row[:, :-1].T, expected, atol=1e-5)
         assert (row[:, -1] == 1).all()
         answers = np.random.default_rng(step).standard_normal((2, 1, HORIZON))
         forecast = scaling.forecasts(answers, values[step : step + 1], before=values[:step])[0]
