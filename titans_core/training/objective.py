@@ -42,8 +42,8 @@ class Slice:
     def split(self, parts: int) -> list[Slice]:
         """The rows in `parts` equal groups."""
         resets, weights = ([None] * parts if x is None else list(x.chunk(parts)) for x in (self.reset, self.weights))
-        pieces = (x.chunk(parts) for x in (self.inputs, self.targets, self.mask))
-        columns = zip(*pieces, resets, weights, strict=True)
+        inputs, targets, mask = (x.chunk(parts) for x in (self.inputs, self.targets, self.mask))
+        columns = zip(inputs, targets, mask, resets, weights, strict=True)
         return [Slice(*column, self.absolute) for column in columns]
 
     def under(self, objective: nn.Module, reset: Tensor | None, state: State | None) -> Any:
