@@ -22,6 +22,7 @@ Examples:
   titans serve model.titans
   titans serve model.titans --port 9000 --store sqlite:memories.db
   titans serve model.titans --host 0.0.0.0 --keys keys.txt --store redis://localhost
+  titans serve model.titans --ray --replicas 2:8 --store redis://localhost
   curl localhost:8000/v1/completions -d '{"prompt": "def main():", "max_tokens": 32}'"""
 )
 @bundle_argument
@@ -54,6 +55,11 @@ Examples:
     help="Answers that may wait for a place; more are refused with status 429.",
 )  # fmt: skip
 @click.option("--resident", type=click.IntRange(1), default=256, show_default=True, help="Memories kept open.")
+@click.option("--ray", "on_ray", is_flag=True, help="Serve with replicas of Ray Serve, which share the store.")
+@click.option(
+    "--replicas", default="2", show_default=True, callback=lambda _ctx, _param, value: _bounds(value),
+    help="With --ray: how many, or LEAST:MOST for as many as the load asks for.",
+)  # fmt: skip
 @json_option
 def serve(
     bundle: Path,
@@ -71,6 +77,8 @@ def serve(
     turns: int,
     waiting: int,
     resident: int,
+    on_ray: bool,
+    replicas: tuple[int, int],
     as_json: bool,
 ) -> None:
     """Serve a bundle over HTTP, with a memory for each user.
@@ -86,6 +94,9 @@ def serve(
     another precision of the checkpoint or a successor of the same shape. With --other-model replay the model reads the
     journal again.
 
+    With --ray, replicas on this machine, or on the cluster of RAY_ADDRESS, serve any memory of the shared store. Paths
+    and the store's address have to mean the same on every machine. Each replica takes --turns answers.
+
     With --json, stdout is one JSON document that is written when the server listens.
     """
     from titans_runtime import load
@@ -94,7 +105,7 @@ def serve(
     from titans_serve.listen import JsonLines, bind, is_loopback, run
     from titans_serve.service import Service
     from titans_serve.settings import Settings
-    from titans_serve.stores import SealedStore, open_store, read_cipher, without_password
+    from titans_serve.stores import SealedStore, everywhere, open_store, read_cipher, without_password
 
     keys = Keys({}) if key_file is None else read_keys(key_file)
     if not keys.required and not is_loopback(host):
@@ -112,6 +123,30 @@ def serve(
         journal=journal,
         other_model=other_model,
     )
+    if on_ray:
+        from titans_serve.ray_serve import Replica, Scale, serve_until_stopped
+
+        least, most = replicas
+        replica = Replica(
+            bundle.resolve(), everywhere(address), bundle.name.removesuffix(".titans"), _whole(key_file),
+            _whole(cipher_file), provider, threads, settings,
+        )  # fmt: skip
+        with bind(host, port) as free:  # a port of 0 becomes one that is free
+            port = free.getsockname()[1]
+        shown = f"[{host}]" if ":" in host else host
+        report = {
+            "url": f"http://{shown}:{port}", "model": replica.name, "store": without_password(address),
+            "keys": keys.required, "replicas": [least, most],
+        }  # fmt: skip
+
+        def ready() -> None:
+            if as_json:
+                print_json(report)
+            else:
+                say(f"{replica.name} listens on {report['url']} with Ray Serve; press Ctrl-C to stop")
+
+        serve_until_stopped(replica, Scale(least, most, ongoing=turns + waiting), host, port, ready)
+        return
     cipher = None if cipher_file is None else read_cipher(cipher_file)
     model = load(bundle, provider, threads)
     with bind(host, port) as listener:
@@ -126,3 +161,16 @@ def serve(
         else:
             say(f"{service.name} listens on {url} (memories in {without_password(address)}); press Ctrl-C to stop")
         run(Server(service, keys).app(), listener, service.stop)
+
+
+def _bounds(value: str) -> tuple[int, int]:
+    """`N` or `LEAST:MOST` as two counts. Raises `click.BadParameter`."""
+    counts = [int(part) if part.isdecimal() else 0 for part in value.split(":")]
+    if len(counts) > 2 or not 0 < counts[0] <= counts[-1]:
+        raise click.BadParameter(f"{value!r} is not a count like 2, or LEAST:MOST like 2:8")
+    return counts[0], counts[-1]
+
+
+def _whole(path: Path | None) -> Path | None:
+    """A path that other processes understand."""
+    return None if path is None else path.resolve()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from titans_format.install import install
 from titans_runtime import InputError
@@ -42,3 +43,10 @@ def open_store(address: str) -> Store:
             f"no store is known for {kind}://", "use sqlite:FILE, redis://, postgresql://, or the path of a folder"
         )
     return FolderStore(address)
+
+
+def everywhere(address: str) -> str:
+    """The same address for a process in another directory: files with their whole path."""
+    if address.startswith("sqlite:"):
+        return f"sqlite:{Path(address.removeprefix('sqlite:')).resolve()}"
+    return address if re.match(r"[a-z]+://", address) else str(Path(address).resolve())
