@@ -36,7 +36,7 @@ COMMANDS = {
     "run": "Generate text with a bundle.",
     "chat": "Talk to a bundle whose memory outlives the process.",
     "serve": "Serve a bundle over HTTP, with a memory for each user.",
-    "triton": "Write a model repository for NVIDIA Triton.",
+    "triton": "Write a model repository for NVIDIA Triton's Python backend.",
     "push": "Push a bundle and its card to a model hub.",
     "state": "Look into saved sessions, compare two, or move one to another model.",
     "inspect": "Show what is inside a bundle.",
