@@ -25,7 +25,7 @@ from titans_runtime import InputError, Model, SamplingOptions, StateError
 from titans_serve.keys import OPEN_NAMESPACE
 from titans_serve.stores import Key, open_store
 from titans_serve.triton.repository import write_repository
-from titans_serve.triton.sequences import Answered, Asked, Limits, Sequences
+from titans_serve.triton.sequences import Answer, Request, Limits, Sequences
 
 TRITON = Path("build/triton/pytriton/tritonserver").resolve()
 GREEDY = SamplingOptions(temperature=0.0)
@@ -44,9 +44,9 @@ def sequences(model: Model, tmp_path: Path) -> Iterator[Sequences]:
     open_ones.close()
 
 
-def one(sequences: Sequences, asked: Asked) -> Answered:
-    answer = sequences.run([asked])[0]
-    assert isinstance(answer, Answered), answer
+def one(sequences: Sequences, request: Request) -> Answer:
+    answer = sequences.run([request])[0]
+    assert isinstance(answer, Answer), answer
     return answer
 
 
@@ -54,9 +54,9 @@ def test_interleaved_sequences_equal_solo_runs(sequences: Sequences, model: Mode
     streams = {str(n): pieces(n) for n in range(6)}
     solo = {name: model.session() for name in streams}
     for turn in range(5):
-        asked = [Asked(name, each[turn], begins=turn == 0, ends=turn == 4) for name, each in streams.items()]
-        for name, answer in zip(streams, sequences.run(asked), strict=True):
-            assert isinstance(answer, Answered)
+        requests = [Request(name, each[turn], begins=turn == 0, ends=turn == 4) for name, each in streams.items()]
+        for name, answer in zip(streams, sequences.run(requests), strict=True):
+            assert isinstance(answer, Answer)
             np.testing.assert_allclose(answer.outputs, solo[name].feed(streams[name][turn]), atol=1e-5)
             np.testing.assert_allclose(answer.surprise, solo[name].surprise, atol=1e-5)
             assert answer.position == solo[name].position
@@ -64,7 +64,7 @@ def test_interleaved_sequences_equal_solo_runs(sequences: Sequences, model: Mode
 
 
 def test_generated_ids_are_those_of_a_session(sequences: Sequences, model: Model) -> None:
-    answer = one(sequences, Asked("1", np.array([5, 6, 7]), begins=True, generate=9, options=GREEDY))
+    answer = one(sequences, Request("1", np.array([5, 6, 7]), begins=True, generate=9, options=GREEDY))
     session = model.session()
     session.feed([5, 6, 7])
     assert list(answer.generated) == list(session.generate_tokens(None, 9, GREEDY))
@@ -72,11 +72,11 @@ def test_generated_ids_are_those_of_a_session(sequences: Sequences, model: Model
 
 
 def test_a_refused_request_changes_nothing(sequences: Sequences) -> None:
-    first = one(sequences, Asked("1", np.array([5, 6]), begins=True))
-    refused = sequences.run([Asked("1", np.array([256]))])[0]
+    first = one(sequences, Request("1", np.array([5, 6]), begins=True))
+    refused = sequences.run([Request("1", np.array([256]))])[0]
     assert isinstance(refused, InputError)
     assert "outside the vocabulary" in str(refused)
-    assert one(sequences, Asked("1", np.array([7]))).position == first.position + 1
+    assert one(sequences, Request("1", np.array([7]))).position == first.position + 1
 
 
 def test_a_memory_outlives_its_sequence_and_its_server(model: Model, tmp_path: Path) -> None:
@@ -84,32 +84,32 @@ def test_a_memory_outlives_its_sequence_and_its_server(model: Model, tmp_path: P
     session = model.session()
     for turn, piece in enumerate(pieces(3)):
         server = Sequences(model, open_store(address))
-        answer = one(server, Asked(str(turn), piece, begins=True, ends=turn % 2 == 0, memory="alice"))
+        answer = one(server, Request(str(turn), piece, begins=True, ends=turn % 2 == 0, memory="alice"))
         np.testing.assert_allclose(answer.outputs, session.feed(piece), atol=1e-5)
         server.close()  # stores the memories of sequences that nobody has ended
 
 
 def test_an_idle_sequence_is_stored_and_let_go(sequences: Sequences, model: Model) -> None:
-    one(sequences, Asked("1", np.array([5, 6, 7]), begins=True, memory="alice"))
-    one(sequences, Asked("2", np.array([5, 6, 7]), begins=True))
+    one(sequences, Request("1", np.array([5, 6, 7]), begins=True, memory="alice"))
+    one(sequences, Request("2", np.array([5, 6, 7]), begins=True))
     assert sequences.put_away(60) == 0
     assert sequences.put_away(0) == 2
-    gone = sequences.run([Asked("1", np.array([8]))])[0]
+    gone = sequences.run([Request("1", np.array([8]))])[0]
     assert isinstance(gone, InputError)
     assert "begin it again" in str(gone)
     session = model.session()
     session.feed([5, 6, 7])
-    answer = one(sequences, Asked("9", np.array([8]), begins=True, memory="alice"))
+    answer = one(sequences, Request("9", np.array([8]), begins=True, memory="alice"))
     np.testing.assert_allclose(answer.outputs, session.feed([8]), atol=1e-5)
 
 
 def test_two_writers_of_one_memory_never_overwrite_each_other(sequences: Sequences) -> None:
-    one(sequences, Asked("1", np.array([1]), begins=True, memory="alice"))
-    one(sequences, Asked("2", np.array([2, 3]), begins=True, memory="alice", ends=True))
-    refused = sequences.run([Asked("1", np.array([4]), ends=True)])[0]
+    one(sequences, Request("1", np.array([1]), begins=True, memory="alice"))
+    one(sequences, Request("2", np.array([2, 3]), begins=True, memory="alice", ends=True))
+    refused = sequences.run([Request("1", np.array([4]), ends=True)])[0]
     assert isinstance(refused, StateError)
     assert "begin the sequence again" in str(refused)
-    again = one(sequences, Asked("1", np.array([4]), begins=True, memory="alice", ends=True))
+    again = one(sequences, Request("1", np.array([4]), begins=True, memory="alice", ends=True))
     assert again.position == 3
 
 
@@ -118,7 +118,7 @@ def test_kept_always_is_in_the_store_before_the_answer(model: Model, tmp_path: P
     server = Sequences(model, store, Limits(keep="always"))
     key, versions = Key(OPEN_NAMESPACE, "memory", "alice"), set()
     for turn in range(3):
-        one(server, Asked("1", np.array([turn]), begins=turn == 0, memory="alice"))
+        one(server, Request("1", np.array([turn]), begins=turn == 0, memory="alice"))
         versions.add(store.version(key))
     assert len(versions - {None}) == 3
     server.close()
@@ -126,11 +126,11 @@ def test_kept_always_is_in_the_store_before_the_answer(model: Model, tmp_path: P
 
 def test_a_name_without_a_store_and_a_name_that_is_none_are_refused(model: Model, sequences: Sequences) -> None:
     server = Sequences(model)
-    refused = server.run([Asked("1", np.array([1]), begins=True, memory="alice")])[0]
+    refused = server.run([Request("1", np.array([1]), begins=True, memory="alice")])[0]
     assert isinstance(refused, InputError)
     assert "--store" in str(refused)
     server.close()
-    refused = sequences.run([Asked("1", np.array([1]), begins=True, memory="../alice")])[0]
+    refused = sequences.run([Request("1", np.array([1]), begins=True, memory="../alice")])[0]
     assert isinstance(refused, InputError)
     assert "plain name" in str(refused)
 
@@ -210,9 +210,9 @@ def infer(
     tensor = {"name": "ids", "shape": [1, len(ids)], "datatype": "INT64", "data": [int(each) for each in ids]}
     parameters = {"sequence_id": sequence, "sequence_start": start, "sequence_end": end} | more
     body = json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
-    request = urllib.request.Request(f"{address}/models/toy/infer", body, {"content-type": "application/json"})
+    message = urllib.request.Request(f"{address}/models/toy/infer", body, {"content-type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(message, timeout=60) as answer:
             return 200, {each["name"]: np.array(each["data"]) for each in json.load(answer)["outputs"]}
     except urllib.error.HTTPError as error:
         return error.code, str(json.load(error)["error"])

@@ -21,7 +21,7 @@ from titans_runtime import InputError, SamplingOptions, load
 from titans_runtime.arrays import Array
 from titans_runtime.text.sampling import chosen_options
 from titans_serve.stores import open_store
-from titans_serve.triton.sequences import Answered, Asked, Limits, Sequences
+from titans_serve.triton.sequences import Answer, Request, Limits, Sequences
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 _OURS = ("memory", "max_new_tokens", *_SAMPLING)
@@ -57,15 +57,15 @@ class TitansPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answers in the order of the requests; each is of another sequence."""
-        asked: list[Asked | TitansError] = [self._read(request) for request in requests]
-        answers = iter(self._sequences.run([each for each in asked if isinstance(each, Asked)]))
-        return [self._written(next(answers) if isinstance(each, Asked) else each) for each in asked]
+        requested: list[Request | TitansError] = [self._read(request) for request in requests]
+        answers = iter(self._sequences.run([each for each in requested if isinstance(each, Request)]))
+        return [self._written(next(answers) if isinstance(each, Request) else each) for each in request]
 
     def finalize(self) -> None:
         """Store what has a memory, and end."""
         self._sequences.close()
 
-    def _read(self, request: Any) -> Asked | TitansError:
+    def _read(self, request: Any) -> Request | TitansError:
         utils = self._utils
         try:
             given = utils.get_input_tensor_by_name(request, self._input)
@@ -73,7 +73,7 @@ class TitansPythonModel:
             options = _parameters(request.parameters())
             sampling = {name: options[name] for name in _SAMPLING if name in options}
             flags = request.flags()
-            return Asked(
+            return Request(
                 str(request.correlation_id()),
                 inputs,
                 begins=bool(flags & utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START),
@@ -88,7 +88,7 @@ class TitansPythonModel:
     def _sampling(self, chosen: Mapping[str, Any]) -> SamplingOptions | None:
         return chosen_options(self._model.manifest.generation, **chosen) if chosen else None
 
-    def _written(self, answer: Answered | TitansError) -> Any:
+    def _written(self, answer: Answer | TitansError) -> Any:
         utils = self._utils
         if isinstance(answer, TitansError):
             code = utils.TritonError.INVALID_ARG if isinstance(answer, InputError) else utils.TritonError.INTERNAL

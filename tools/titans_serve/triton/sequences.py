@@ -49,7 +49,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """One request of one sequence.
 
     id: of the sequence.
@@ -70,7 +70,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Answered:
+class Answer:
     """What a request gave.
 
     outputs: after the last input, `[V]` float32.
@@ -117,9 +117,9 @@ class Sequences:
         """Sequences that are open."""
         return len(self._lives)
 
-    def run(self, asked: Sequence[Asked]) -> list[Answered | TitansError]:
+    def run(self, requests: Sequence[Request]) -> list[Answer | TitansError]:
         """Work on requests of different sequences together; an error is an answer, and changes nothing."""
-        return list(self._threads.map(self._answer, asked))
+        return list(self._threads.map(self._answer, requests))
 
     def put_away(self, idle_seconds: float) -> int:
         """Store and let go of the sequences that nobody has used for so long; how many."""
@@ -156,43 +156,43 @@ class Sequences:
         if errors:
             raise errors[0]
 
-    def _answer(self, asked: Asked) -> Answered | TitansError:
+    def _answer(self, request: Request) -> Answer | TitansError:
         try:
-            life = self._begin(asked) if asked.begins else self._known(asked.id)
+            life = self._begin(request) if request.begins else self._known(request.id)
             with life.lock:
-                return self._go_on(asked, life)
+                return self._go_on(request, life)
         except ConflictError as error:
             with self._lock:
-                self._lives.pop(asked.id, None)
+                self._lives.pop(request.id, None)
             return error
         except TitansError as error:
             return error
 
-    def _begin(self, asked: Asked) -> _Life:
+    def _begin(self, request: Request) -> _Life:
         """A sequence at its beginning. One of the same id that nobody ended is stored first."""
         with self._lock:
-            before = self._lives.get(asked.id)
+            before = self._lives.get(request.id)
         if before is not None:
             with before.lock, contextlib.suppress(ConflictError):
                 self._store_memory(before)
-        if asked.memory is None:
-            return _Life(self._batch.session(asked.id))
+        if request.memory is None:
+            return _Life(self._batch.session(request.id))
         if self._store is None:
             raise InputError(
-                f"memory {asked.memory!r} was named, and this repository has no store",
+                f"memory {request.memory!r} was named, and this repository has no store",
                 "write it again with titans triton --store, or name no memory",
             )
-        record = self._store.get(self._key(asked.memory))
+        record = self._store.get(self._key(request.memory))
         if record is None:
-            return _Life(self._batch.session(asked.memory), asked.memory)
+            return _Life(self._batch.session(request.memory), request.memory)
         try:
             saved = msgspec.msgpack.decode(record.data, type=Saved)
         except msgspec.MsgspecError as error:
             raise StateError(
-                f"the stored memory {asked.memory!r} is damaged ({error})", "delete it, or restore it from a backup"
+                f"the stored memory {request.memory!r} is damaged ({error})", "delete it, or restore it from a backup"
             ) from error
-        session = self._batch.restore_bytes(saved.state, asked.memory)
-        return _Life(session, asked.memory, record.version, saved.ids)
+        session = self._batch.restore_bytes(saved.state, request.memory)
+        return _Life(session, request.memory, record.version, saved.ids)
 
     def _known(self, key: str) -> _Life:
         with self._lock:
@@ -204,29 +204,29 @@ class Sequences:
             )
         return life
 
-    def _go_on(self, asked: Asked, life: _Life) -> Answered:
+    def _go_on(self, request: Request, life: _Life) -> Answer:
         """Read and generate on a fork, store what has to be stored, and only then let the fork be the sequence."""
         fork = life.session.fork()
-        if not len(asked.inputs):
+        if not len(request.inputs):
             raise InputError("a request without inputs has nothing to read", "send at least one")
-        outputs = fork.feed(asked.inputs)
+        outputs = fork.feed(request.inputs)
         surprise = fork.surprise
         generated: list[int] = []
-        if asked.generate:
+        if request.generate:
             # The last input is read once: generation goes on from where the session stands.
-            generated = list(fork.generate_tokens(None, asked.generate, asked.options))
+            generated = list(fork.generate_tokens(None, request.generate, request.options))
         ids = None
         if life.ids is not None:
-            ids = life.ids + journal.packed([*map(int, asked.inputs), *generated])
+            ids = life.ids + journal.packed([*map(int, request.inputs), *generated])
         after = replace(life, session=fork, ids=ids, used=time.monotonic(), changed=True)
-        if asked.ends or self.limits.keep == "always":
+        if request.ends or self.limits.keep == "always":
             self._store_memory(after)
         with self._lock:
-            if asked.ends:
-                self._lives.pop(asked.id, None)
+            if request.ends:
+                self._lives.pop(request.id, None)
             else:
-                self._lives[asked.id] = after
-        return Answered(outputs, np.array(generated, np.int64), surprise, fork.position)
+                self._lives[request.id] = after
+        return Answer(outputs, np.array(generated, np.int64), surprise, fork.position)
 
     def _store_memory(self, life: _Life) -> None:
         """Write a memory in place of what was read. Raises `ConflictError`, `StateError`; nothing is stored then."""
