@@ -25,7 +25,7 @@ from titans_runtime import InputError, Model, SamplingOptions, StateError
 from titans_serve.keys import OPEN_NAMESPACE
 from titans_serve.stores import Key, open_store
 from titans_serve.triton.repository import write_repository
-from titans_serve.triton.sequences import Answer, Request, Limits, Sequences
+from titans_serve.triton.sequences import Answer, Limits, Request, Sequences
 
 TRITON = Path("build/triton/pytriton/tritonserver").resolve()
 GREEDY = SamplingOptions(temperature=0.0)

@@ -21,7 +21,7 @@ from titans_runtime import InputError, SamplingOptions, load
 from titans_runtime.arrays import Array
 from titans_runtime.text.sampling import chosen_options
 from titans_serve.stores import open_store
-from titans_serve.triton.sequences import Answer, Request, Limits, Sequences
+from titans_serve.triton.sequences import Answer, Limits, Request, Sequences
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 _OURS = ("memory", "max_new_tokens", *_SAMPLING)
@@ -59,7 +59,7 @@ class TitansPythonModel:
         """Answers in the order of the requests; each is of another sequence."""
         requested: list[Request | TitansError] = [self._read(request) for request in requests]
         answers = iter(self._sequences.run([each for each in requested if isinstance(each, Request)]))
-        return [self._written(next(answers) if isinstance(each, Request) else each) for each in request]
+        return [self._written(next(answers) if isinstance(each, Request) else each) for each in requested]
 
     def finalize(self) -> None:
         """Store what has a memory, and end."""
