@@ -363,7 +363,7 @@ class Server:
             raise bad_request("the text has no tokens; send some", "text")
         async with self.service.memories.turn(key, create=True) as change:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self.service.turns, change.session.feed, ids)
+            await loop.run_in_executor(self.service.feeds, change.session.feed, ids)
             surprise = change.session.surprise.tolist()
             memory = await change.keep(change.memory.said, ids)
         body = {"id": key.name, "object": "memory", "position": memory.session.position, "tokens": len(ids)}

@@ -37,6 +37,7 @@ from titans_serve.turns import CancelledTurnError, Outcome, Piece, Prompt, Turn
 from titans_serve.wire import Sampling
 
 R = TypeVar("R")
+_FEED_THREADS = 4  # for texts without answers, so that clients who read their answers slowly keep nobody from feeding
 _IO_THREADS = 8  # the store's; a write waits for the disk and not for the processor
 
 
@@ -131,6 +132,7 @@ class Service:
         self.dialogue = Dialogue(model)
         self.batch = model.batch(lanes=self.settings.lanes)
         self.turns = ThreadPoolExecutor(self.settings.turns, thread_name_prefix="titans-turn")
+        self.feeds = ThreadPoolExecutor(_FEED_THREADS, thread_name_prefix="titans-feed")
         self.blocking = ThreadPoolExecutor(_IO_THREADS, thread_name_prefix="titans-store")
         int8 = self.settings.int8
         policy = self.settings.other_model
@@ -159,6 +161,7 @@ class Service:
         """End what runs and let go of everything."""
         self.stop()
         self.turns.shutdown(wait=True, cancel_futures=True)
+        self.feeds.shutdown(wait=True, cancel_futures=True)
         self.blocking.shutdown(wait=True)
         self.batch.close()
         self.store.close()

@@ -105,6 +105,8 @@ class Turn:
                 emit(None)
 
         running = loop.run_in_executor(executor, work)
+        # Of a turn that nobody waits for any more, nobody asks how it ended; asyncio would log that as a mistake.
+        running.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())
         try:
             while (piece := await queue.get()) is not None:
                 yield piece
