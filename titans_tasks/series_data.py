@@ -79,11 +79,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Source:
-    """A series that a package ships: its domain in words, its season, and how to read it."""
+    """A series that a package ships: its domain in words, its season, how to read it, and names of its channels.
+
+    A series without names has one channel, which is called as the series is.
+    """
 
     domain: str
     season: int
     read: Callable[[], tuple[NDArray[np.float64], NDArray[np.bool_]]]
+    columns: tuple[str, ...] = ()
 
 
 def read_series(source: str, *, season: int | None = None) -> Series:
@@ -104,7 +108,8 @@ def read_series(source: str, *, season: int | None = None) -> Series:
         values, observed = known.read()
         gaps = f", gaps filled in {int((~observed).sum()):,}" if not observed.all() else ""
         notes = (f"{len(values):,} steps of {known.domain}{gaps}",)
-        return Series(source, values, observed, known.season if season is None else season, (source,), notes)
+        own_season = known.season if season is None else season
+        return Series(source, values, observed, own_season, known.columns or (source,), notes)
     path = Path(source)
     if not path.is_file():
         raise DataError(f"there is no series and no file {source}", f"name a .csv or .npy file, or one of {_names()}")
@@ -241,6 +246,16 @@ def _pulse() -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     return values[:, None], np.ones(len(values), np.bool_)
 
 
+def _stocks() -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Logarithms of prices, so that a change is a return whatever the price."""
+    rows = list(csv.DictReader(io.StringIO(_package_file("bokeh_sampledata", "_data/stocks.csv.gz"))))
+    prices = [
+        [float(row["Adj Close"]) for row in rows if row["Ticker"] == ticker] for ticker in ("AAPL", "IBM", "MSFT")
+    ]
+    values = np.log(np.array(prices).T)
+    return values, np.ones(len(values), np.bool_)
+
+
 def _weather() -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     return _timed("vega_datasets", "_data/seattle-weather.csv", ("date", "temp_max"), "%Y/%m/%d", 24 * 60)
 
@@ -250,5 +265,6 @@ SOURCES: dict[str, Source] = {
     "glucose": Source("medicine: continuous blood glucose of one person, mg/dL every 5 minutes", 288, _glucose),
     "pulse": Source("physiology: light through a finger, 117 readings a second", 117, _pulse),
     "unemployment": Source("economics: US unemployment since 1948, % every month, not adjusted", 12, _unemployment),
+    "stocks": Source("finance: logarithms of closing prices by trading day", 5, _stocks, ("Apple", "IBM", "Microsoft")),
     "daily-maximum": Source("meteorology: Seattle, highest temperature of the day, °C", 365, _weather),
 }
