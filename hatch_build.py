@@ -1,7 +1,8 @@
 """The build hook: compiles the fused kernels for CPUs, where there is a C++ compiler for them.
 
 Without one, or where compiling fails, the package is complete but for them: a bundle's portable graphs need none.
-`CXX` names another compiler than g++ or clang++; `TITANS_KERNELS=off` leaves the kernels out.
+`CXX` names another compiler than g++ or clang++; `TITANS_KERNELS=off` leaves the kernels out. `TITANS_WHEEL_PLATFORM`
+is the platform tag of another machine that `CXX` compiles for, such as manylinux_2_28_aarch64.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ LIBRARY = "titans_kernels.so"
 PER_LEVEL = ("memory.cpp", "attention.cpp", "linear.cpp", "blocks.cpp", "window.cpp", "kernels.cpp")
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"]
 FLOATS = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
+PLATFORM = os.environ.get("TITANS_WHEEL_PLATFORM", "")
 # The levels of the x86-64 psABI that make a difference here; the best one a machine has is chosen when it is loaded.
 LEVELS = {"v1": []}
-if platform.machine().lower() in {"x86_64", "amd64"}:
+if (PLATFORM or platform.machine()).lower().endswith(("x86_64", "amd64")):
     LEVELS["v3"] = ["-mavx2", "-mfma"]
     LEVELS["v4"] = [*LEVELS["v3"], "-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx512vnni"]
 
@@ -42,13 +44,15 @@ class KernelsHook(BuildHookInterface[Any]):
         self.made = Path(tempfile.mkdtemp())
         library = folder / LIBRARY if version == "editable" else self.made / LIBRARY
         problem = build(folder, library)
+        if problem is not None and PLATFORM:
+            raise RuntimeError(f"no kernels for {PLATFORM}: {problem}")  # whoever names a machine wants its kernels
         if problem is not None:
             library.unlink(missing_ok=True)  # of other sources, where it is there
             self.app.display_warning(f"no fused kernels: {problem}")
             return
         build_data["pure_python"] = False
         system = sysconfig.get_platform().replace("universal2", platform.machine())  # the library is for one of the two
-        build_data["tag"] = f"py3-none-{system.replace('-', '_').replace('.', '_')}"
+        build_data["tag"] = f"py3-none-{PLATFORM or system.replace('-', '_').replace('.', '_')}"
         if version != "editable":
             build_data["force_include"][str(library)] = f"titans_runtime/native/{LIBRARY}"
 
@@ -65,6 +69,8 @@ def build(folder: Path, library: Path, *extra: str) -> str | None:
         return "TITANS_KERNELS is off"
     if wanted not in {"", "v1", "v3", "v4"}:
         raise ValueError(f"TITANS_KERNELS is {wanted!r}; set it to off, or leave it out")
+    if PLATFORM and not os.environ.get("CXX"):
+        return "set CXX to a compiler for that machine"
     if sys.platform == "win32":
         return "they need g++ or clang++ and have not been written for Windows"
     compiler = shlex.split(os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or "")
