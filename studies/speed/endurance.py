@@ -73,7 +73,7 @@ def endure(model: Model, tokens: int, places: int) -> Run:
     # Filled, as memory that was never written to is not resident.
     run, session, source = Run(np.full(chunks, np.nan, np.float32)), model.session(), text()
     with tempfile.TemporaryDirectory() as folder, Progress(transient=True) as progress:
-        warm_up(model, Path(folder) / "state")
+        warm_up(model, Path(folder) / "warm")
         for number in progress.track(range(chunks), description="feeding"):
             ids = np.take(source, range(number * chunk, (number + 1) * chunk), mode="wrap")
             restored = through_a_file(model, session, Path(folder) / "state") if number in compare_at else None
