@@ -2,7 +2,8 @@
 
 The loss of a counted prediction is that of the memory's answer alone, through the decoder's own head. The right token
 has to win by a margin, because the decoder will have an opinion of its own. At all other tokens the memory learns to
-be unsure: there the decoder knows better. What was to be found and written is learned from hindsight besides.
+be unsure: there the decoder knows better. What was to be found and written is learned from hindsight besides. In the
+first steps that is all, and how sure to be is learned from what the memory would about answer.
 
 Knows the memory and the lower layers. Does not know tasks, steps or optimizers.
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from titans_core.decoder.model import Decoder, DecoderLayer
-from titans_core.decoder.side_memory import SideMemory
+from titans_core.decoder.side_memory import Projected, SideMemory
 from titans_core.model import detach
 from titans_core.state import State, pick, prefixed
 from titans_core.training.hindsight import hindsight
@@ -27,7 +28,7 @@ from titans_core.training.write_cost import WriteMeter
 
 ALONE = 0.6  # share of the steps, the first ones, in which keys and gates learn from hindsight alone
 MARGIN = 6.0  # logits by which the right token has to be ahead: the decoder does not fade altogether
-UNSURE = 3.0  # what a wanted answer that the memory is unsure of counts, where one given unasked counts 1
+UNSURE = 30.0  # what a wanted answer that the memory is unsure of counts: for each, about as many want none
 OTHERS = 2048  # tokens of the vocabulary that a right one is told from, besides those of the batch
 _LOWER, _SIDE = "lower.", "side."
 
@@ -119,7 +120,8 @@ class SideObjective(Trainable):
             step_size = projected[3][..., -1] + self.model.gate_bias["step_size"][:, None]
             lessons = hindsight(projected[0], projected[1], inputs, targets, mask, step_size)
             if self.done < ALONE and state is None:
-                return lessons.finding + lessons.writing, lessons.found, {}
+                sure = self._sure(self._recalled(projected), projected[4], mask)
+                return lessons.finding + lessons.writing + sure, lessons.found, {}
         with self._meter.watching() if self.write_cost and learning else nullcontext():
             answers, changed, _ = self.model.run_projected(projected, own)
         answer = self.model.answer(answers, projected[4])
@@ -129,12 +131,24 @@ class SideObjective(Trainable):
             loss = F.cross_entropy(logits, targets[mask], reduction="sum")
             return loss, (logits.argmax(-1) == targets[mask]).sum(), detach(following)
         loss, correct = self._loss(answer[mask], targets[mask], inputs)
-        confidence = self.model.confidence(answers, projected[4])[..., 0]
-        loss = loss + F.binary_cross_entropy_with_logits(
-            confidence, mask.to(confidence.dtype), reduction="sum", pos_weight=confidence.new_tensor(UNSURE)
-        )
+        loss = loss + self._sure(answers, projected[4], mask)
         loss = loss + lessons.finding + lessons.writing + self.write_cost * self._meter.mean * mask.sum()
         return loss, correct, detach(following)
+
+    def _sure(self, answers: Tensor, sure: Tensor, mask: Tensor) -> Tensor:
+        """What it costs to be unsure where an answer is wanted, and sure elsewhere; the answers stay as they are."""
+        confidence = self.model.confidence(answers.detach(), sure)[..., 0]
+        return F.binary_cross_entropy_with_logits(
+            confidence, mask.to(confidence.dtype), reduction="sum", pos_weight=confidence.new_tensor(UNSURE)
+        )
+
+    @torch.no_grad()
+    def _recalled(self, projected: Projected) -> Tensor:
+        """About what the memory would answer, all tokens at once: what was written is added up, nothing replaced."""
+        queries, keys, values, logits, *_ = projected
+        written = 2 * self.model.gates(logits).step_size[..., None] * values
+        answers: Tensor = (queries @ keys.transpose(-1, -2)).tril() @ written
+        return answers
 
     def _loss(self, answers: Tensor, wanted: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Among the batch's tokens and some of the others: the whole vocabulary costs more than all the rest."""

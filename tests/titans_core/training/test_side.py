@@ -98,3 +98,34 @@ def test_training_lowers_the_loss_and_writing_has_a_price() -> None:
     trained.write_cost = 5.0
     priced, _, _ = trained(*batch, None, None)
     assert priced > free
+
+
+@torch.no_grad()
+def test_what_is_recalled_at_once_is_what_the_memory_answers_where_nothing_is_replaced() -> None:
+    trained, decoder = objective()
+    side, (ids, _, _) = trained.model, slice_()
+    state = side.initial_state(2)
+    x = torch.randn(2, TOKENS, 32)
+    queries, _, values, logits, *rest = side.project(x, decoder.embedding[ids], state["conv_state"])
+    keys = torch.eye(32)[:TOKENS].expand(2, 1, -1, -1)  # at right angles to each other
+    projected = (queries, keys, values, logits + torch.randn_like(logits), *rest)
+    answers, _, _ = side.run_projected(projected, state)
+    assert float(answers.square().sum()) > 1e-4
+    torch.testing.assert_close(trained._recalled(projected), answers, rtol=1e-4, atol=1e-6)
+
+
+def test_how_sure_to_be_is_learned_from_the_first_step_and_moves_no_key() -> None:
+    trained, _ = objective()
+    ids, targets, mask = slice_()
+    trained.done = 0.0
+    trained(ids, targets, mask, None, None)[0].backward()
+    assert trained.model.gate_start.grad is not None
+    assert trained.model.gate_start.grad[1] != 0
+    trained.model.zero_grad()
+    sure = torch.zeros(2, TOKENS, 1, requires_grad=True)
+    answers = (torch.randn(2, 1, TOKENS, 32) * 0.05).requires_grad_()
+    trained._sure(answers, sure, mask).backward()
+    assert answers.grad is None
+    assert sure.grad is not None
+    assert (sure.grad[..., 0][mask] < 0).all()  # surer where an answer is wanted
+    assert (sure.grad[..., 0][~mask] > 0).all()
