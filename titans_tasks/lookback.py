@@ -119,7 +119,8 @@ class LookbackTask:
         self._absolute = absolute
         of = lookback.of
         self._values = of.normalised(of.series.values).T.copy()  # [F, T]
-        self._slices = max(1, min(stream, of.split - of.horizon) // window)
+        self._known = np.where(of.series.observed, self._values, np.nan)  # nobody is judged by what nobody measured
+        self._slices = max(1, min(stream, of.split - 1) // window)
         steps = len(of.series.values)
         self._end = steps if held_out is None else min(steps, of.split + held_out)
 
@@ -145,13 +146,13 @@ class LookbackTask:
         """One slice further in every row's stream; the rows take turns with the channels."""
         of = self._lookback.of
         block, slice_ = divmod(step, self._slices)
-        last = max(0, of.split - of.horizon - self._slices * self._window)
+        last = max(0, of.split - self._slices * self._window)
         places = []
         for row in rows:
             random = np.random.default_rng([_TRAINING, self._seed, row, block])
             places.append(((row + block) % len(self._values), int(random.integers(last + 1))))
-        # No target of a training step lies in the held-out part.
-        return self._pack(places, slice_ * self._window, 0, of.split - of.horizon, reset=slice_ == 0)
+        # No target of a training step lies in the held-out part: there it is not known.
+        return self._pack(places, slice_ * self._window, (0, of.split), of.split, reset=slice_ == 0)
 
     def held_out(self) -> Iterator[Batch]:
         """The held-out part as one stream for each channel, with a stretch of the training part before it."""
@@ -159,35 +160,39 @@ class LookbackTask:
         start = max(0, of.split - _CONTEXT)
         places = [(channel, start) for channel in range(len(self._values))]
         for offset in range(0, self._end - start, self._window):
-            yield self._pack(places, offset, of.split, self._end - of.horizon, reset=offset == 0)
+            yield self._pack(places, offset, (of.split, self._end - of.horizon), self._end, reset=offset == 0)
 
     def metrics(self, totals: Totals) -> dict[str, float]:
         """`loss`: squared or absolute error in deviations of the training part."""
         return {"loss": totals.mean_loss}
 
-    def _pack(self, places: list[tuple[int, int]], offset: int, first: int, end: int, *, reset: bool) -> Batch:
-        """The slices `offset` into the streams of channels from starts; forecasts made at first..end-1 count."""
+    def _pack(
+        self, places: list[tuple[int, int]], offset: int, judged: tuple[int, int], end: int, *, reset: bool
+    ) -> Batch:
+        """The slices `offset` into the streams of channels from starts.
+
+        Forecasts made at steps of the range `judged` count, by what was measured of their targets before `end`.
+        """
         lookback, window, horizon = self._lookback, self._window, self._lookback.of.horizon
         shape = (len(places), window)
         inputs = np.zeros((*shape, lookback.features), np.float32)
-        targets = np.zeros((*shape, horizon), np.float32)
+        targets = np.full((*shape, horizon), np.nan, np.float32)
         mask, weights = np.zeros(shape, np.bool_), np.zeros(shape, np.float32)
         for i, (channel, start) in enumerate(places):
             here = start + offset
             begin = max(start, here - lookback.history)
             stream = self._values[channel, begin : here + window]
-            skip, count = here - begin, max(0, len(stream) - (here - begin))
-            if not count:
+            skip = here - begin
+            if (count := len(stream) - skip) <= 0:
                 continue
             mean, deviation = (values[skip:] for values in lookback.trailing(stream))
             inputs[i, :count] = lookback.inputs(stream)[skip:]
-            ahead = self._values[channel, here + 1 : here + count + horizon]
-            if (complete := len(ahead) - horizon + 1) > 0:
-                windows = np.lib.stride_tricks.sliding_window_view(ahead, horizon)
-                scaled = (windows - mean[:complete, None]) / deviation[:complete, None]
-                targets[i, :complete] = scaled
-            judged = lookback.of.judged(here, here + count)
+            ahead = np.full(count + horizon - 1, np.nan)
+            known = self._known[channel, here + 1 : min(here + count + horizon, end)]
+            ahead[: len(known)] = known
+            windows = np.lib.stride_tricks.sliding_window_view(ahead, horizon)
+            targets[i, :count] = (windows - mean[:, None]) / deviation[:, None]
             steps = np.arange(here, here + count)
-            mask[i, :count] = judged & (steps >= first) & (steps < end)
+            mask[i, :count] = (steps >= judged[0]) & (steps < judged[1]) & ~np.isnan(targets[i, :count]).all(1)
             weights[i, :count] = deviation if self._absolute else np.square(deviation)
         return Batch(inputs, targets, mask, np.full(len(places), reset), weights, self._absolute)

@@ -24,7 +24,9 @@ class Batch:
     targets: NDArray[np.generic]  # int64 [B, T] token ids, or float32 [B, T, outputs]
     mask: NDArray[np.bool_]  # [B, T]: the predictions that count
     reset: NDArray[np.bool_]  # [B]: this slice is the first of a new stream, memory starts afresh
-    weights: NDArray[np.float32] | None = None  # [B, T]: factors of the errors of vectors; None is 1 for all
+    weights: NDArray[np.float32] | None = (
+        None  # [B, T]: factors of the errors of vectors; None is 1. With them, targets may be NaN
+    )
     absolute: bool = False  # errors of vectors count by their size, not by its square
 
 

@@ -49,7 +49,10 @@ class Learner(Protocol):
 
 
 class TitansLearner:
-    """A Titans model of `config` on `device`, with fresh weights drawn from torch's random state or `tensors`."""
+    """A Titans model of `config` on `device`, with fresh weights drawn from torch's random state or `tensors`.
+
+    Fresh weights of the head are multiplied by `head_scale`: what a small one answers before training is nearly zero.
+    """
 
     def __init__(
         self,
@@ -61,12 +64,16 @@ class TitansLearner:
         series_json: str | None = None,
         compiled: bool = False,
         recompute: bool = False,
+        head_scale: float = 1.0,
     ) -> None:
         self.config, self._device = config, device
         self._tokenizer_json, self._series_json = tokenizer_json, series_json
         self.model = TitansModel(config).to(device)
         if tensors is not None:
             self.model.load_state_dict(tensors)
+        elif head_scale != 1.0:
+            with torch.no_grad():
+                self.model.head.weight.mul_(head_scale)
         prepare(self.model, compiled=compiled, recompute=recompute)
         self.objective = Objective(self.model)
         self.num_parameters = self.model.num_parameters()

@@ -145,6 +145,7 @@ def train(
     *,
     tokenizer_json: str | None = None,
     series_json: str | None = None,
+    head_scale: float = 1.0,
     start: Start | None = None,
     resume: bool = False,
     observers: Sequence[Observer] = (),
@@ -153,7 +154,7 @@ def train(
 
     With `resume` a checkpoint in `out` is continued exactly, as if the run had never stopped; without one it starts
     from the beginning, which is `start` or fresh weights, and a checkpoint in `out` is an error. Under `torchrun` every
-    process calls this.
+    process calls this. Fresh weights of the head are multiplied by `head_scale`.
 
     Raises:
         ConfigError: options that cannot be used together, or that differ from those of the run to resume.
@@ -166,7 +167,13 @@ def train(
         tensors = None if start is None else start.tensors
         texts = {"tokenizer_json": tokenizer_json, "series_json": series_json}
         return TitansLearner(
-            config, device, tensors=tensors, compiled=options.compile, recompute=options.recompute, **texts
+            config,
+            device,
+            tensors=tensors,
+            compiled=options.compile,
+            recompute=options.recompute,
+            head_scale=head_scale,
+            **texts,
         )
 
     return train_learner(learner, task, options, out, start=start, resume=resume, observers=observers)

@@ -94,7 +94,8 @@ class Objective(Trainable):
             mask: bool `[B, T]`, the predictions that count.
             reset: bool `[B]`, rows that start afresh; None for all of them.
             state: what the streams left behind, or None before their first slice.
-            weights: float32 `[B, T]`, factors of the errors of vectors; None is 1 for all.
+            weights: float32 `[B, T]`, factors of the errors of vectors; None is 1 for all. Beside weights, a target of
+                NaN is one that nobody knows, and adds nothing.
             absolute: errors of vectors count by their size, not by its square.
 
         Returns:
@@ -113,7 +114,9 @@ class Objective(Trainable):
             loss = nn.functional.cross_entropy(predictions, wanted, reduction="sum")
             correct = (predictions.argmax(-1) == wanted).sum()
         else:
-            off = predictions - wanted
+            off = (
+                torch.where(wanted.isnan(), 0.0, predictions - wanted) if weights is not None else predictions - wanted
+            )
             errors = (off.abs() if absolute else off.square()).mean(-1)
             loss = (errors if weights is None else errors * weights[mask]).sum()
             correct = mask.new_zeros((), dtype=torch.int64)

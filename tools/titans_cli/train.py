@@ -190,6 +190,7 @@ def train(
                 out,
                 tokenizer_json=lesson.tokenizer_json,
                 series_json=lesson.series_json,
+                head_scale=lesson.head_scale,
                 start=None if beginning is None else beginning.start(),
                 resume=resume,
                 observers=[progress],

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from titans_tasks.task import Task
 
 FORMS = ("passkey", "number", "uuid")
+# Of a forecaster with a look-back: a head of full size begins with noise that short runs do not unlearn.
+_HEAD_SCALE = 0.1
 CHUNKS_PER_WINDOW = 4  # tokens per slice, in chunks of the model
 
 OPTIONS = (
@@ -116,6 +118,7 @@ class Lesson:
     tokenizer_json: what the checkpoint carries along, or None for bytes and plain ids.
     series_json: how a series was scaled, which the checkpoint carries along too.
     read: what was read and what is held out, for a person.
+    head_scale: of the fresh head's weights.
     notes: what whoever trains should know of the data, as sentences.
     """
 
@@ -124,6 +127,7 @@ class Lesson:
     tokenizer_json: str | None = None
     series_json: str | None = None
     read: tuple[str, ...] = ()
+    head_scale: float = 1.0
     notes: tuple[str, ...] = ()
 
     @property
@@ -250,7 +254,7 @@ def _series(
             absolute=loss == "absolute",
         )
         scaling = json.dumps(reading.document(), indent=1)
-        return Lesson(model, task, series_json=scaling, read=(*series.notes, split))
+        return Lesson(model, task, series_json=scaling, read=(*series.notes, split), head_scale=_HEAD_SCALE)
     model = base.build_continuous(forecasting.features, forecasting.targets)
     if base.beginning is not None:
         forecasting = base.beginning.scaled(forecasting)
