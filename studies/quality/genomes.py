@@ -21,10 +21,10 @@ from titans_tasks.dna import read_fasta
 
 SEEDS = (0, 1, 2)
 PIECE = 32_768  # bases of a record
-STEPS = 400
+STEPS = 300
 SIZE = shape("mac", 32, memory__depth=1, memory__heads=1)
 RECIPE = (*SIZE, "--window-tokens", 128, "--batch", 8, "--steps", STEPS, "--lr", "3e-3", "--threads", 1)
-ASK = ("--shortest", 16_384, "--longest", PIECE, "--window", 128)
+ASK = ("--shortest", 8192, "--longest", 8192, "--window", 128)
 ENDINGS = (".fasta", ".fa", ".fna", ".fasta.gz", ".fa.gz", ".fna.gz")
 MODES = ("kept", "reset", "frozen", "writes_off")
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import titans_runtime
 from tests.conftest import SMALL, titans
 from titans_cli.main import cli
+from titans_core.training.checkpoint import load_model
 from titans_core.training.objective import Objective, Slice
 from titans_format.document import parse
 from titans_format.errors import BundleError
@@ -128,6 +129,50 @@ def test_the_loss_is_the_error_in_deviations_of_the_training_part(absolute: bool
             expected += (np.abs(off) if absolute else np.square(off)).sum() / HORIZON
     assert batch.mask.all()
     assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_at_the_end_of_training_targets_count_as_far_as_they_are_known() -> None:
+    series = walk(1)
+    series.observed[120] = False
+    task = LookbackTask(reading(series), window=TRAIN, seed=0, stream=TRAIN)
+    batch = task.batch(0, range(1))
+    known = ~np.isnan(batch.targets[0].astype(np.float64))
+    for step in range(TRAIN):
+        ahead = np.arange(step + 1, step + 1 + HORIZON)
+        assert known[step].tolist() == ((ahead < TRAIN) & (ahead != 120)).tolist()
+    assert batch.mask[0].tolist() == [True] * (TRAIN - 1) + [False]
+
+
+def test_a_fresh_model_answers_next_to_nothing(recording: Path, tmp_path: Path) -> None:
+    look = (
+        "--lookback",
+        LAGS,
+        "--horizon",
+        HORIZON,
+        "--train-steps",
+        TRAIN,
+        "--steps",
+        "1",
+        "--lr",
+        "1e-9",
+        "--batch",
+        "1",
+    )
+    titans(
+        "train",
+        "--task",
+        "series",
+        "--data",
+        recording,
+        *SHAPE,
+        "--variant",
+        "lmm",
+        *map(str, look),
+        "--out",
+        tmp_path / "x",
+    )
+    model, _ = load_model(tmp_path / "x")
+    assert float(model.head.weight.detach().std()) == pytest.approx(0.1 * 32**-0.5, rel=0.2)
 
 
 @settings(deadline=None, max_examples=10)
