@@ -30,6 +30,7 @@ RECIPE = (
     *("--steps", 240, "--lr", "3e-3", "--threads", 1),
 )
 ASK = ("--first-step", VALIDATION, "--last-step", TEST, "--season", 24)
+LINEAR = ((96, 96), (96, 336), (336, 336), (96, 504))  # values shown, and hours of trailing mean and deviation
 DLINEAR_STEPS, DLINEAR_RATE = 500, 3e-3
 # arXiv 2501.00663, table 3; DLinear's row is that of arXiv 2310.06625. Averages over the four horizons.
 PUBLISHED = {
@@ -47,8 +48,9 @@ def main() -> None:
     arguments = parser.parse_args()
     study = Study(arguments.out, arguments.threads)
     found = {name: one_series(study, name, arguments.data, arguments.seeds) for name in arguments.series}
-    write(arguments.out / "forecasting.json", found)
-    print(tables(found))
+    linear = {name: closed_form(arguments.data / f"{name}.csv") for name in arguments.series}
+    write(arguments.out / "forecasting.json", {"forecasts": found, "linear": linear})
+    print(tables(found), linear_table(linear), sep="\n\n")
     if arguments.plot:
         draw(found, arguments.plot)
 
@@ -123,6 +125,32 @@ def dlinear(study: Study, name: str, path: Path, seed: int) -> Row:
         row[str(horizon)] = found.as_json()
     write(kept, {"settings": settings, "errors": row})
     return row
+
+
+def closed_form(path: Path) -> dict[str, dict[str, float]]:
+    """The errors of linear maps in closed form, averaged over the horizons, by what they are shown."""
+    from studies.quality.least_squares import errors, weights
+    from titans_tasks.lookback import Lookback
+    from titans_tasks.series import Forecasting
+    from titans_tasks.series_data import read_series
+
+    of = Forecasting.of(read_series(str(path)), horizon=HORIZONS[-1], train_steps=TRAIN)
+    found = {}
+    for lags, span in LINEAR:
+        lookback = Lookback(of, lags, span)
+        each = [errors(lookback, weights(lookback, h), first=VALIDATION, last=TEST)[1] for h in HORIZONS]
+        means = {kind: sum(getattr(one, kind) for one in each) / len(each) for kind in ("mse", "mae")}
+        found[f"{lags} values, scaled over {span} hours"] = means
+    return found
+
+
+def linear_table(found: dict[str, dict[str, dict[str, float]]]) -> str:
+    """MSE / MAE of the linear maps as Markdown, a column for each series."""
+    rows = [
+        (what, *(f"{shown(by_inputs[what]['mse'])} / {shown(by_inputs[what]['mae'])}" for by_inputs in found.values()))
+        for what in next(iter(found.values()))
+    ]
+    return table(("least squares", *found), rows)
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from studies.quality import forecasting, genomes
+from studies.quality import forecasting, genomes, least_squares
 from studies.quality.dlinear import KERNEL, DLinear, errors, trained
 from titans_cli.main import cli
 from titans_tasks.dna import read_fasta
+from titans_tasks.lookback import Lookback
+from titans_tasks.series import Forecasting
+from titans_tasks.series_data import Series
 
 
 @pytest.mark.parametrize(
@@ -56,6 +59,21 @@ def test_the_baseline_is_judged_by_every_window_and_learns() -> None:
     assert found.mae == pytest.approx(np.abs(off).mean(), rel=1e-4)
     naive = np.mean([np.square(values[s + 1 : s + 5] - values[s]).mean() for s in range(319, 376)])
     assert found.mse < naive / 2
+
+
+def test_least_squares_finds_a_linear_law() -> None:
+    values, random = np.zeros((500, 2)), np.random.default_rng(0)
+    values[:3] = random.standard_normal((3, 2))
+    for step in range(3, 500):  # two equal laws with a little noise; nothing of a straight line is lost by the scaling
+        values[step] = 1.6 * values[step - 1] - 0.9 * values[step - 2] + 0.05 * random.standard_normal(2)
+    series = Series("law", values, np.ones(500, np.bool_), 1)
+    lookback = Lookback(Forecasting.of(series, horizon=3, train_steps=350), 8, 40)
+    count, found = least_squares.errors(lookback, least_squares.weights(lookback, 1), first=400, last=500)
+    assert count == 100
+    normalised = lookback.of.normalised(values)
+    noise = np.square(0.05 / lookback.of.deviation).mean()
+    assert found.mse == pytest.approx(noise, rel=0.3)
+    assert found.mse < np.square(np.diff(normalised[399:], axis=0)).mean() / 3
 
 
 def test_forecasts_are_averaged_over_horizons_and_then_over_seeds() -> None:
