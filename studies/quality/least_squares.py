@@ -27,7 +27,7 @@ def weights(lookback: Lookback, horizon: int) -> Values:
         square += rows.T @ rows
         product += rows.T @ (ahead[first:count] - mean[first:count, None])
     square[np.diag_indices_from(square)] += RIDGE * np.trace(square) / len(square)
-    found: Values = np.linalg.solve(square, product)
+    found: Values = np.asarray(np.linalg.solve(square, product), np.float64)
     return found
 
 
