@@ -14,7 +14,6 @@ import pytest
 
 import titans_runtime
 from tests.export.conftest import build
-from tests.export.titans_pytorch import cases
 from tests.npm.conftest import Node, RefusalError, floats, spelt
 from titans_export.export import export_model
 from titans_runtime import Model, SamplingOptions
@@ -23,15 +22,13 @@ from titans_runtime.stream.state_file import read_header
 TOKENS = 600
 PIECES = (1, 1, 1, 2, 3, 7, 16, 17, 33, 100)
 OURS = ("mac-tokens", "mag-tokens", "mal-tokens", "lmm-tokens", "decoder-tokens", "mac-continuous")
-KINDS = (*OURS, "imported", "bf16")
+KINDS = (*OURS, "bf16")
 
 
 def exported(kind: str, folder: Path) -> Path:
-    """A bundle of every variant, of a decoder with a memory, of an imported model and of lower precisions."""
-    if kind == "imported":
-        return cases.imported(cases.transformer({**cases.TRAIN_MAC, "num_tokens": 50}), folder).path
+    """A bundle of every variant, of a decoder with a memory, or in half precision."""
     path = folder / f"{kind}.titans"
-    dtype = kind if kind in ("bf16", "int8") else "fp32"
+    dtype = kind if kind == "bf16" else "fp32"
     export_model(build(kind if dtype == "fp32" else "mag-tokens"), path, dtype=dtype, verify_tokens=0)
     return path
 
