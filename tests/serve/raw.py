@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 from collections.abc import Iterable
 
 from tests.serve.conftest import ALICE
+
+
+def address(process: subprocess.Popen[str]) -> str | None:
+    """Where a `titans serve --json` listens, once it does; None if it ended before."""
+    assert process.stdout is not None
+    lines = ""
+    for line in process.stdout:
+        lines += line
+        if line.startswith("}"):
+            return str(json.loads(lines)["url"])
+    return None
 
 
 def connected(url: str, receive_buffer: int | None = None) -> socket.socket:

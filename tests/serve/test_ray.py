@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.serve.conftest import Start
+from tests.serve.raw import address
 from titans_cli.main import cli
 from titans_serve.keys import Keys
 
@@ -37,15 +38,9 @@ def cluster(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             [*command, "--store", f"sqlite:{folder / 'm.db'}", "--json"],
             stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
         )  # fmt: skip
-    assert process.stdout is not None
-    lines = ""
-    for line in process.stdout:
-        lines += line
-        if line.startswith("}"):
-            break
-    else:
-        pytest.fail((folder / "log").read_text()[-3000:])
-    yield str(json.loads(lines)["url"]), process.pid
+    url = address(process)
+    assert url is not None, (folder / "log").read_text()[-3000:]
+    yield url, process.pid
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 0
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.runtime.toy import Toy, write_toy
+from tests.serve.raw import address
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +28,8 @@ def started(bundle: Path, folder: Path, *options: str) -> tuple[subprocess.Popen
         [*command, "--store", str(folder), *options, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
-    assert process.stdout is not None
-    lines = ""
-    for line in process.stdout:
-        lines += line
-        if line.startswith("}"):
-            return process, str(json.loads(lines)["url"])
+    if url := address(process):
+        return process, url
     raise AssertionError(process.communicate()[1])
 
 

@@ -50,6 +50,16 @@ class Saved(msgspec.Struct, frozen=True, array_like=True):
     said: tuple[bytes, ...] = ()
     ids: bytes | None = None
 
+    @staticmethod
+    def read(data: bytes, key: Key) -> Saved:
+        """What the store has under a key. Raises `StateError` where it is damaged."""
+        try:
+            return msgspec.msgpack.decode(data, type=Saved)
+        except msgspec.MsgspecError as error:
+            raise StateError(
+                f"the stored {key.kind} {key.name!r} is damaged ({error})", "delete it, or restore it from a backup"
+            ) from error
+
 
 OtherModel = Callable[[Saved, str], Session]
 
@@ -197,12 +207,7 @@ class Memories:
         record = await self._blocking(self._store.get, key)
         if record is None:
             raise not_found(key.kind, key.name)
-        try:
-            saved = msgspec.msgpack.decode(record.data, type=Saved)
-        except msgspec.MsgspecError as error:
-            raise StateError(
-                f"the stored {key.kind} {key.name!r} is damaged ({error})", "delete it, or restore it from a backup"
-            ) from error
+        saved = Saved.read(record.data, key)
         session = await self._blocking(self._opened, saved, key.name)
         slot.memory = Memory(session, saved.said, saved.ids, record.version)
         return slot.memory

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from titans_format.errors import TitansError
-from titans_runtime import InputError, Model, SamplingOptions, StateError
+from titans_runtime import InputError, Model, SamplingOptions
 from titans_runtime.arrays import Array, FloatArray
 from titans_runtime.serving.batch import BatchSession
 from titans_runtime.stream import journal
@@ -182,15 +182,11 @@ class Sequences:
                 f"memory {request.memory!r} was named, and this repository has no store",
                 "write it again with titans triton --store, or name no memory",
             )
-        record = self._store.get(self._key(request.memory))
+        key = self._key(request.memory)
+        record = self._store.get(key)
         if record is None:
             return _Life(self._batch.session(request.memory), request.memory)
-        try:
-            saved = msgspec.msgpack.decode(record.data, type=Saved)
-        except msgspec.MsgspecError as error:
-            raise StateError(
-                f"the stored memory {request.memory!r} is damaged ({error})", "delete it, or restore it from a backup"
-            ) from error
+        saved = Saved.read(record.data, key)
         session = self._batch.restore_bytes(saved.state, request.memory)
         return _Life(session, request.memory, record.version, saved.ids)
 
