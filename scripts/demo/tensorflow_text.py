@@ -6,6 +6,8 @@
 
 Needs `tensorflow` or `tensorflow-cpu` beside the runtime, and no torch. The runtime keeps the state; TensorFlow sees
 ids and logits.
+
+Knows TensorFlow. Does not know what is in a bundle.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@
 DIR has ETTh1.csv and ETTh2.csv, which are the user's own: their licence (CC BY-ND 4.0) is not this project's. For each
 series and seed: a model with memory, judged by one stream for each channel and by fresh streams of 96 steps; the same
 kind trained without writes, judged by one stream; and DLinear. Everything can be interrupted and started again.
+
+Knows the protocol and the tables. Does not know how a stream is driven.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ DIR has FASTA files, one for each strain of a kind, compressed or not, such as `
 `ragout-examples`. The last one by name, or the one that `--held-out` names, is judged by; the others are trained on.
 All are cut into records of 32,768 bases, so that streams begin everywhere. For each seed: a mac with memory, which is
 also judged reset, frozen and with its writes off, and one of attention alone.
+
+Knows the recipe and the tables. Does not know how bases are judged.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 python -m titans_measure.speed.resident BUNDLE STREAMS
 
 Linux only: it reads /proc/self/status. The last line is JSON.
+
+Knows what a process holds. Does not know what a budget is.
 """
 
 from __future__ import annotations
